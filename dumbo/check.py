@@ -1,0 +1,315 @@
+"""Every fault of a config in one report, before anything heavy is imported.
+
+argv -> compose -> check -> train. Takes the composed config, gives the plugins: each `_target_` is resolved
+against the allow list, its keys are bound to the constructor's signature and types, and the plugin is built
+(cheap by contract). Nothing here imports torch, transformers, polars or rich; a test looks at sys.modules.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dumbo.allow_list import resolve_class
+from dumbo.conform import misfit
+from dumbo.errors import ConfigError, UserError
+from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PreviewOptions, VerifyOptions
+from dumbo.suggest import did_you_mean
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "model": ("load_tokenizer", "load_model"),
+    "patch": ("apply",),
+    "dataset": ("load",),
+    "formatter": ("format",),
+    "trainer": ("train",),
+    "launch": ("launch",),
+    "tracker": ("start", "log", "finish"),
+}
+"""Each config group and the methods its classes must have."""
+
+LIST_GROUPS = ("patch", "tracker")
+"""Groups that take a list of choices, each under its own key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugins:
+    """The experiment as objects. The config ends where this begins.
+
+    `patches` and `trackers` are keyed as in the config (`patch.lora.rank=8` is under "lora").
+    """
+
+    model: Any
+    patches: dict[str, Any]
+    dataset: Any
+    formatter: Any
+    trainer: Any
+    launch: Any
+    trackers: dict[str, Any]
+    options: Options
+    verify: VerifyOptions
+    preview: PreviewOptions
+    chat: ChatOptions
+    doctor: DoctorOptions
+
+
+def check(cfg: DictConfig, choices: Mapping[str, Any], config_dirs: Sequence[Path] = ()) -> Plugins:
+    """Builds the plugins of a composed config.
+
+    Args:
+        cfg: the config without its `hydra` node.
+        choices: what was chosen in each group (`hydra.runtime.choices`).
+        config_dirs: folders typed as `--config-dir`.
+
+    Raises:
+        ConfigError: with every fault found, not only the first.
+    """
+    report = _Report(config_dirs=tuple(config_dirs))
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    report.faults += [f"{key} must be set: it has no default.\n  Write {key}=…" for key in missing]
+    plain = {} if missing else _resolve(cfg, report)
+    report.stop_if_any()
+
+    built: dict[str, Any] = {}
+    for group in GROUPS:
+        if group in LIST_GROUPS:
+            built[group] = _list_group(group, plain.get(group), report)
+        else:
+            built[group] = _choice(group, plain.get(group), choices.get(group), report)
+    sections = {name: _section(name, cls, plain.get(name), report) for name, cls in SECTIONS.items()}
+    top = {key: value for key, value in plain.items() if key not in GROUPS and key not in SECTIONS}
+    options = _section("", Options, top, report)
+    report.stop_if_any()
+
+    plugins = Plugins(
+        model=built["model"],
+        patches=built["patch"],
+        dataset=built["dataset"],
+        formatter=built["formatter"],
+        trainer=built["trainer"],
+        launch=built["launch"],
+        trackers=built["tracker"],
+        options=options,
+        **sections,
+    )
+    report.faults += _conflicts(plugins.patches)
+    for name, plugin in _all(plugins):
+        report.faults += [f"{name}: {problem}" for problem in getattr(plugin, "problems", list)()]
+    report.stop_if_any()
+    return plugins
+
+
+@dataclass
+class _Report:
+    config_dirs: tuple[Path, ...]
+    faults: list[str] = field(default_factory=list)
+
+    def stop_if_any(self) -> None:
+        if self.faults:
+            raise ConfigError(self.faults)
+
+
+def _resolve(cfg: DictConfig, report: _Report) -> dict[str, Any]:
+    """Plain Python from the config, interpolations resolved, one fault a key that does not resolve."""
+    plain: dict[str, Any] = {}
+    for key in cfg:
+        name = str(key)
+        try:
+            node = cfg._get_node(name)
+            plain[name] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else cfg[name]
+        except OmegaConfBaseException as error:
+            where = getattr(error, "full_key", None) or name
+            report.faults.append(f"{where} cannot be resolved: {str(error).splitlines()[0]}")
+    return plain
+
+
+def _choice(group: str, node: Any, choice: Any, report: _Report) -> Any:
+    """A group of which one plugin is chosen."""
+    if node is None or node == {}:
+        report.faults.append(f"{group} is not chosen. Write {group}=NAME (dumbo --help lists the names).")
+        return None
+    if isinstance(choice, list | tuple) or (isinstance(choice, str) and choice.startswith("[")):
+        report.faults.append(
+            f"{group} takes one choice, got the list {choice}.\n  Write {group}={_first(choice)}"
+            + ("." if group != "dataset" else "; several data files go into one: dataset=files dataset.path=[a.jsonl,b.jsonl].")
+        )
+        return None
+    if isinstance(node, str):
+        report.faults.append(
+            f"{group} is the text '{node}' where its keys should be. In a YAML file a choice is made in the defaults "
+            f"list:\n  defaults:\n    - override /{group}: {node}"
+        )
+        return None
+    return _build(group, node, GROUPS[group], report)
+
+
+def _first(choice: Any) -> str:
+    return str(choice).strip("[]").split(",")[0].strip(" '\"") or "NAME"
+
+
+def _list_group(group: str, node: Any, report: _Report) -> dict[str, Any]:
+    """A group that takes a list: every key is one plugin's node."""
+    if node is None:
+        node = {}
+    if not isinstance(node, Mapping):
+        report.faults.append(
+            f"{group} is {node!r} where a list of choices should be.\n  Write {group}=[NAME,…] on the command line, or in "
+            f"a YAML file:\n  defaults:\n    - override /{group}: [NAME, …]"
+        )
+        return {}
+    if "_target_" in node:
+        report.faults.append(
+            f"A choice of {group} merged its keys straight into '{group}': its YAML file lacks the first line\n"
+            f"  # @package {group}.NAME"
+        )
+        return {}
+    return {
+        str(name): _build(f"{group}.{name}", child, GROUPS[group], report)
+        for name, child in node.items()
+    }
+
+
+def _build(path: str, node: Any, methods: Sequence[str], report: _Report) -> Any:
+    """The plugin of one node; None, and faults in the report, when the node does not bind."""
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        group, _, name = path.partition(".")
+        hint = (
+            f"{group}={name} chooses it"
+            if name and isinstance(node, Mapping)
+            else f"{group}=NAME chooses one (dumbo --help lists them)"
+        )
+        listed = f"{group}=[…,{name}]" if group in LIST_GROUPS and name else None
+        report.faults.append(
+            f"{path} has no _target_: nothing of that name was chosen.\n  " + (f"{listed} chooses it." if listed else f"{hint}.")
+        )
+        return None
+    try:
+        cls = resolve_class(node["_target_"], methods, report.config_dirs)
+    except UserError as error:
+        report.faults.append(f"{path}: {error}")
+        return None
+    before = len(report.faults)
+    arguments = {str(key): value for key, value in node.items() if key not in ("_target_", "_convert_")}
+    for key, value in arguments.items():
+        arguments[key] = _nested(f"{path}.{key}", value, report)
+    _bind(path, cls, arguments, report)
+    if len(report.faults) > before:
+        return None
+    return _construct(path, cls, arguments, report)
+
+
+def _nested(path: str, value: Any, report: _Report) -> Any:
+    """Builds classes named inside a plugin's node (`model.tokenizer`), to any depth."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return _build(path, value, (), report)
+        return {key: _nested(f"{path}.{key}", child, report) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_nested(f"{path}.{index}", child, report) for index, child in enumerate(value)]
+    return value
+
+
+def _bind(path: str, cls: type, arguments: Mapping[str, Any], report: _Report) -> None:
+    """Unknown keys, missing keys, and values that do not fit their annotation."""
+    parameters = inspect.signature(cls).parameters
+    hints = _hints(cls)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = [name for name, parameter in parameters.items() if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)]
+    for key, value in arguments.items():
+        if key not in named and not takes_any:
+            report.faults.append(unknown_key(path, key, named))
+        elif key in hints and (wanted := misfit(value, hints[key])):
+            report.faults.append(f"{path}.{key} must be {wanted}, got {_shown(value)}.")
+    for name in named:
+        if name not in arguments and parameters[name].default is inspect.Parameter.empty:
+            report.faults.append(f"{path}.{name} must be set: it has no default.\n  Write {path}.{name}=…")
+
+
+def unknown_key(path: str, key: str, valid: Sequence[str]) -> str:
+    """The fault for a key that a node does not have."""
+    near = did_you_mean(key, valid)
+    prefix = f"{path}." if path else ""
+    near = near.replace("'", f" {prefix}", 1).replace("'", "") if near else ""
+    near = near.replace("mean  ", "mean ")
+    group = path.split(".")[0] if path else ""
+    more = f" (dumbo --info {group})" if group in GROUPS else ""
+    return f"{path or 'The config'} has no key '{key}'.{near}\n  keys{f' of {path}' if path else ''}: {', '.join(valid)}{more}"
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotations of the constructor's parameters (a dataclass: of its fields)."""
+    try:
+        source: Any = cls if hasattr(cls, "__dataclass_fields__") else cls.__init__  # type: ignore[misc]
+        return typing.get_type_hints(source)
+    except NameError:  # an annotation that exists for type checkers only: left to the constructor
+        return {}
+
+
+def _construct(path: str, cls: type, arguments: Mapping[str, Any], report: _Report) -> Any:
+    try:
+        return cls(**arguments)
+    except UserError as error:
+        report.faults.append(f"{path}: {error}" if not str(error).startswith(path) else str(error))
+    except (ValueError, TypeError) as error:
+        report.faults.append(f"{path}: {error}")
+    return None
+
+
+def _section(path: str, cls: type, node: Any, report: _Report) -> Any:
+    """Options that are no plugin: typed by their dataclass."""
+    if node is not None and not isinstance(node, Mapping):
+        report.faults.append(f"{path} must be a mapping with the keys {', '.join(f.name for f in fields(cls))}, got {_shown(node)}.")
+        return None
+    before = len(report.faults)
+    arguments = {str(key): value for key, value in (node or {}).items()}
+    hints = _hints(cls)
+    for key, value in arguments.items():
+        name = f"{path}.{key}" if path else key
+        if key not in hints:
+            valid = list(hints) if path else [*GROUPS, *SECTIONS, *hints]
+            report.faults.append(unknown_key(path, key, valid))
+        elif wanted := misfit(value, hints[key]):
+            report.faults.append(f"{name} must be {wanted}, got {_shown(value)}.")
+    if len(report.faults) > before:
+        return None
+    return _construct(path, cls, arguments, report)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return f"the text '{value}'"
+    if isinstance(value, list):
+        return f"the list {value}"
+    return repr(value)
+
+
+def _conflicts(patches: Mapping[str, Any]) -> list[str]:
+    """Pairs of chosen patches that one of the two says cannot go together."""
+    faults, seen = [], set()
+    for name, patch in patches.items():
+        for other in getattr(patch, "conflicts", ()):
+            pair = frozenset((name, other))
+            if other in patches and pair not in seen:
+                seen.add(pair)
+                faults.append(f"patch.{name} and patch.{other} cannot be used together.\n  Leave one out: patch=[{_without(patches, other)}]")
+    return faults
+
+
+def _without(patches: Mapping[str, Any], name: str) -> str:
+    return ",".join(other for other in patches if other != name)
+
+
+def _all(plugins: Plugins) -> list[tuple[str, Any]]:
+    named = [(group, getattr(plugins, group)) for group in ("model", "dataset", "formatter", "trainer", "launch")]
+    named += [(f"patch.{name}", patch) for name, patch in plugins.patches.items()]
+    return named + [(f"tracker.{name}", tracker) for name, tracker in plugins.trackers.items()]

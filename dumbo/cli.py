@@ -1,0 +1,129 @@
+"""argv -> verb and composed config -> exit code.
+
+    parse (command.py) -> compose (compose.py) -> check (check.py) -> the verb
+
+Exit codes: 0 done, 1 a run failed, 2 something to mend in config, data or paths, 3 an audit gate, 4 a failed
+proof, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dumbo import __version__
+from dumbo.command import Command, parse
+from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a narrow terminal encoding must not end a run
+    try:
+        return _dispatch(parse(sys.argv[1:] if argv is None else argv))
+    except (UserError, RunFailed, GateFailed, ProofFailed) as error:
+        print(_printable(str(error)), file=sys.stderr)
+        return error.exit_code
+    except Stopped as stop:
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("Stopped (Ctrl-C).", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `dumbo preview | head`
+        sys.stderr.close()
+        return 0
+
+
+def run_from_python(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
+    """`dumbo.run`: composes and trains in this process."""
+    from dumbo.check import check
+    from dumbo.compose import compose, prepare_hydra
+    from dumbo.repeat import with_recorded
+    from dumbo.train import train
+
+    command = with_recorded(parse([*([f"--config-dir={config_dir}"] if config_dir else []), *overrides]))
+    composed = compose([*prepare_hydra(command.config_dirs, command.file), *command.overrides])
+    plugins = check(composed.cfg, composed.choices, command.config_dirs)
+    return train(plugins, composed, command)
+
+
+def _dispatch(command: Command) -> int:
+    if command.version:
+        print(f"dumbo {__version__}")
+        return 0
+    if command.help:
+        from dumbo.help import help_text
+
+        print(help_text(command))
+        return 0
+    if command.data is not None:
+        from dumbo.look import as_preview
+
+        command = as_preview(command)
+    if command.file is not None:
+        from dumbo.legacy import translated
+
+        command = translated(command)
+    if command.info is not None:
+        from dumbo.help import info_text
+
+        print(info_text(command))
+        return 0
+    return _compose_and_run(command)
+
+
+def _compose_and_run(command: Command) -> int:
+    from dumbo.compose import Composed, composed_of, prepare_hydra, run_hydra
+    from dumbo.repeat import with_recorded
+
+    command = with_recorded(command)
+    overrides = [*prepare_hydra(command.config_dirs, command.file), *command.overrides]
+    if command.multirun:
+        return _sweep(command, overrides)
+    captured: list[Composed] = []
+    run_hydra(overrides, command.flags, lambda cfg: captured.append(composed_of(cfg)), multirun=False)
+    if not captured:  # --cfg, --shell-completion: Hydra has printed
+        return 0
+    return _run_verb(command, captured[0])
+
+
+def _run_verb(command: Command, composed: Any) -> int:
+    from dumbo.check import check
+
+    plugins = check(composed.cfg, composed.choices, command.config_dirs)
+    if command.verb == "preview":
+        from dumbo.preview import preview
+
+        return preview(plugins, composed, command)
+    if command.verb == "chat":
+        from dumbo.chat import chat
+
+        return chat(plugins.options, plugins.chat)
+    if command.verb == "doctor":
+        from dumbo.doctor import doctor
+
+        return doctor(plugins.doctor)
+    from dumbo.train import train
+
+    train(plugins, composed, command)
+    return 0
+
+
+def _sweep(command: Command, overrides: list[str]) -> int:
+    from dumbo.compose import run_hydra
+    from dumbo.sweep.local import Sweep
+
+    if command.verb != "train":
+        raise UserError(f"-m sweeps over train; it cannot sweep over {command.verb}.")
+    sweep = Sweep.begin(command)
+    run_hydra([*overrides, f"sweep_dir='{sweep.folder}'"], command.flags, sweep.job, multirun=True)
+    return sweep.finish()
+
+
+def _printable(text: str) -> str:
+    from dumbo.outputs.printable import printable
+
+    return printable(text, keep="\n")

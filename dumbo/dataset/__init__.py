@@ -1,0 +1,1 @@
+"""Group `dataset`: rows, read lazily, as messages or text."""

@@ -1,0 +1,185 @@
+"""Raw columns -> messages: the shapes in which instruction data is published.
+
+    alpaca             instruction, input?, output, system?     (also instances: [{input, output}, …])
+    sharegpt           conversations: [{from, value}, …], tools?, system?
+    messages           messages: [{role, content, …}, …], tools?
+    prompt_completion  prompt, completion
+    question_answer    question, answer
+    text               text
+
+The shape is recognised from the columns, or named (`dataset.data_format`); a file's own column names are mapped
+with `dataset.columns.question=frage`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dumbo.dataset.turns import RowFault, messages_of, sharegpt_messages, text_of, tools_of
+from dumbo.errors import UserError
+from dumbo.interfaces import BadRow, Message, Row, Source
+
+DataFormat = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "question_answer", "text"]
+
+SHAPES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "messages": (("messages",),),
+    "sharegpt": (("conversations",), ("conversation",)),
+    "alpaca": (("instruction", "output"), ("instruction", "response"), ("instruction", "instances")),
+    "prompt_completion": (("prompt", "completion"), ("prompt", "response")),
+    "question_answer": (("question", "answer"),),
+    "text": (("text",),),
+}
+"""Each shape and the sets of columns that show it, in the order in which they are tried."""
+
+KNOWN_COLUMNS = ("instruction", "input", "output", "response", "instances", "system", "conversations", "conversation",
+                 "messages", "tools", "prompt", "completion", "question", "answer", "text")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Turns raw rows of one shape into `Row`s.
+
+    Args:
+        shape: a key of SHAPES.
+        names: known column name -> the file's own.
+    """
+
+    shape: str
+    names: Mapping[str, str]
+
+    def rows(self, raw: Any, source: Source) -> list[Row | BadRow]:
+        """The row, or rows (`instances`), of one raw row."""
+        try:
+            if not isinstance(raw, Mapping):
+                raise RowFault(f"a row must be a mapping of columns to values, this is {kind_of(raw)}")
+            return list(_CONVERT[self.shape](_Columns(raw, self.names), source))
+        except RowFault as fault:
+            return [BadRow(source, str(fault), start_of(raw), fault.remedy)]
+
+
+def recognise(raws: Iterable[Any], data_format: DataFormat, names: Mapping[str, str], where: str) -> Columns:
+    """The shape of a file from its first rows.
+
+    Raises:
+        UserError: unknown column names in `names`, or columns of no known shape.
+    """
+    if data_format != "auto":
+        return Columns(data_format, names)
+    seen: set[str] = set()
+    for raw in raws:
+        if isinstance(raw, Mapping):
+            present = set(raw) | {known for known, own in names.items() if own in raw}
+            seen |= present
+            for shape, options in SHAPES.items():
+                if any(set(option) <= present for option in options):
+                    return Columns(shape, names)
+    columns = ", ".join(sorted(seen)) or "none"
+    shapes = "; ".join(f"{shape} ({', '.join(options[0])})" for shape, options in SHAPES.items())
+    raise UserError(
+        f"{where}: the columns are not recognised: {columns}.\n  known: {shapes}\n"
+        "  Name yours: dataset.columns.question=COLUMN dataset.columns.answer=COLUMN"
+    )
+
+
+class _Columns:
+    """One raw row, read by known column names."""
+
+    def __init__(self, raw: Mapping[str, Any], names: Mapping[str, str]) -> None:
+        self._raw, self._names = raw, names
+
+    def has(self, name: str) -> bool:
+        return self._raw.get(self._names.get(name, name)) is not None
+
+    def get(self, name: str) -> Any:
+        own = self._names.get(name, name)
+        if own not in self._raw:
+            raise RowFault(f"there is no column '{own}'", f"It has {', '.join(map(str, self._raw)) or 'none'}: mend the row")
+        return self._raw[own]
+
+    def text(self, name: str, *, empty: bool = False) -> str:
+        """A text column; an empty one is a fault unless `empty`."""
+        return text_of(self.get(name), self._names.get(name, name), empty=empty)
+
+    def first(self, *names: str) -> str:
+        """The first of several names that is present; else the first one, for the error."""
+        return next((name for name in names if self.has(name)), names[0])
+
+
+def _with_system(row: _Columns, messages: list[Message]) -> list[Message]:
+    system = row.text("system", empty=True).strip() if row.has("system") else ""
+    if system and not (messages and messages[0]["role"] == "system"):
+        return [Message(role="system", content=system), *messages]
+    return messages
+
+
+def _alpaca(row: _Columns, source: Source) -> Iterable[Row]:
+    instruction = row.text("instruction")
+    if row.has("instances"):
+        instances = row.get("instances")
+        if not isinstance(instances, list) or not instances:
+            raise RowFault("'instances' must be a list of {input, output}")
+        pairs = [(_Columns(instance, {}), "output") for instance in instances if isinstance(instance, Mapping)]
+    else:
+        pairs = [(row, row.first("output", "response"))]
+    for part, answer in pairs:
+        given = part.text("input", empty=True) if part.has("input") else ""
+        asked = f"{instruction}\n\n{given}" if given.strip() else instruction
+        yield Row(source, _with_system(row, _pair(asked, part.text(answer))))
+
+
+def _pair(asked: str, answered: str) -> list[Message]:
+    return [Message(role="user", content=asked), Message(role="assistant", content=answered)]
+
+
+def _sharegpt(row: _Columns, source: Source) -> Iterable[Row]:
+    messages = sharegpt_messages(row.get(row.first("conversations", "conversation")))
+    yield Row(source, _with_system(row, messages), tools=tools_of(row.get("tools")) if row.has("tools") else None)
+
+
+def _messages(row: _Columns, source: Source) -> Iterable[Row]:
+    messages = messages_of(row.get("messages"))
+    yield Row(source, _with_system(row, messages), tools=tools_of(row.get("tools")) if row.has("tools") else None)
+
+
+def _prompt_completion(row: _Columns, source: Source) -> Iterable[Row]:
+    prompt, answer = row.get("prompt"), row.first("completion", "response")
+    if isinstance(prompt, list):
+        completion = row.get(answer)
+        said = completion if isinstance(completion, list) else [{"role": "assistant", "content": row.text(answer)}]
+        yield Row(source, _with_system(row, messages_of([*prompt, *said])))
+        return
+    yield Row(source, _with_system(row, _pair(row.text("prompt"), row.text(answer))))
+
+
+def _question_answer(row: _Columns, source: Source) -> Iterable[Row]:
+    yield Row(source, _with_system(row, _pair(row.text("question"), row.text("answer"))))
+
+
+def _text(row: _Columns, source: Source) -> Iterable[Row]:
+    yield Row(source, text=row.text("text"))
+
+
+_CONVERT = {
+    "alpaca": _alpaca,
+    "sharegpt": _sharegpt,
+    "messages": _messages,
+    "prompt_completion": _prompt_completion,
+    "question_answer": _question_answer,
+    "text": _text,
+}
+
+
+def kind_of(value: Any) -> str:
+    """The kind of a JSON value, in words."""
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def start_of(raw: Any, width: int = 120) -> str:
+    """The beginning of a raw row on one line."""
+    text = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 1] + "…"

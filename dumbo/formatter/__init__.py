@@ -1,0 +1,1 @@
+"""Group `formatter`: rows -> tokens, and which of them bear the loss."""

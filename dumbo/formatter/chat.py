@@ -1,0 +1,69 @@
+"""`formatter=chat`: the tokenizer's own chat template, loss on what the assistant says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from dumbo.errors import UserError
+from dumbo.formatter.control_tokens import Handling
+from dumbo.formatter.conversation import Conversations, LossOn
+from dumbo.formatter.loss_mask import MaskError
+from dumbo.interfaces import BadRow, Example, Message, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Renders with `tokenizer.chat_template` (set another with `model.tokenizer.chat_template`).
+
+    Args:
+        loss_on: assistant: every assistant turn, its end token included; last: only the last one; all: every
+            token; field: the assistant messages that say `train: true`.
+        special_tokens_in_text: a control token inside a row's own text: error (a bad row), escape (kept as
+            plain text), allow (becomes the control token).
+        tool_calls: native, or as_text for templates that leave tool calls and reasoning out.
+    """
+
+    loss_on: LossOn = "assistant"
+    special_tokens_in_text: Handling = "error"
+    tool_calls: Literal["native", "as_text"] = "native"
+
+    def format(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Example | BadRow]:
+        """Formats a batch.
+
+        Raises:
+            UserError: the tokenizer has no chat template, or it does not render a plain conversation.
+        """
+        return _conversations(self, tokenizer).format(rows)
+
+
+@functools.lru_cache(maxsize=4)
+def _conversations(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> Conversations:
+    if not tokenizer.chat_template:
+        raise UserError(
+            "The tokenizer has no chat template.\n"
+            "  Write model.tokenizer.chat_template=chatml (or a file), or formatter=completion for prompt and answer as they are."
+        )
+
+    def render(messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
+        text = tokenizer.apply_chat_template(
+            list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        assert isinstance(text, str)
+        return text
+
+    try:
+        return Conversations.of(
+            render,
+            tokenizer,
+            loss_on=chat.loss_on,
+            special_tokens_in_text=chat.special_tokens_in_text,
+            tool_calls=chat.tool_calls,
+        )
+    except MaskError as error:
+        raise UserError(f"The tokenizer's chat template cannot be used for training: {error}.") from error

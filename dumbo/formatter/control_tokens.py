@@ -1,0 +1,125 @@
+"""Control tokens inside a row's own text.
+
+`<|im_end|>` typed by a user becomes the real token that ends a turn: the conversation is cut where somebody
+wrote about it. Each row is searched before it is rendered; the option says what happens then.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from dumbo.formatter.encode import Rendered, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Handling = Literal["error", "escape", "allow"]
+
+PRIVATE = range(0xF0000, 0xFFFFE)
+"""Code points nobody's text holds (a private-use plane): stand-ins and markers while a template renders."""
+
+
+@functools.lru_cache(maxsize=8)
+def control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches every control token of a tokenizer, longest first."""
+    texts = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    texts |= {token for token in tokenizer.all_special_tokens if token}
+    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
+
+
+def map_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with `change` applied to every text in it (values, not keys, of mappings)."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: map_strings(child, change) for key, child in value.items()}
+    if isinstance(value, list):
+        return [map_strings(child, change) for child in value]
+    return value
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a nested value, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield key
+            yield from strings(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from strings(child)
+
+
+@dataclass(frozen=True, slots=True)
+class StandIns:
+    """Control tokens of a row's text, replaced by private code points until the template has rendered.
+
+    Attributes:
+        texts: what each code point stands for, in order of appearance.
+    """
+
+    texts: tuple[str, ...] = ()
+
+    def restore(self, row: Rendered) -> Rendered:
+        """The rendering with the texts back in place, marked literal, and every span moved to fit."""
+        if not self.texts:
+            return row
+        pieces: list[str] = []
+        literal: list[Span] = []
+        moved: list[tuple[int, int]] = []  # (position in the rendering, characters gained up to there)
+        gained, last = 0, 0
+        for match in re.finditer(f"[{chr(PRIVATE[0])}-{chr(PRIVATE[-1])}]", row.text):
+            number = ord(match.group()) - PRIVATE[0]
+            if number >= len(self.texts):
+                continue
+            text = self.texts[number]
+            pieces += [row.text[last : match.start()], text]
+            literal.append((match.start() + gained, match.start() + gained + len(text)))
+            gained += len(text) - 1
+            moved.append((match.end(), gained))
+            last = match.end()
+        pieces.append(row.text[last:])
+
+        def shift(position: int) -> int:
+            return position + max((by for at, by in moved if at <= position), default=0)
+
+        return replace(
+            row,
+            text="".join(pieces),
+            trained=tuple((shift(a), shift(b)) for a, b in row.trained),
+            reply=(shift(row.reply[0]), shift(row.reply[1])) if row.reply else None,
+            literal=tuple(literal),
+        )
+
+
+def with_stand_ins(value: Any, pattern: re.Pattern[str]) -> tuple[Any, StandIns]:
+    """`value` (messages, tools or text) with each control token replaced by a code point of its own."""
+    texts: list[str] = []
+
+    def stand_in(match: re.Match[str]) -> str:
+        texts.append(match.group())
+        return chr(PRIVATE[len(texts) - 1])
+
+    changed = map_strings(value, lambda text: pattern.sub(stand_in, text))
+    return changed, StandIns(tuple(texts))
+
+
+def holds_private(value: Any) -> bool:
+    """Whether any text holds a code point that stand-ins and markers need."""
+    first, last = chr(PRIVATE[0]), chr(PRIVATE[-1])
+    return any(any(first <= char <= last for char in text) for text in strings(value) if not text.isascii())
+
+
+def count_control(value: Any, pattern: re.Pattern[str]) -> int:
+    """How many control tokens stand in the texts of a value."""
+    return sum(len(pattern.findall(text)) for text in strings(value))
+
+
+def first_control(value: Any, pattern: re.Pattern[str]) -> str | None:
+    """The first of them."""
+    return next((match.group() for text in strings(value) if (match := pattern.search(text))), None)

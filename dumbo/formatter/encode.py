@@ -1,0 +1,117 @@
+"""Text -> token ids and where each token starts, and from character spans to trained tokens.
+
+The tokenizer adds nothing: ids equal `encode(text, add_special_tokens=False)`. A token that crosses a span's
+border is trained if it starts inside (byte-level vocabularies merge a newline with the space after it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumbo.interfaces import IGNORE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]
+"""[start, end) in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A row as text.
+
+    Attributes:
+        text: what is tokenised.
+        trained: character spans that bear the loss, in order, apart.
+        reply: the span of the last assistant turn, or None.
+        literal: spans whose text must not become control tokens though it looks like them.
+        all_tokens: train every token, `trained` aside.
+    """
+
+    text: str
+    trained: tuple[Span, ...] = ()
+    reply: Span | None = None
+    literal: tuple[Span, ...] = ()
+    all_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Token ids (T,), the character where each starts (T,), and where each ends (T,)."""
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
+def encode(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Tokenises a batch, in Rust threads; rows with literal spans one by one."""
+    backend = tokenizer.backend_tokenizer
+    plain = [row.text for row in rows if not row.literal]
+    encodings = iter(backend.encode_batch(plain, add_special_tokens=False))
+    return [_with_literals(row, tokenizer) if row.literal else _arrays(next(encodings)) for row in rows]
+
+
+def _arrays(encoding: object, offset: int = 0) -> Encoded:
+    ids = np.asarray(encoding.ids, dtype=np.int32)  # type: ignore[attr-defined]
+    places = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2) + offset  # type: ignore[attr-defined]
+    return Encoded(ids, places[:, 0], places[:, 1])
+
+
+def _with_literals(row: Rendered, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    """Pieces of literal text are encoded with control tokens switched off, the rest as always.
+
+    A control token splits the text where it stands, so cutting there changes no other token.
+    """
+    backend = tokenizer.backend_tokenizer
+    parts, position = [], 0
+    for start, end in (*row.literal, (len(row.text), len(row.text))):
+        if position < start:
+            parts.append(_arrays(backend.encode(row.text[position:start], add_special_tokens=False), position))
+        if start < end:
+            backend.encode_special_tokens = True  # "encode the text of special tokens as text"
+            try:
+                parts.append(_arrays(backend.encode(row.text[start:end], add_special_tokens=False), start))
+            finally:
+                backend.encode_special_tokens = False
+        position = end
+    if not parts:
+        return Encoded(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return Encoded(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("ids", "starts", "ends")))
+
+
+def trained_mask(encoded: Encoded, row: Rendered) -> NDArray[np.bool_]:
+    """(T,) which tokens bear the loss; position 0 never does (nothing precedes it)."""
+    if row.all_tokens:
+        mask = np.ones(len(encoded.ids), dtype=bool)
+    else:
+        mask = np.zeros(len(encoded.ids), dtype=bool)
+        for start, end in row.trained:
+            mask |= (encoded.starts >= start) & (encoded.starts < end) & (encoded.ends > encoded.starts)
+    if len(mask):
+        mask[0] = False
+    return mask
+
+
+def labels_of(ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """(T,) the id where trained, -100 elsewhere."""
+    return np.where(mask, ids, np.int32(IGNORE))
+
+
+def token_span(encoded: Encoded, span: Span | None) -> tuple[int, int] | None:
+    """[first, last + 1) of the tokens that start inside a character span; None when there are none."""
+    if span is None:
+        return None
+    inside = np.flatnonzero((encoded.starts >= span[0]) & (encoded.starts < span[1]))
+    return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else None
+
+
+def crossing(encoded: Encoded, row: Rendered) -> int:
+    """How many tokens cross the start of a trained span: they start before it and so are not trained."""
+    return sum(int(((encoded.starts < start) & (encoded.ends > start)).sum()) for start, _ in row.trained)

@@ -1,0 +1,74 @@
+"""`formatter=text`: plain text, loss on every token (pretraining, continued pretraining)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dumbo.formatter.control_tokens import Handling, control_pattern, count_control, first_control, with_stand_ins
+from dumbo.formatter.encode import Rendered, encode, labels_of, trained_mask
+from dumbo.interfaces import BadRow, Example, Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Takes a row's text as one document; of a conversation, its contents one under the other.
+
+    Args:
+        append_eos: end each document with the tokenizer's eos, so that the model learns where texts end.
+        special_tokens_in_text: as for `formatter=chat`.
+    """
+
+    append_eos: bool = True
+    special_tokens_in_text: Handling = "error"
+
+    def format(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Example | BadRow]:
+        """The bos that the tokenizer itself would add is added, once."""
+        done: list[Example | BadRow | None] = []
+        rendered: list[tuple[int, Row, Rendered, dict[str, int]]] = []
+        for row in rows:
+            item = self._render(row, tokenizer)
+            if isinstance(item, BadRow):
+                done.append(item)
+            else:
+                rendered.append((len(done), row, *item))
+                done.append(None)
+        encodings = encode([text for _, _, text, _ in rendered], tokenizer)
+        for (place, row, text, counts), encoded in zip(rendered, encodings, strict=True):
+            done[place] = Example(encoded.ids, labels_of(encoded.ids, trained_mask(encoded, text)), row.source, None, counts)
+        return [item for item in done if item is not None]
+
+    def _render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Rendered, dict[str, int]] | BadRow:
+        text = row.text if row.text is not None else "\n".join(message.get("content", "") for message in row.messages)
+        pattern = control_pattern(tokenizer)
+        counts: dict[str, int] = {}
+        stand_ins = None
+        if found := count_control(text, pattern):
+            counts["control_tokens_in_text"] = found
+            if self.special_tokens_in_text == "error":
+                return BadRow(
+                    row.source,
+                    f"its text holds the control token {first_control(text, pattern)}",
+                    " ".join(text.split())[:120],
+                    "Write formatter.special_tokens_in_text=escape (kept as plain text) or allow",
+                )
+            if self.special_tokens_in_text == "escape":
+                text, stand_ins = with_stand_ins(text, pattern)
+        bos = bos_of(tokenizer)
+        if bos and not text.startswith(bos):
+            text = bos + text
+        whole = Rendered(text + (str(tokenizer.eos_token or "") if self.append_eos else ""), all_tokens=True)
+        return (stand_ins.restore(whole) if stand_ins else whole), counts
+
+
+@functools.lru_cache(maxsize=8)
+def bos_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The bos that the tokenizer puts before raw text; empty when it adds none."""
+    with_bos = tokenizer("a", add_special_tokens=True)["input_ids"]
+    starts = tokenizer.bos_token_id is not None and with_bos[:1] == [tokenizer.bos_token_id]
+    return str(tokenizer.bos_token) if starts else ""

@@ -1,0 +1,1 @@
+"""Group `launch`: in how many processes a job runs."""

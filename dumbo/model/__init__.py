@@ -1,0 +1,1 @@
+"""Group `model`: where weights and tokenizers come from."""

@@ -1,0 +1,92 @@
+"""What the config holds besides the plugins: where a run lives, and each verb's own options.
+
+The fields are the keys of conf/config.yaml, checked from these types as plugins are from theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Format = Literal["text", "json"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Proofs at the start of a run.
+
+    Args:
+        mode: "quick": three proofs before step one (mask, pack leak, accumulation); "off": none.
+    """
+
+    mode: Literal["quick", "off"] = "quick"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewOptions:
+    """`dumbo preview`.
+
+    Args:
+        num_examples: examples shown token by token.
+        format: "text", or "json": an object a line and example, then one with the audit.
+        fail_on: thresholds by audit name; over one of them the exit code is 3. A whole number counts rows,
+            a fraction below 1 is a share of them.
+    """
+
+    num_examples: int = 3
+    format: Format = "text"
+    fail_on: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """`dumbo chat run=last chat.prompt="…"`.
+
+    Args:
+        prompt: what to ask, once.
+        system: a system message before it; null: none.
+        max_new_tokens: longest answer, in tokens.
+        temperature: 0: the likeliest token each time; above 0: sampled.
+        seed: of the sampling.
+        format: "text" or "json".
+    """
+
+    prompt: str | None = None
+    system: str | None = None
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+    format: Format = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """`dumbo doctor`.
+
+    Args:
+        format: "text" or "json".
+    """
+
+    format: Format = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The top level of the config.
+
+    Args:
+        run_dir: the run's folder; null: outputs/DATE/TIME-NAME-ID.
+        sweep_dir: the folder of a sweep (`-m`); null: multirun_outputs/DATE/TIME.
+        resume: "auto" or a run's folder; null: a new run.
+        repeat: a run's folder to do again, with what is typed besides on top.
+        run: the run that `chat` reads: a folder, or "last".
+    """
+
+    run_dir: str | None = None
+    sweep_dir: str | None = None
+    resume: str | None = None
+    repeat: str | None = None
+    run: str | None = None
+
+
+SECTIONS = {"verify": VerifyOptions, "preview": PreviewOptions, "chat": ChatOptions, "doctor": DoctorOptions}

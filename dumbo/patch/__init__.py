@@ -1,0 +1,1 @@
+"""Group `patch`: what is done to a loaded model before it trains."""

@@ -1,0 +1,124 @@
+"""Low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685), made by peft.
+
+Pipeline: load -> patch (stage ADAPTER, after kernels, before memory savers) -> train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dumbo.errors import UserError
+from dumbo.interfaces import Stage
+from dumbo.patch.modules import linear_names, require_modules
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Adds a trainable update B A of rank `rank` to linear layers W (out, in); W itself is frozen.
+
+    Args:
+        rank: inner width r of A (r, in) and B (out, r). Trainable parameters grow linearly with it.
+        alpha: the update is scaled by alpha / rank (with `use_rslora` by alpha / sqrt(rank)).
+        dropout: probability of zeroing an input feature of A, in training only.
+        target_modules: "all-linear" (all but the output head), or the last parts of module names.
+        bias: which biases train too: none, all, or lora_only (those of the adapted layers).
+        modules_to_save: modules trained and saved whole, beside the adapters.
+        use_dora: magnitude and direction apart (Liu et al. 2024, arXiv:2402.09353).
+        use_rslora: scale by sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732).
+        init: of A and B: default (B zero), gaussian, orthogonal, pissa (Meng et al. 2024, arXiv:2404.02948), olora,
+            or random (B too: the first step then starts from another model; for tests).
+        path: an adapter's folder to go on from (its own rank and targets are taken); null: a new one.
+
+    Raises:
+        UserError: a name in `target_modules` that matches no linear layer of the model.
+    """
+
+    rank: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    bias: Literal["none", "all", "lora_only"] = "none"
+    modules_to_save: list[str] | None = None
+    use_dora: bool = False
+    use_rslora: bool = False
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "random"] = "default"
+    path: str | None = None
+
+    stage: ClassVar[Stage] = Stage.ADAPTER
+    conflicts: ClassVar[tuple[str, ...]] = ("freeze",)
+    freezes_base: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"rank must be at least 1, got {self.rank}.")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout is a probability, from 0 to below 1; got {self.dropout}.")
+        if self.alpha <= 0:
+            raise UserError(f"alpha must be above 0, got {self.alpha}.")
+
+    def problems(self) -> Iterable[str]:
+        if self.path is not None and not (Path(self.path).expanduser() / "adapter_config.json").is_file():
+            yield f"path: '{self.path}' holds no adapter (there is no adapter_config.json in it)."
+
+    def check(self, skeleton: PreTrainedModel) -> None:
+        """Names of modules, before weights are loaded."""
+        if self.path is None and self.target_modules != "all-linear":
+            wanted = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
+            require_modules(linear_names(skeleton), wanted, "linear layer", "patch.lora.target_modules")
+        if self.modules_to_save:
+            names = [name for name, _ in skeleton.named_modules() if name]
+            require_modules(names, self.modules_to_save, "module", "patch.lora.modules_to_save")
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Returns peft's wrapper. Rows of tokens that the config added to the vocabulary stay trainable."""
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        self.check(model)
+        if self.path is not None:
+            return PeftModel.from_pretrained(model, str(Path(self.path).expanduser()), is_trainable=True)  # type: ignore[return-value]
+        names = {"default": True, "random": False}
+        targets = [self.target_modules] if isinstance(self.target_modules, str) and self.target_modules != "all-linear" else self.target_modules
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            bias=self.bias,
+            modules_to_save=self.modules_to_save,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+            init_lora_weights=names.get(self.init, self.init),  # type: ignore[arg-type]
+            trainable_token_indices=self._added_tokens(model),
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)  # type: ignore[return-value]
+
+    def _added_tokens(self, model: PreTrainedModel) -> Any:
+        """Rows that peft keeps trainable; None when there are none, or the embedding is saved whole anyway."""
+        added = list(getattr(model, "added_token_ids", []))
+        if not added or any("embed" in name for name in self.modules_to_save or []):
+            return None
+        embedding = _name_of(model, model.get_input_embeddings())
+        head = model.get_output_embeddings()
+        if head is None or head.weight is model.get_input_embeddings().weight:
+            return {embedding: added}
+        return {embedding: added, _name_of(model, head): added}
+
+    def evidence(self, model: PreTrainedModel) -> str:
+        """What shows that it took, for the start panel; raises when nothing does."""
+        adapters = [p for name, p in model.named_parameters() if p.requires_grad and ".lora_" in name]
+        others = [p for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name]
+        assert adapters, "peft returned a model without trainable adapters"
+        text = f"{sum(p.numel() for p in adapters):,} trainable parameters in {len(adapters)} tensors"
+        return text + (f", {sum(p.numel() for p in others):,} beside them" if others else "")
+
+
+def _name_of(model: PreTrainedModel, wanted: Any) -> str:
+    """The last part of a module's name."""
+    return next(name for name, module in model.named_modules() if module is wanted).split(".")[-1]

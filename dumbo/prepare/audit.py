@@ -1,0 +1,112 @@
+"""What a data set is like once tokenised: the numbers that show a wrong mask, a lost end token, a doubled bos.
+
+Printed by `preview`, written into run.json, and a gate through `preview.fail_on`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dumbo.errors import UserError
+from dumbo.prepare.store import Split
+from dumbo.suggest import did_you_mean
+
+GATES = (
+    "skipped", "too_long", "truncated", "dropped", "split", "zero_label_rows", "end_token_missing", "doubled_bos",
+    "control_tokens_in_text", "rows_with_control_tokens", "duplicates", "eval_rows_in_train",
+    "reasoning_dropped_by_template", "tokens_across_a_turn's_start",
+)  # fmt: skip
+"""Counts that `preview.fail_on` may name."""
+
+
+def audit_of(train: Split, held_out: Split | None) -> dict[str, Any]:
+    """The counts over all rows that were read, training and held out together.
+
+    Returns:
+        rows, documents, tokens, trained_tokens, trained_share, mean_tokens, longest (tokens, before any cut), one
+        count for each of GATES, end_token_trained, rows_by_source, and how many documents each split has.
+    """
+    stores = [train.store] + ([held_out.store] if held_out is not None and held_out.store is not train.store else [])
+    counts: dict[str, int] = {}
+    sources: dict[str, int] = {}
+    for store in stores:
+        for name, number in store.meta["counts"].items():
+            counts[name] = max(counts.get(name, 0), number) if name == "longest" else counts.get(name, 0) + number
+        for file, number in store.meta["rows_by_file"].items():
+            sources[file] = sources.get(file, 0) + number
+    hashes = np.concatenate([np.asarray(store.hashes) for store in stores])
+    rows = counts.get("rows", 0)
+    audit: dict[str, Any] = {
+        "rows": rows,
+        "documents": counts.get("documents", 0),
+        "tokens": counts.get("tokens", 0),
+        "trained_tokens": counts.get("trained_tokens", 0),
+        "trained_share": round(counts.get("trained_tokens", 0) / max(1, counts.get("tokens", 0)), 4),
+        "mean_tokens": round(counts.get("source_tokens", 0) / max(1, rows), 1),
+        "longest": counts.get("longest", 0),
+        "end_token_trained": counts.get("end_token_trained", 0),
+    }
+    derived = {
+        "end_token_missing": rows - counts.get("end_token_trained", 0) - counts.get("dropped", 0),
+        "duplicates": len(hashes) - len(np.unique(hashes)),
+        "eval_rows_in_train": _shared_rows(train, held_out),
+    }
+    audit |= {name: int(derived.get(name, counts.get(name, 0))) for name in GATES}
+    audit["train_documents"] = len(train)
+    audit["eval_documents"] = len(held_out) if held_out is not None else 0
+    audit["rows_by_source"] = sources
+    return audit
+
+
+def _shared_rows(train: Split, held_out: Split | None) -> int:
+    """Held-out rows that stand in training too, token for token."""
+    if held_out is None:
+        return 0
+    trained_on = _row_hashes(train)
+    return int(np.isin(_row_hashes(held_out), trained_on).sum())
+
+
+def _row_hashes(split: Split) -> Any:
+    return np.asarray(split.store.hashes)[np.unique(split.store.origin[split.documents, 0])]
+
+
+def over_thresholds(audit: Mapping[str, Any], fail_on: Mapping[str, float]) -> list[str]:
+    """The thresholds that an audit is over: a whole number counts, a fraction below 1 is a share of the rows."""
+    over = []
+    for name, most in fail_on.items():
+        found = audit[name]
+        allowed = most * audit["rows"] if 0 < most < 1 else most
+        if found > allowed:
+            share = f" ({100 * found / max(1, audit['rows']):.2f}% of the rows)" if 0 < most < 1 else ""
+            over.append(f"{name} is {found:,}{share}, allowed: {most:g}")
+    return over
+
+
+def check_thresholds(fail_on: Mapping[str, float]) -> None:
+    """Raises UserError for a name that is no count of the audit, or a negative threshold."""
+    for name, most in fail_on.items():
+        if name not in GATES:
+            raise UserError(f"preview.fail_on.{name}: the audit has no such count.{did_you_mean(name, GATES)}\n  counts: {', '.join(GATES)}")
+        if most < 0:
+            raise UserError(f"preview.fail_on.{name} must not be negative, got {most:g}.")
+
+
+def lines_of(audit: Mapping[str, Any]) -> list[str]:
+    """The audit as text, worrying counts marked with `!`."""
+    rows = audit["rows"]
+    lines = [
+        f"rows                {rows:,}   (train {audit['train_documents']:,}, held out {audit['eval_documents']:,} documents)",
+        f"tokens              {audit['tokens']:,}   mean {audit['mean_tokens']:,} a row, longest {audit['longest']:,}",
+        f"trained             {audit['trained_tokens']:,}   {100 * audit['trained_share']:.1f}% of the tokens",
+        f"end token trained   {audit['end_token_trained']:,} of {rows:,} rows",
+    ]
+    for name in GATES:
+        if name in ("end_token_missing", "too_long") and not audit[name]:
+            continue
+        mark = "!" if audit[name] else " "
+        lines.append(f"{mark} {name.replace('_', ' '):<33} {audit[name]:,}")
+    lines += [f"  from {source}: {number:,} rows" for source, number in audit["rows_by_source"].items()]
+    return lines

@@ -1,0 +1,203 @@
+"""Tokenised documents on disk, memory-mapped: written once, then read by index without loading.
+
+    tokens.bin   token ids, one document after another (uint16, or uint32 where the vocabulary needs it)
+    trained.bin  a byte a token: does it bear the loss
+    offsets.npy  (N + 1,) where each document begins
+    origin.npy   (N, 3) row number in the data, file number, line or row in the file
+    replies.npy  (N, 2) the last assistant turn in tokens; (-1, -1) where there is none
+    hashes.npy   (rows,) a hash of each row's tokens, before any cut, for finding duplicates
+    meta.json    file names, counts, what was skipped
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dumbo.interfaces import IGNORE, Source
+
+
+class StoreWriter:
+    """Appends documents to a folder; memory stays flat but for 16 bytes a document and row."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self.folder = folder
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self._tokens: BinaryIO = (folder / "tokens.bin").open("wb")
+        self._trained: BinaryIO = (folder / "trained.bin").open("wb")
+        self._lengths: list[int] = []
+        self._origin: list[tuple[int, int, int]] = []
+        self._replies: list[tuple[int, int]] = []
+        self._files: dict[tuple[str, str], int] = {}
+        self.hashes: list[int] = []
+        self.counts: Counter[str] = Counter()
+        self.rows_by_file: Counter[str] = Counter()
+
+    def add(
+        self, ids: NDArray[np.int32], trained: NDArray[np.bool_], source: Source, row: int, reply: tuple[int, int] | None
+    ) -> None:
+        """One document: ids (T,), trained (T,)."""
+        self._tokens.write(ids.astype(self.dtype).tobytes())
+        self._trained.write(trained.astype(np.uint8).tobytes())
+        file = self._files.setdefault((source.file, source.unit), len(self._files))
+        self._lengths.append(len(ids))
+        self._origin.append((row, file, source.row))
+        self._replies.append(reply or (-1, -1))
+
+    def close(self, extra: dict[str, Any]) -> None:
+        """Writes the index and the notes."""
+        self._tokens.close()
+        self._trained.close()
+        offsets = np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]) if self._lengths else np.zeros(1, np.int64)
+        np.save(self.folder / "offsets.npy", offsets.astype(np.int64))
+        np.save(self.folder / "origin.npy", np.asarray(self._origin, dtype=np.int64).reshape(-1, 3))
+        np.save(self.folder / "replies.npy", np.asarray(self._replies, dtype=np.int32).reshape(-1, 2))
+        np.save(self.folder / "hashes.npy", np.asarray(self.hashes, dtype=np.uint64))
+        meta = {
+            "dtype": self.dtype.name,
+            "files": [list(name) for name in self._files],
+            "counts": dict(self.counts),
+            "rows_by_file": dict(self.rows_by_file),
+            **extra,
+        }
+        (self.folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder written by StoreWriter, read by document number."""
+
+    folder: Path
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        return json.loads((self.folder / "meta.json").read_text())
+
+    @cached_property
+    def _tokens(self) -> NDArray[Any]:
+        return self._mapped("tokens.bin", np.dtype(self.meta["dtype"]))
+
+    @cached_property
+    def _trained(self) -> NDArray[np.uint8]:
+        return self._mapped("trained.bin", np.dtype(np.uint8))
+
+    def _mapped(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        path = self.folder / name
+        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        return np.load(self.folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def origin(self) -> NDArray[np.int64]:
+        return np.load(self.folder / "origin.npy", mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def replies(self) -> NDArray[np.int32]:
+        return np.load(self.folder / "replies.npy", mmap_mode="r", allow_pickle=False)
+
+    @cached_property
+    def hashes(self) -> NDArray[np.uint64]:
+        return np.load(self.folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens of each document."""
+        return np.diff(self.offsets)
+
+    def ids(self, document: int) -> NDArray[np.int64]:
+        """(T,) token ids."""
+        return self._tokens[self.offsets[document] : self.offsets[document + 1]].astype(np.int64)
+
+    def trained(self, document: int) -> NDArray[np.bool_]:
+        """(T,) which tokens bear the loss."""
+        return self._trained[self.offsets[document] : self.offsets[document + 1]].astype(bool)
+
+    def labels(self, document: int) -> NDArray[np.int64]:
+        """(T,) unshifted labels, -100 where no loss."""
+        return np.where(self.trained(document), self.ids(document), IGNORE)
+
+    def source(self, document: int) -> Source:
+        _, file, row = (int(number) for number in self.origin[document])
+        name, unit = self.meta["files"][file]
+        return Source(name, row, unit)
+
+    def reply(self, document: int) -> tuple[int, int] | None:
+        """[start, end) of the last assistant turn in tokens."""
+        start, end = (int(number) for number in self.replies[document])
+        return (start, end) if start >= 0 else None
+
+    def trained_tokens(self, documents: NDArray[np.int64]) -> int:
+        """Trained tokens of some documents."""
+        sums = np.add.reduceat(self._trained, self.offsets[:-1], dtype=np.int64) if len(self) else np.zeros(0, np.int64)
+        return int(sums[documents].sum())
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some documents of a store: the training or the held-out ones.
+
+    Attributes:
+        documents: (n,) document numbers, in the data's order.
+    """
+
+    store: Store
+    documents: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self.store.lengths[self.documents]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def trained_tokens(self) -> int:
+        return self.store.trained_tokens(self.documents)
+
+    @property
+    def rows(self) -> int:
+        """Rows of data these documents come from (a row split for its length counts once)."""
+        return len(np.unique(self.store.origin[self.documents, 0])) if len(self.documents) else 0
+
+
+@dataclass(frozen=True)
+class PreparedSplits:
+    """What a trainer gets.
+
+    Attributes:
+        train, eval: documents; `eval` is None when nothing is held out.
+        name: of the data, for the start panel.
+        fingerprint: of data, tokenizer, template and formatter together.
+        max_seq_len: no document is longer, in tokens.
+        audit: the counts of both, see `audit.py`.
+        answer_pattern: see `Splits`.
+    """
+
+    train: Split
+    eval: Split | None
+    name: str
+    fingerprint: str
+    max_seq_len: int
+    audit: dict[str, Any]
+    answer_pattern: str | None = None
+
+
+def documents_of(numbers: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    return np.asarray(numbers, dtype=np.int64)

@@ -1,0 +1,127 @@
+"""A sweep on this machine: one process a job, one after another; a job that fails does not end it.
+
+    multirun_outputs/DATE/TIME/000-trainer.lr=1e-4-3f9c/   a run's folder each
+    multirun_outputs/DATE/TIME/000-….log                   what the job printed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig
+
+from dumbo.command import Command
+from dumbo.outputs.console import Console
+
+LONGEST_NAME = 80
+
+
+@dataclass
+class Sweep:
+    """One sweep.
+
+    Attributes:
+        folder: where its runs lie.
+        outcomes: (job's name, exit code, metrics) in order.
+    """
+
+    command: Command
+    folder: Path
+    console: Console = field(default_factory=Console)
+    outcomes: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
+
+    _current: ClassVar[Sweep | None] = None
+
+    @classmethod
+    def begin(cls, command: Command) -> Sweep:
+        """Chooses the folder: `sweep_dir=`, or multirun_outputs/DATE/TIME."""
+        typed = [word.removeprefix("sweep_dir=").strip("'\"") for word in command.overrides if word.startswith("sweep_dir=")]
+        now = datetime.now()
+        folder = Path(typed[-1]).expanduser() if typed else Path("multirun_outputs") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
+        cls._current = cls(command, folder.absolute())
+        return cls._current
+
+    @classmethod
+    def current(cls) -> Sweep:
+        assert cls._current is not None, "the process launcher serves `dumbo -m` only"
+        return cls._current
+
+    def run_jobs(self, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
+        """Runs the jobs; gives Hydra's sweeper each one's held-out loss (nan: it failed)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        jobs = [[word for word in overrides if _is_own(word)] for overrides in job_overrides]
+        common = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set(jobs[0])
+        self.console.row("sweep", f"{len(jobs)} jobs in {self.folder}")
+        return [
+            self._run_job(job, f"{first_number + index:03d}{_suffix([word for word in job if word not in common])}")
+            for index, job in enumerate(jobs)
+        ]
+
+    def _run_job(self, overrides: list[str], name: str) -> JobReturn:
+        run_dir, log = self.folder / name, self.folder / f"{name}.log"
+        words = [f"--config-dir={folder}" for folder in self.command.config_dirs]
+        words += ["train", *([str(self.command.file)] if self.command.file else []), *overrides, f"run_dir='{run_dir}'"]
+        with self.console.status(f"{name} is running"), log.open("w", encoding="utf-8") as output:
+            code = subprocess.run([sys.executable, "-m", "dumbo", *words], stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+        facts = json.loads((run_dir / "run.json").read_text()) if (run_dir / "run.json").is_file() else {}
+        metrics = facts.get("metrics", {})
+        self.outcomes.append((name, code, metrics))
+        if code == 0:
+            shown = "  ".join(f"{key} {metrics[key]:.4f}" for key in ("train_loss", "eval_loss", "exact_match") if key in metrics)
+            self.console.row("", f"{name}  {shown}")
+        else:
+            said = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-3:]
+            self.console.row("", f"{name}  failed (exit code {code}): {' '.join(said)[:300]}")
+        if code == 130:
+            raise KeyboardInterrupt
+        ret = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+        ret.return_value = metrics.get("eval_loss", metrics.get("train_loss", math.nan)) if code == 0 else math.nan
+        return ret
+
+    def job(self, cfg: DictConfig) -> dict[str, Any]:
+        """What another launcher of Hydra (basic, joblib) calls for each job, in its own process."""
+        from dumbo.check import check
+        from dumbo.compose import composed_of
+        from dumbo.train import train
+
+        composed = composed_of(cfg)
+        composed.cfg.run_dir = HydraConfig.get().runtime.output_dir
+        return train(check(composed.cfg, composed.choices, self.command.config_dirs), composed, self.command)
+
+    def finish(self) -> int:
+        """Says how it went; 1 when a job failed."""
+        failed = [name for name, code, _ in self.outcomes if code != 0]
+        done = [(metrics["eval_loss"], name) for name, code, metrics in self.outcomes if code == 0 and "eval_loss" in metrics]
+        if done:
+            loss, name = min(done)
+            self.console.row("best", f"{name}  held-out loss {loss:.4f}")
+        if failed:
+            self.console.row("failed", f"{len(failed)} of {len(self.outcomes)}: {', '.join(failed)}")
+        if not self.console.fancy:
+            self.console.plain(str(self.folder))
+        return 1 if failed else 0
+
+
+def _is_own(word: str) -> bool:
+    """Whether an override belongs to the job rather than to the sweep."""
+    return not word.lstrip("+~").startswith(("hydra.", "hydra/", "sweep_dir=", "from_file="))
+
+
+def _suffix(varied: Sequence[str]) -> str:
+    """What a job's folder is called besides its number: its own overrides, readable, short, and a hash against clashes."""
+    if not varied:
+        return ""
+    text = "-".join(varied)
+    readable = "".join(char if char.isalnum() or char in "=._-+" else "_" for char in text)[:LONGEST_NAME]
+    return f"-{readable}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"

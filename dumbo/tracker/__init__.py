@@ -1,0 +1,1 @@
+"""Group `tracker`: copies of the numbers for services and viewers."""

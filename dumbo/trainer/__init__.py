@@ -1,0 +1,1 @@
+"""Group `trainer`: the engine on transformers' Trainer and the methods on top of it."""

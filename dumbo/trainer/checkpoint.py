@@ -1,0 +1,150 @@
+"""Checkpoints that are complete or absent.
+
+Written into a staging folder, with a manifest of sizes and hashes, brought to the disk (fsync), renamed. A folder
+called step-000100 is therefore whole; its manifest is checked when it is read all the same, because disks lie.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dumbo.cache import fsync_tree
+from dumbo.errors import RunFailed
+
+MANIFEST = "manifest.json"
+PREFIX = "step-"
+
+
+class BadCheckpoint(RunFailed):
+    """A checkpoint whose files are not what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: where they lie.
+        keep: how many to keep, the best one not counted.
+    """
+
+    folder: Path
+    keep: int
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{PREFIX}{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, oldest first."""
+        names = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def save(self, step: int, write: Callable[[Path], None], best_step: int | None) -> Path:
+        """Writes the checkpoint of a step, then drops those no longer kept.
+
+        Raises:
+            RunFailed: it could not be written (disk full); the older ones are as they were.
+        """
+        target = self.path(step)
+        staging = self.folder / f".{target.name}.{os.getpid()}"
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            write(staging)
+            _write_manifest(staging)
+            fsync_tree(staging)
+            if target.exists():
+                shutil.rmtree(target)
+            staging.rename(target)
+            fsync_folder(self.folder)
+        except Exception as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise RunFailed(self._why(error, target)) from error
+        self._rotate(best_step)
+        return target
+
+    def _why(self, error: Exception, target: Path) -> str:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in str(error).lower()
+        free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.parent).free
+        full = full or "No space left" in str(error) or "StorageFull" in str(error) or free < 1 << 20
+        reason = f"the disk is full ({free / 2**30:.2f} GiB free)" if full else f"{type(error).__name__}: {error}"
+        kept = ", ".join(f"{PREFIX}{step:06d}" for step in self.steps()) or "none"
+        return (
+            f"The checkpoint {target.name} could not be written: {reason}.\n"
+            f"  Older checkpoints are intact: {kept}. Free some space, then go on with resume={self.folder.parent}"
+        )
+
+    def _rotate(self, best_step: int | None) -> None:
+        steps = self.steps()
+        for step in steps[: max(0, len(steps) - self.keep)]:
+            if step != best_step:
+                gone = self.folder / f".old-{step}.{os.getpid()}"
+                self.path(step).rename(gone)  # a checkpoint half deleted must not look like one
+                shutil.rmtree(gone, ignore_errors=True)
+
+    def clean(self) -> None:
+        """Removes what a killed process left half written."""
+        for leftover in (*self.folder.glob(f".{PREFIX}*"), *self.folder.glob(".old-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def newest_good(self, say: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose files are as its manifest says; the ones passed over are named to `say`.
+
+        Raises:
+            BadCheckpoint: there are checkpoints, and none is good.
+        """
+        faults = []
+        for step in reversed(self.steps()):
+            if (fault := verify(self.path(step))) is None:
+                return self.path(step)
+            faults.append(fault)
+            say(f"{fault}; the one before it is taken.")
+        if faults:
+            raise BadCheckpoint("No checkpoint of this run is whole:\n  " + "\n  ".join(faults))
+        return None
+
+
+def fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": _hash(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (folder / MANIFEST).write_text(json.dumps(files, indent=1))
+
+
+def verify(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None when it is whole."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())
+    except (OSError, json.JSONDecodeError):
+        return f"{folder.name} has no readable {MANIFEST}"
+    for name, facts in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{folder.name} lacks {name}"
+        if path.stat().st_size != facts["bytes"]:
+            return f"{folder.name}: {name} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
+        if _hash(path) != facts["blake2b"]:
+            return f"{folder.name}: {name} is corrupt (its hash differs from the manifest's)"
+    return None

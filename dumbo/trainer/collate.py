@@ -1,0 +1,114 @@
+"""Documents -> the tensors of a micro batch. Padding is known by length, never by the pad token's id.
+
+    packed      one token axis (1, T): documents end to end, position_ids restarting, cu_seq_lens where they begin
+    packed rows (B, T): one pack a row, for models whose attention isolates documents by position_ids alone
+    padded      (B, T): one document a row, right-padded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dumbo.interfaces import IGNORE
+from dumbo.prepare.packing import Packs
+from dumbo.prepare.store import Store
+
+Layout = Literal["tokens", "rows", "padded"]
+
+
+@dataclass(frozen=True)
+class Examples(torch.utils.data.Dataset[NDArray[np.int64]]):
+    """What the sampler's numbers stand for: packs, or single documents.
+
+    Attributes:
+        documents: (n,) document numbers when there are no packs.
+    """
+
+    packs: Packs | None
+    documents: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.packs) if self.packs is not None else len(self.documents)
+
+    def __getitem__(self, index: int) -> NDArray[np.int64]:
+        """The documents of one example."""
+        return self.packs[index] if self.packs is not None else self.documents[index : index + 1]
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Makes a micro batch of examples.
+
+    Args:
+        store: where the documents are.
+        layout: see the module.
+        pad_id: what fills padding (never looked at).
+    """
+
+    store: Store
+    layout: Layout
+    pad_id: int
+
+    def __call__(self, examples: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+        """Tensors for the model, and under `documents` the numbers of the documents, for reports."""
+        if self.layout == "tokens":
+            batch = self._tokens(np.concatenate(list(examples)))
+        elif self.layout == "rows":
+            batch = self._rows(examples)
+        else:
+            batch = self._padded([int(example[0]) for example in examples])
+        batch["documents"] = np.concatenate(list(examples))
+        return batch
+
+    def _tokens(self, documents: NDArray[np.int64]) -> dict[str, Any]:
+        lengths = self.store.lengths[documents]
+        ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        boundaries = torch.from_numpy(ends)
+        longest = int(lengths.max())
+        return {
+            "input_ids": torch.from_numpy(np.concatenate([self.store.ids(d) for d in documents]))[None],
+            "labels": torch.from_numpy(np.concatenate([self.store.labels(d) for d in documents]))[None],
+            "position_ids": torch.from_numpy(_positions(lengths))[None],
+            "cu_seq_lens_q": boundaries,
+            "cu_seq_lens_k": boundaries,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+
+    def _rows(self, examples: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+        totals = [int(self.store.lengths[example].sum()) for example in examples]
+        ids, labels = self._empty(len(examples), max(totals))
+        positions = torch.zeros_like(ids)
+        for row, (example, total) in enumerate(zip(examples, totals, strict=True)):
+            ids[row, :total] = torch.from_numpy(np.concatenate([self.store.ids(d) for d in example]))
+            labels[row, :total] = torch.from_numpy(np.concatenate([self.store.labels(d) for d in example]))
+            rest = ids.shape[1] - total
+            lengths = np.concatenate([self.store.lengths[example], [rest]]) if rest else self.store.lengths[example]
+            positions[row] = torch.from_numpy(_positions(lengths))
+        return {"input_ids": ids, "labels": labels, "position_ids": positions}
+
+    def _padded(self, documents: Sequence[int]) -> dict[str, Any]:
+        lengths = [int(self.store.lengths[d]) for d in documents]
+        ids, labels = self._empty(len(documents), max(lengths))
+        mask = torch.zeros_like(ids)
+        for row, (document, length) in enumerate(zip(documents, lengths, strict=True)):
+            ids[row, :length] = torch.from_numpy(self.store.ids(document))
+            labels[row, :length] = torch.from_numpy(self.store.labels(document))
+            mask[row, :length] = 1
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+    def _empty(self, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.full((rows, width), self.pad_id, dtype=torch.long)
+        return ids, torch.full_like(ids, IGNORE)
+
+
+def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(T,) positions counting from 0 in each document."""
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.arange(int(lengths.sum())) - starts

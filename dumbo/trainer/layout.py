@@ -1,0 +1,88 @@
+"""How documents share a batch on this model: chosen, then proven on its loaded weights.
+
+    tokens   one token axis, attention isolates documents by their lengths (`attention.py`, or flash-attention)
+    rows     (B, T) packs, the model's own attention isolates documents by restarting position_ids
+    padded   one document a row
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dumbo.errors import ProofFailed
+from dumbo.trainer import attention
+from dumbo.trainer.collate import Layout
+from dumbo.verify.quick import Leak, probe_packing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
+"""How far packed may be from alone, relative to the largest logit: sums in another order, nothing else."""
+
+
+def choose_layout(model: PreTrainedModel, packing: bool, attn_implementation: str) -> tuple[Layout, str]:
+    """The layout for a model, and its proof in words.
+
+    Args:
+        packing: `trainer.packing`.
+        attn_implementation: `model.attn_implementation`; auto lets dumbo choose.
+
+    Raises:
+        ProofFailed: packed documents would see each other, in every layout this model can take.
+    """
+    if not packing:
+        return "padded", "not packed"
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = base.config._attn_implementation
+    tried: list[str] = []
+    for layout, implementation in _candidates(attn_implementation, before):
+        if implementation == attention.NAME:
+            attention.register()
+        if implementation != base.config._attn_implementation:
+            if not base._can_set_attn_implementation():
+                continue
+            base.set_attn_implementation(implementation)
+        found = probe_packing(model, _batcher(layout), base.config.get_text_config().vocab_size)
+        if _isolated(found, model.dtype):
+            return layout, f"pack leak {found.leak:.0f} ({base.config._attn_implementation} attention)"
+        tried.append(f"{implementation}: leak {found.leak:.2g}, {found.against_alone:.1g} from alone")
+    if base._can_set_attn_implementation():
+        base.set_attn_implementation(before)
+    raise ProofFailed(
+        f"{type(base).__name__} cannot keep packed documents apart here ({'; '.join(tried) or 'no attention to try'}).\n"
+        "  Write trainer.packing=false"
+    )
+
+
+def _candidates(asked: str, own: str) -> list[tuple[Layout, str]]:
+    """(layout, attention) to try, best first."""
+    if asked == "auto":
+        return [("tokens", attention.NAME), ("rows", own), ("rows", "eager")]
+    if asked.startswith("flash_attention") or asked == attention.NAME:
+        return [("tokens", asked)]
+    return [("rows", asked)]
+
+
+def _isolated(found: Leak, dtype: torch.dtype) -> bool:
+    return found.leak == 0.0 and found.against_alone <= TOLERANCE.get(dtype, 2e-2)
+
+
+def _batcher(layout: Layout) -> Any:
+    """Documents -> inputs as `Collate` would make them, for the probe."""
+
+    def make(documents: list[list[int]]) -> dict[str, Any]:
+        ids = torch.tensor([token for document in documents for token in document])[None]
+        positions = torch.tensor([place for document in documents for place in range(len(document))])[None]
+        batch: dict[str, Any] = {"input_ids": ids, "position_ids": positions}
+        if layout == "tokens":
+            bounds = [0]
+            for document in documents:
+                bounds.append(bounds[-1] + len(document))
+            ends, longest = torch.tensor(bounds, dtype=torch.int32), max(map(len, documents))
+            batch |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+        return batch
+
+    return make

@@ -1,0 +1,278 @@
+"""One training session of `trainer=sft`, told in order. State lives here, options in `sft.py`, the loop in Trainer."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+
+from dumbo.batch import Batch
+from dumbo.outputs import samples
+from dumbo.outputs.console import TrainingBar
+from dumbo.prepare.packing import Packs, pack
+from dumbo.prepare.store import Split
+from dumbo.trainer.checkpoint import Checkpoints
+from dumbo.trainer.collate import Collate, Examples, Layout
+from dumbo.trainer.duration import seconds_of
+from dumbo.trainer.engine import Engine, save_weights
+from dumbo.trainer.layout import choose_layout
+from dumbo.trainer.sampler import GlobalBatches
+from dumbo.trainer.signals import StopCallback, StopRequests
+from dumbo.verify.quick import accumulation_proof
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from dumbo.outputs.run_dir import RunDir
+    from dumbo.prepare.store import PreparedSplits
+    from dumbo.trainer.sft import Sft
+
+
+class SftTrainer(Engine, Trainer):
+    """transformers' Trainer with dumbo's engine."""
+
+
+@dataclass
+class Session:
+    """Everything one call of `Sft.train` needs."""
+
+    sft: Sft
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    data: PreparedSplits
+    run: RunDir
+    stop: StopRequests = field(default_factory=StopRequests)
+
+    def train(self) -> dict[str, Any]:
+        """The whole of it. Returns the final metrics."""
+        run, console = self.run, self.run.console
+        batch = self.sft.batch(run.ranks)
+        trainer = self._trainer(batch)
+        resume_from = self._resume(trainer)
+        trainer.args.eval_on_start = trainer.args.eval_on_start and resume_from is None
+        steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
+        self._show_plan(trainer, batch, steps)
+        self._prove(trainer)
+        asked = samples.questions(self._held_out, self.tokenizer, self.sft.num_samples)
+        how = samples.how_to_answer(self._held_out, self.tokenizer, asked, self.sft.max_new_tokens)
+        before = self._before(asked, how)
+        done = trainer.order.steps() and self._steps_done(resume_from)
+        with console.training(steps, done) as bar, self.stop.listening():
+            trainer.add_callback(_Progress(bar))
+            self._bar = bar
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        self.stop.raise_if_any()
+        if self.sft.load_best_at_end:
+            self._load_best(trainer)
+        self._save_model(trainer)
+        metrics = self._final_metrics(trainer)
+        metrics |= self._answer_after(asked, how, before)
+        return metrics
+
+    # ---- before -----------------------------------------------------------------------------------------------
+
+    @property
+    def _held_out(self) -> Split:
+        return self.data.eval if self.data.eval is not None else self.data.train
+
+    def _trainer(self, batch: Batch) -> SftTrainer:
+        run, data = self.run, self.data
+        self.packs = self._pack(data.train, self.sft.seed)
+        examples = Examples(self.packs, data.train.documents)
+        held_out = Examples(self._pack(data.eval, 0), _by_length(data.eval)) if data.eval is not None else None
+        checkpoints = Checkpoints(run.path / "checkpoints", self.sft.save_total_limit)
+        checkpoints.clean()
+        trainer = SftTrainer(
+            model=self.model,
+            args=self.sft.arguments(run.path, batch, evaluates=held_out is not None),
+            train_dataset=examples,
+            eval_dataset=held_out,
+            processing_class=self.tokenizer,
+            callbacks=[_Flow(held_out is not None), StopCallback(self.stop, run.started, seconds_of(self.sft.max_time))],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        self.layout, self.isolation = choose_layout(self.model, self.sft.packing, run.attn_implementation)
+        trainer.equip(
+            store=data.train.store,
+            examples=examples,
+            sampler=GlobalBatches(len(examples), batch, self.sft.seed, None if self.packs is not None else data.train.lengths),
+            collate=self._collate(data.train, self.layout),
+            eval_examples=held_out,
+            eval_collate=self._collate(data.eval, self.layout) if data.eval is not None else None,
+            checkpoints=checkpoints,
+            on_row=self._on_row,
+        )
+        return trainer
+
+    def _pack(self, split: Split, seed: int) -> Packs | None:
+        return pack(split.lengths, split.documents, self.data.max_seq_len, seed) if self.sft.packing else None
+
+    def _collate(self, split: Split, layout: Layout) -> Collate:
+        pad = self.tokenizer.pad_token_id
+        return Collate(split.store, layout, pad if pad is not None else 0)
+
+    def _resume(self, trainer: SftTrainer) -> Path | None:
+        """The checkpoint to go on from, with counters and metrics.jsonl set back to it."""
+        if not self.run.resuming:
+            return None
+        found = trainer.checkpoints.newest_good(lambda text: self.run.console.row("resume", text))
+        if found is None:
+            self.run.console.row("resume", "there is no checkpoint yet: from the start")
+            self.run.cut_metrics(-1)
+            return None
+        trainer.restore_counters(found)
+        self.run.cut_metrics(self._steps_done(found))
+        self.run.console.row("resume", f"from {found.name}")
+        return found
+
+    def _steps_done(self, checkpoint: Path | None) -> int:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]) if checkpoint else 0
+
+    def _show_plan(self, trainer: SftTrainer, batch: Batch, steps: int) -> None:
+        run, console = self.run, self.run.console
+        epoch_steps = trainer.order.steps()
+        if self.sft.max_steps:
+            length = f"{steps:,} steps (trainer.max_steps wins over num_epochs; {steps / max(1, epoch_steps):.2f} epochs)"
+        else:
+            length = f"{steps:,} steps, {self.sft.num_epochs} epoch{'s' * (self.sft.num_epochs != 1)}"
+        console.row("batch", f"{batch}   {length}")
+        if self.packs is not None:
+            per_step = min(batch.global_, len(self.packs)) / max(1, len(self.packs))
+            console.row(
+                "",
+                f"a step: {per_step * len(self.data.train):,.1f} documents, {per_step * self.data.train.trained_tokens:,.0f} trained "
+                f"tokens on average, in packs of {self.data.max_seq_len:,} tokens, {100 * self.packs.filled:.1f}% full",
+            )
+        run.update(
+            batch={"global": batch.global_, "micro": batch.micro, "ranks": batch.ranks, "accumulation": batch.accumulation},
+            packing={"layout": self.layout, "packs": len(self.packs) if self.packs is not None else None,
+                     "filled": round(self.packs.filled, 4) if self.packs is not None else None},
+            parallel="none",
+            planned_steps=steps,
+        )  # fmt: skip
+
+    def _prove(self, trainer: SftTrainer) -> None:
+        proofs = [*self.run.proofs, self.isolation]
+        if self.run.verify_quick:
+            shortest = self.data.train.documents[np.argsort(self.data.train.lengths, kind="stable")[:4]]
+            if len(shortest) > 1:
+                tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
+                proofs.append(accumulation_proof(trainer, trainer.collate, [shortest[i : i + 1] for i in range(len(shortest))], tolerance))
+        self.run.console.row("proofs", "   ".join(proofs))
+        self.run.update(proofs=proofs)
+
+    def _before(self, asked: list[samples.Question], how: Any) -> list[str]:
+        """Answers of the untrained model; on resuming those of the first start, which are kept aside."""
+        kept = self.run.path / ".before.json"
+        if self.run.resuming and kept.is_file():
+            stored: list[str] = json.loads(kept.read_text())
+            return stored
+        with self.run.console.status("answering held-out prompts before training"):
+            before = samples.ask(self.model, self.tokenizer, asked, how) if asked else []
+        kept.write_text(json.dumps(before))
+        self.run.write("samples.md", samples.samples_page(asked, before, None))
+        return before
+
+    # ---- during -----------------------------------------------------------------------------------------------
+
+    def _on_row(self, row: dict[str, Any]) -> None:
+        self.run.log_metrics(row)
+        for tracker in self.run.trackers:
+            tracker.log({key: value for key, value in row.items() if key != "step" and value is not None}, row["step"])
+        if "eval_loss" in row:
+            self._bar.note("eval", f"step {row['step']}  held-out loss {row['eval_loss']:.4f}")
+        else:
+            self._bar.step(row["step"], row)
+
+    # ---- after ------------------------------------------------------------------------------------------------
+
+    def _load_best(self, trainer: SftTrainer) -> None:
+        best = trainer.state.best_global_step
+        if best and best != trainer.state.global_step and trainer.checkpoints.path(best).is_dir():
+            trainer._load_from_checkpoint(str(trainer.checkpoints.path(best)))
+            self.run.console.row("best", f"step {best}, held-out loss {trainer.state.best_metric:.4f}, goes into model/")
+
+    def _save_model(self, trainer: SftTrainer) -> None:
+        model = trainer.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        asked = samples.questions(self._held_out, self.tokenizer, 3)
+        ends = samples.how_to_answer(self._held_out, self.tokenizer, asked, None).stop_ids
+        base.config.use_cache = True
+        if getattr(base, "generation_config", None) is not None and ends:
+            base.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
+        folder = self.run.path / "model"
+        save_weights(model, folder)
+        self.tokenizer.save_pretrained(folder)
+        if base is not model and getattr(base, "generation_config", None) is not None:
+            base.generation_config.save_pretrained(folder)
+
+    def _final_metrics(self, trainer: SftTrainer) -> dict[str, Any]:
+        rows = list(self.run.metrics())
+        evals = [row["eval_loss"] for row in rows if "eval_loss" in row]
+        training = [row for row in rows if "loss" in row]
+        speeds = [row["tokens_per_s"] for row in training[len(training) // 5 :]]
+        metrics: dict[str, Any] = {
+            "steps": trainer.state.global_step,
+            "train_loss": trainer.counters.train_loss,
+            "first_loss": training[0]["loss"] if training else None,
+            "eval_loss": evals[-1] if evals else None,
+            "eval_loss_before": evals[0] if len(evals) > 1 and self.sft.eval_at_start else None,
+            "best_eval_loss": min(evals) if evals else None,
+            "tokens": trainer.counters.tokens,
+            "trained_tokens": trainer.counters.trained_tokens,
+            "documents": trainer.counters.documents,
+            "tokens_per_s": float(np.median(speeds)) if speeds else None,
+            "mfu": float(np.median([row["mfu"] for row in training])) if training and training[-1].get("mfu") is not None else None,
+            "peak_memory_gib": training[-1]["peak_memory_gib"] if training else None,
+            "seconds": round(time.time() - self.run.started, 1),
+        }
+        return {name: value for name, value in metrics.items() if value is not None}
+
+    def _answer_after(self, asked: list[samples.Question], how: Any, before: list[str]) -> dict[str, Any]:
+        """Samples, and exact match where the data has answers."""
+        with self.run.console.status("answering held-out prompts"):
+            after = samples.ask(self.model, self.tokenizer, asked, how) if asked else []
+        self.run.write("samples.md", samples.samples_page(asked, before, after))
+        self.run.samples = list(zip(asked, before, after, strict=True))
+        pattern = self.data.answer_pattern
+        if pattern is None or self.data.eval is None or self.sft.num_answers == 0:
+            return {}
+        exam = samples.questions(self.data.eval, self.tokenizer, self.sft.num_answers)
+        longer = samples.how_to_answer(self.data.eval, self.tokenizer, exam, self.sft.max_new_tokens)
+        with self.run.console.status(f"answering {len(exam)} held-out questions"):
+            replies = samples.ask(self.model, self.tokenizer, exam, longer)
+        right, total = samples.exact_match(pattern, exam, replies)
+        return {"exact_match": right / total, "questions": total} if total else {}
+
+
+def _by_length(split: Split) -> Any:
+    """Held-out documents, alike lengths together, so that padding is small."""
+    return split.documents[np.argsort(split.lengths, kind="stable")]
+
+
+class _Flow(TrainerCallback):
+    """Where a checkpoint is saved, the numbers of that step are logged and the held-out loss is measured."""
+
+    def __init__(self, evaluates: bool) -> None:
+        self.evaluates = evaluates
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save:
+            control.should_log = True
+            control.should_evaluate = self.evaluates
+
+
+class _Progress(TrainerCallback):
+    """Moves the bar also on steps that are not logged."""
+
+    def __init__(self, bar: TrainingBar) -> None:
+        self.bar = bar
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.step(state.global_step)

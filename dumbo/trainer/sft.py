@@ -1,0 +1,197 @@
+"""`trainer=sft`: supervised fine-tuning on transformers' Trainer (with formatter=text: pretraining).
+
+    plan the batches -> prove -> answer held-out prompts -> train -> answer them again -> save
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dumbo.batch import Batch
+from dumbo.errors import UserError
+from dumbo.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from dumbo.outputs.run_dir import RunDir
+    from dumbo.prepare.store import PreparedSplits
+
+OWN_KEYS = {
+    "learning_rate": "lr", "lr_scheduler_type": "lr_scheduler", "warmup_steps": "warmup_steps", "weight_decay": "weight_decay",
+    "max_grad_norm": "max_grad_norm", "optim": "optimizer", "per_device_train_batch_size": "micro_batch_size",
+    "per_device_eval_batch_size": "micro_batch_size", "gradient_accumulation_steps": "global_batch_size",
+    "num_train_epochs": "num_epochs", "max_steps": "max_steps", "bf16": "precision", "fp16": "precision", "seed": "seed",
+    "data_seed": "seed", "eval_steps": "eval_every", "eval_strategy": "eval_every", "eval_on_start": "eval_at_start",
+    "save_steps": "save_every", "save_strategy": "save_every", "save_total_limit": "save_total_limit", "logging_steps": "log_every",
+    "logging_strategy": "log_every", "load_best_model_at_end": "load_best_at_end",
+}  # fmt: skip
+"""transformers' name -> the key of `trainer` that sets it."""
+ELSEWHERE = {
+    "output_dir": "run_dir=PATH", "report_to": "tracker=[…]", "use_liger_kernel": "patch=[liger]", "gradient_checkpointing": "patch=[gradient_checkpointing]",
+    "activation_checkpointing": "patch=[gradient_checkpointing]", "resume_from_checkpoint": "resume=auto", "group_by_length": "trainer.packing=false",
+    "train_sampling_strategy": "trainer.packing=false", "remove_unused_columns": "nothing: dumbo makes the batches", "disable_tqdm": "nothing: dumbo has its own bar",
+}  # fmt: skip
+"""transformers' name -> where dumbo sets it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sft:
+    """Trains on next-token loss over the tokens that the formatter marked.
+
+    Args:
+        lr: peak learning rate.
+        lr_scheduler: transformers' name of the schedule.
+        warmup_steps: steps of linear warm-up; below 1: a share of all steps.
+        weight_decay: of weight matrices (not norms, biases).
+        max_grad_norm: gradients are clipped to it; 0: not.
+        optimizer: transformers' name (its `optim`).
+        global_batch_size: examples an optimizer step, all ranks together; with packing: packs.
+        micro_batch_size: examples (packs) a rank and forward pass.
+        max_seq_len: tokens a row.
+        too_long: truncate_left, truncate_right, drop, or split for longer examples.
+        packing: whole documents side by side in one row, kept apart; false: padded, by length.
+        num_epochs: passes over the data.
+        max_steps: optimizer steps; wins over num_epochs.
+        max_time: seconds, or as 90m, 2h30m: the run saves and ends by then.
+        precision: auto, bf16 or fp32.
+        seed: of order, dropout, new weights.
+        eval_every, save_every, log_every: steps.
+        eval_at_start: held-out loss before the first step.
+        save_total_limit: checkpoints kept, the best one not counted.
+        load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
+        num_samples: held-out prompts for samples.md.
+        num_answers: held-out questions for exact match, where the data has answers.
+        max_new_tokens: longest answer; null: from the references.
+        extra: further TrainingArguments by transformers' names.
+    """
+
+    lr: float = 1e-4
+    lr_scheduler: str = "cosine"
+    warmup_steps: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    optimizer: str = "adamw_torch_fused"
+    global_batch_size: int = 16
+    micro_batch_size: int = 2
+    max_seq_len: int = 2048
+    too_long: Literal["truncate_left", "truncate_right", "drop", "split"] = "truncate_right"
+    packing: bool = True
+    num_epochs: int = 1
+    max_steps: int | None = None
+    max_time: float | str | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 42
+    eval_every: int | None = 100
+    eval_at_start: bool = True
+    save_every: int | None = 100
+    save_total_limit: int = 2
+    load_best_at_end: bool = False
+    log_every: int = 1
+    num_samples: int = 3
+    num_answers: int = 100
+    max_new_tokens: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _at_least("lr", self.lr, 0)
+        _at_least("warmup_steps", self.warmup_steps, 0)
+        _at_least("weight_decay", self.weight_decay, 0)
+        _at_least("max_grad_norm", self.max_grad_norm, 0)
+        _at_least("max_seq_len", self.max_seq_len, 2)
+        for name in ("num_epochs", "max_steps", "eval_every", "save_every", "log_every", "save_total_limit", "max_new_tokens"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("num_samples", "num_answers", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        for key in self.extra:
+            if key in OWN_KEYS:
+                raise UserError(f"trainer.extra.{key}: dumbo's own key for it is trainer.{OWN_KEYS[key]}.")
+            if key in ELSEWHERE:
+                raise UserError(f"trainer.extra.{key} is set elsewhere: {ELSEWHERE[key]}.")
+
+    def problems(self) -> Iterable[str]:
+        from dumbo.trainer.names import optimizer_names, scheduler_names, training_argument_names
+
+        for key, value, names in (
+            ("lr_scheduler", self.lr_scheduler, scheduler_names()),
+            ("optimizer", self.optimizer, optimizer_names()),
+        ):
+            if names and value not in names:
+                yield f"trainer.{key} has no choice '{value}'.{did_you_mean(value, names)}\n  choices: {', '.join(names)}"
+        known = training_argument_names()
+        for key in self.extra:
+            if known and key not in known:
+                yield f"trainer.extra.{key}: transformers' TrainingArguments has no '{key}'.{did_you_mean(key, known)}"
+        if self.max_time is not None:
+            from dumbo.trainer.duration import seconds_of
+
+            try:
+                seconds_of(self.max_time)
+            except UserError as error:
+                yield f"trainer.{error}"
+
+    def batch(self, ranks: int) -> Batch:
+        """The batch arithmetic. Raises UserError when it does not divide."""
+        return Batch.of(self.global_batch_size, self.micro_batch_size, ranks)
+
+    def arguments(self, folder: Path, batch: Batch, *, evaluates: bool) -> TrainingArguments:
+        """transformers' TrainingArguments for this trainer.
+
+        Args:
+            folder: its output_dir.
+            batch: the arithmetic.
+            evaluates: whether anything is held out.
+        """
+        from transformers import TrainingArguments
+
+        from dumbo.model.dtype import resolved_precision
+
+        never = 10**12
+        return TrainingArguments(
+            output_dir=str(folder),
+            learning_rate=self.lr,
+            lr_scheduler_type=self.lr_scheduler,
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            optim=self.optimizer,
+            per_device_train_batch_size=batch.micro,
+            per_device_eval_batch_size=batch.micro,
+            gradient_accumulation_steps=batch.accumulation,
+            num_train_epochs=self.num_epochs,
+            max_steps=self.max_steps or -1,
+            bf16=resolved_precision(self.precision) == "bf16",
+            seed=self.seed,
+            data_seed=self.seed,
+            eval_strategy="steps" if evaluates else "no",
+            eval_steps=self.eval_every or never,
+            eval_on_start=evaluates and self.eval_at_start,
+            save_strategy="steps",
+            save_steps=self.save_every or never,
+            metric_for_best_model="loss" if evaluates else None,
+            greater_is_better=False if evaluates else None,
+            logging_strategy="steps",
+            logging_steps=self.log_every,
+            logging_first_step=True,
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            **self.extra,
+        )
+
+    def train(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir
+    ) -> dict[str, Any]:
+        """Trains, and returns the final metrics (run.json, `metrics`)."""
+        from dumbo.trainer.session import Session
+
+        return Session(self, model, tokenizer, data, run).train()
+
+
+def _at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None and value < least:
+        raise UserError(f"trainer.{name} must be at least {least}, got {value:g}.")

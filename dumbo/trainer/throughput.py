@@ -1,0 +1,61 @@
+"""Tokens a second, model FLOP utilisation, peak memory.
+
+A full fine-tune needs 6 N floating-point operations a token (2 N forward, 4 N backward; N without an embedding
+that is only looked up), training only adapters about 4 N (no gradient of the frozen weights); attention over the
+documents' own lengths comes on top: 12 x layers x width x mean context a token, halved for causality, and two
+thirds of it is backward. Source: Kaplan et al. 2020 (arXiv:2001.08361), Chowdhery et al. 2022 (arXiv:2204.02311, B).
+MFU is stated against dense bf16 without sparsity, from the vendors' datasheets.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PEAK_BF16_TFLOPS = (
+    ("B200", 2250.0), ("GH200", 989.0), ("H200", 989.0), ("H100 PCIe", 756.0), ("H100 NVL", 835.0), ("H100", 989.0), ("A100", 312.0),
+    ("L40S", 362.0), ("L40", 181.0), ("L4", 121.0), ("A40", 149.7), ("A10G", 70.0), ("A10", 125.0), ("RTX 5090", 209.5),
+    ("RTX 4090", 165.2), ("RTX 3090", 71.0),
+)  # fmt: skip
+"""Dense bf16 tensor rate with fp32 accumulation, in TFLOP/s, by a part of the device's name."""
+
+
+def peak_flops(device_name: str) -> float | None:
+    """FLOP/s of a known GPU, None for others."""
+    return next((tflops * 1e12 for name, tflops in PEAK_BF16_TFLOPS if name in device_name), None)
+
+
+def flops_per_token(model: PreTrainedModel) -> float:
+    """Floating-point operations of one training step a token, attention not counted (see `attention_flops`)."""
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding
+    counted = sum(p.numel() for p in model.parameters()) - (0 if tied else embedding.numel())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    mostly_frozen = trainable < 0.5 * counted
+    return (4.0 if mostly_frozen else 6.0) * counted
+
+
+def attention_flops(model: PreTrainedModel, lengths_squared: float) -> float:
+    """Of all documents' attention, forward and backward.
+
+    Args:
+        lengths_squared: sum of the squares of the documents' lengths.
+    """
+    config = model.config.get_text_config()
+    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return 6.0 * config.num_hidden_layers * width * lengths_squared
+
+
+def peak_memory_gib() -> float:
+    """Most memory held so far: the GPU's where there is one, else this process's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,1 @@
+"""Proofs by numbers, on this model and this data."""
