@@ -69,10 +69,14 @@ def resolve_class(target: object, methods: Sequence[str], config_dirs: Sequence[
     cls = _import_class(target)
     home = cls.__module__.split(".")[0]
     if home != top and home not in packages:
-        raise UserError(f"_target_ '{target}' is not allowed: it is only an import of {cls.__module__}.{cls.__qualname__}.")
+        raise UserError(
+            f"_target_ '{target}' is not allowed: it is only an import of {cls.__module__}.{cls.__qualname__}."
+        )
     missing = [name for name in methods if not callable(getattr(cls, name, None))]
     if missing:
-        raise UserError(f"_target_ '{target}' lacks the method{'s' * (len(missing) > 1)} {', '.join(missing)} of its group.")
+        raise UserError(
+            f"_target_ '{target}' lacks the method{'s' * (len(missing) > 1)} {', '.join(missing)} of its group."
+        )
     return cls
 
 
@@ -90,7 +94,9 @@ def _import_class(target: str) -> type:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise UserError(f"_target_ '{target}': there is no module '{error.name}'.{_near_module(module_name)}") from error
+            raise UserError(
+                f"_target_ '{target}': there is no module '{error.name}'.{_near_module(module_name)}"
+            ) from error
         raise UserError(f"_target_ '{target}' needs the package '{error.name}', which is not installed.") from error
     found = getattr(module, attribute, None)
     if found is None:

@@ -47,4 +47,6 @@ class Batch:
         return cls(global_batch_size, micro_batch_size, ranks, accumulation)
 
     def __str__(self) -> str:
-        return f"global batch {self.global_} = micro {self.micro} x ranks {self.ranks} x accumulation {self.accumulation}"
+        return (
+            f"global batch {self.global_} = micro {self.micro} x ranks {self.ranks} x accumulation {self.accumulation}"
+        )

@@ -21,7 +21,9 @@ def cache_folder(kind: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"The cache folder {folder} cannot be made ({error.strerror}).\n  Set DUMBO_CACHE to a folder that can be written.") from error
+        raise UserError(
+            f"The cache folder {folder} cannot be made ({error.strerror}).\n  Set DUMBO_CACHE to a folder that can be written."
+        ) from error
     return folder
 
 

@@ -7,21 +7,24 @@ against the allow list, its keys are bound to the constructor's signature and ty
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import re
+import sys
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dumbo.allow_list import resolve_class
 from dumbo.conform import misfit
 from dumbo.errors import ConfigError, UserError
 from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PreviewOptions, VerifyOptions
-from dumbo.suggest import did_you_mean
+from dumbo.suggest import nearest
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("load_tokenizer", "load_model"),
@@ -71,9 +74,7 @@ def check(cfg: DictConfig, choices: Mapping[str, Any], config_dirs: Sequence[Pat
         ConfigError: with every fault found, not only the first.
     """
     report = _Report(config_dirs=tuple(config_dirs))
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    report.faults += [f"{key} must be set: it has no default.\n  Write {key}=…" for key in missing]
-    plain = {} if missing else _resolve(cfg, report)
+    plain = _resolve(cfg, "", report)
     report.stop_if_any()
 
     built: dict[str, Any] = {}
@@ -100,9 +101,19 @@ def check(cfg: DictConfig, choices: Mapping[str, Any], config_dirs: Sequence[Pat
     )
     report.faults += _conflicts(plugins.patches)
     for name, plugin in _all(plugins):
-        report.faults += [f"{name}: {problem}" for problem in getattr(plugin, "problems", list)()]
+        problems = [str(problem) for problem in getattr(plugin, "problems", list)()]
+        report.faults += [text if text.startswith(f"{name}.") else f"{name}: {text}" for text in problems]
+    report.faults += _batch(plugins)
     report.stop_if_any()
     return plugins
+
+
+def build_one(group: str, node: Any, config_dirs: Sequence[Path] = ()) -> Any:
+    """One plugin from its node alone (`chat` needs a run's model loader and nothing else)."""
+    report = _Report(config_dirs=tuple(config_dirs))
+    plugin = _build(group, node, GROUPS[group], report)
+    report.stop_if_any()
+    return plugin
 
 
 @dataclass
@@ -115,18 +126,28 @@ class _Report:
             raise ConfigError(self.faults)
 
 
-def _resolve(cfg: DictConfig, report: _Report) -> dict[str, Any]:
-    """Plain Python from the config, interpolations resolved, one fault a key that does not resolve."""
-    plain: dict[str, Any] = {}
-    for key in cfg:
-        name = str(key)
-        try:
-            node = cfg._get_node(name)
-            plain[name] = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else cfg[name]
-        except OmegaConfBaseException as error:
-            where = getattr(error, "full_key", None) or name
-            report.faults.append(f"{where} cannot be resolved: {str(error).splitlines()[0]}")
-    return plain
+def _resolve(node: Any, path: str, report: _Report) -> Any:
+    """Plain Python from the config, references resolved; a fault for each key that is missing or does not resolve."""
+    if isinstance(node, ListConfig):
+        return [_resolve_child(node, index, f"{path}.{index}", report) for index in range(len(node))]
+    if isinstance(node, DictConfig):
+        if node._is_none():
+            return None
+        return {str(key): _resolve_child(node, key, f"{path}.{key}" if path else str(key), report) for key in node}
+    return node
+
+
+def _resolve_child(parent: DictConfig | ListConfig, key: Any, path: str, report: _Report) -> Any:
+    try:
+        return _resolve(parent[key], path, report)
+    except MissingMandatoryValue:
+        report.faults.append(f"{path} must be set: it has no default.\n  Write {path}=…")
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        if found := re.search(r"Environment variable '(\w+)' not found", reason):
+            reason = f"the environment variable {found.group(1)} is not set"
+        report.faults.append(f"{path} cannot be resolved: {reason}.")
+    return None
 
 
 def _choice(group: str, node: Any, choice: Any, report: _Report) -> Any:
@@ -137,7 +158,11 @@ def _choice(group: str, node: Any, choice: Any, report: _Report) -> Any:
     if isinstance(choice, list | tuple) or (isinstance(choice, str) and choice.startswith("[")):
         report.faults.append(
             f"{group} takes one choice, got the list {choice}.\n  Write {group}={_first(choice)}"
-            + ("." if group != "dataset" else "; several data files go into one: dataset=files dataset.path=[a.jsonl,b.jsonl].")
+            + (
+                "."
+                if group != "dataset"
+                else "; several data files go into one: dataset=files dataset.path=[a.jsonl,b.jsonl]."
+            )
         )
         return None
     if isinstance(node, str):
@@ -169,10 +194,7 @@ def _list_group(group: str, node: Any, report: _Report) -> dict[str, Any]:
             f"  # @package {group}.NAME"
         )
         return {}
-    return {
-        str(name): _build(f"{group}.{name}", child, GROUPS[group], report)
-        for name, child in node.items()
-    }
+    return {str(name): _build(f"{group}.{name}", child, GROUPS[group], report) for name, child in node.items()}
 
 
 def _build(path: str, node: Any, methods: Sequence[str], report: _Report) -> Any:
@@ -186,7 +208,8 @@ def _build(path: str, node: Any, methods: Sequence[str], report: _Report) -> Any
         )
         listed = f"{group}=[…,{name}]" if group in LIST_GROUPS and name else None
         report.faults.append(
-            f"{path} has no _target_: nothing of that name was chosen.\n  " + (f"{listed} chooses it." if listed else f"{hint}.")
+            f"{path} has no _target_: nothing of that name was chosen.\n  "
+            + (f"{listed} chooses it." if listed else f"{hint}.")
         )
         return None
     try:
@@ -220,7 +243,11 @@ def _bind(path: str, cls: type, arguments: Mapping[str, Any], report: _Report) -
     parameters = inspect.signature(cls).parameters
     hints = _hints(cls)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    named = [name for name, parameter in parameters.items() if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)]
+    named = [
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
     for key, value in arguments.items():
         if key not in named and not takes_any:
             report.faults.append(unknown_key(path, key, named))
@@ -233,29 +260,33 @@ def _bind(path: str, cls: type, arguments: Mapping[str, Any], report: _Report) -
 
 def unknown_key(path: str, key: str, valid: Sequence[str]) -> str:
     """The fault for a key that a node does not have."""
-    near = did_you_mean(key, valid)
+    near = nearest(key, valid)
     prefix = f"{path}." if path else ""
-    near = near.replace("'", f" {prefix}", 1).replace("'", "") if near else ""
-    near = near.replace("mean  ", "mean ")
+    hint = f" Did you mean {prefix}{near}?" if near else ""
     group = path.split(".")[0] if path else ""
     more = f" (dumbo --info {group})" if group in GROUPS else ""
-    return f"{path or 'The config'} has no key '{key}'.{near}\n  keys{f' of {path}' if path else ''}: {', '.join(valid)}{more}"
+    return f"{path or 'The config'} has no key '{key}'.{hint}\n  keys{f' of {path}' if path else ''}: {', '.join(valid)}{more}"
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """The annotations of the constructor's parameters (a dataclass: of its fields)."""
+    """The annotations of the constructor's parameters (a dataclass: of its fields), those that can be evaluated."""
+    source: Any = cls if hasattr(cls, "__dataclass_fields__") else cls.__init__  # type: ignore[misc]
     try:
-        source: Any = cls if hasattr(cls, "__dataclass_fields__") else cls.__init__  # type: ignore[misc]
         return typing.get_type_hints(source)
-    except NameError:  # an annotation that exists for type checkers only: left to the constructor
-        return {}
+    except NameError:  # some name exists for type checkers only: judge the others
+        names = vars(sys.modules[cls.__module__])
+        found = {}
+        for name, annotation in inspect.get_annotations(source).items():
+            with contextlib.suppress(NameError):
+                found[name] = eval(annotation, names) if isinstance(annotation, str) else annotation
+        return found
 
 
 def _construct(path: str, cls: type, arguments: Mapping[str, Any], report: _Report) -> Any:
     try:
         return cls(**arguments)
     except UserError as error:
-        report.faults.append(f"{path}: {error}" if not str(error).startswith(path) else str(error))
+        report.faults.append(str(error) if str(error).startswith(f"{path}.") else f"{path}: {error}")
     except (ValueError, TypeError) as error:
         report.faults.append(f"{path}: {error}")
     return None
@@ -264,7 +295,9 @@ def _construct(path: str, cls: type, arguments: Mapping[str, Any], report: _Repo
 def _section(path: str, cls: type, node: Any, report: _Report) -> Any:
     """Options that are no plugin: typed by their dataclass."""
     if node is not None and not isinstance(node, Mapping):
-        report.faults.append(f"{path} must be a mapping with the keys {', '.join(f.name for f in fields(cls))}, got {_shown(node)}.")
+        report.faults.append(
+            f"{path} must be a mapping with the keys {', '.join(f.name for f in fields(cls))}, got {_shown(node)}."
+        )
         return None
     before = len(report.faults)
     arguments = {str(key): value for key, value in (node or {}).items()}
@@ -301,8 +334,22 @@ def _conflicts(patches: Mapping[str, Any]) -> list[str]:
             pair = frozenset((name, other))
             if other in patches and pair not in seen:
                 seen.add(pair)
-                faults.append(f"patch.{name} and patch.{other} cannot be used together.\n  Leave one out: patch=[{_without(patches, other)}]")
+                faults.append(
+                    f"patch.{name} and patch.{other} cannot be used together.\n  Leave one out: patch=[{_without(patches, other)}]"
+                )
     return faults
+
+
+def _batch(plugins: Plugins) -> list[str]:
+    """The batch arithmetic, where trainer and launch have one."""
+    derive = getattr(plugins.trainer, "batch", None)
+    if not callable(derive):
+        return []
+    try:
+        derive(getattr(plugins.launch, "ranks", 1))
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def _without(patches: Mapping[str, Any], name: str) -> str:

@@ -94,6 +94,10 @@ def _run_verb(command: Command, composed: Any) -> int:
     from dumbo.check import check
 
     plugins = check(composed.cfg, composed.choices, command.config_dirs)
+    if command.verb == "look":
+        from dumbo.look import look
+
+        return look(plugins, command)
     if command.verb == "preview":
         from dumbo.preview import preview
 

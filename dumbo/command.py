@@ -1,6 +1,6 @@
 """The typed words -> verb, file, flags, overrides. Pure: nothing is composed or imported here.
 
-    dumbo [VERB | FILE.yaml | DATA.jsonl] [flags] [overrides]
+dumbo [VERB | FILE.yaml | DATA.jsonl] [flags] [overrides]
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def _existing(word: str) -> Path:
     path = Path(word).expanduser()
     if not path.is_file():
         folder = path.parent
-        siblings = [str(folder / p.name) if folder != Path() else p.name for p in folder.iterdir()] if folder.is_dir() else []
+        siblings = (
+            [str(folder / p.name) if folder != Path() else p.name for p in folder.iterdir()] if folder.is_dir() else []
+        )
         raise UserError(f"There is no file '{word}'.{did_you_mean(word, siblings)}")
     return path.resolve()
 
@@ -181,5 +183,3 @@ def _quoted(word: str) -> str:
                 escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
                 return key + '"' + escaped.replace('"', '\\"') + '"'
     return word
-
-

@@ -50,7 +50,9 @@ class DumboSearchPath(SearchPathPlugin):
     config_dirs: ClassVar[tuple[Path, ...]] = ()
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        if not any(element.provider == "main" and element.path == str(conf_folder()) for element in search_path.get_path()):
+        if not any(
+            element.provider == "main" and element.path == str(conf_folder()) for element in search_path.get_path()
+        ):
             return  # another Hydra program in this process
         for folder in reversed(self.config_dirs):
             search_path.prepend("config-dir", f"file://{folder}", anchor=SearchPathQuery("main"))
@@ -80,6 +82,39 @@ def composed_of(cfg: DictConfig) -> Composed:
     return Composed(job, {str(key): value for key, value in choices.items()})
 
 
+def refuse_early(overrides: Sequence[str]) -> None:
+    """What Hydra accepts, or answers with a traceback, and nobody means.
+
+    Raises:
+        UserError: a list for a group of one choice, a group set to null or taken away, `+` before a group.
+    """
+    for word in overrides:
+        key, _, value = word.partition("=")
+        group = key.lstrip("+~")
+        if group == "experiment" and not key.startswith("+"):
+            raise UserError(f"experiment is chosen on top of the rest: write +experiment={value or 'NAME'}.")
+        if group not in GROUPS:
+            continue
+        listed = group in LIST_GROUPS
+        if value == "null" or (value == "" and "=" in word):
+            raise UserError(
+                f"{group} cannot be {value or 'empty'}.\n  Write "
+                + (f"{group}=[] for none." if listed else f"{group}=NAME (dumbo --info {group}).")
+            )
+        if key.startswith("~") and not listed:
+            raise UserError(f"~{group}: a run needs a {group}. Write {group}=NAME (dumbo --info {group}).")
+        if key.startswith("+"):
+            raise UserError(f"{key}: every config has a {group} already. Leave out the '+': {group}={value}")
+        if value.startswith("[") and not listed and "],[" not in value.replace(" ", ""):
+            first = value.strip("[] ").split(",")[0].strip()
+            several = (
+                " Several files go into one: dataset=files dataset.path=[a.jsonl,b.jsonl]."
+                if group == "dataset"
+                else ""
+            )
+            raise UserError(f"{group} takes one choice, got the list {value}.\n  Write {group}={first}.{several}")
+
+
 def prepare_hydra(config_dirs: Sequence[Path], file: Path | None) -> list[str]:
     """Makes user folders and FILE.yaml known to Hydra; returns the overrides that choose them."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us; we say them in the user's words
@@ -90,7 +125,9 @@ def prepare_hydra(config_dirs: Sequence[Path], file: Path | None) -> list[str]:
     Plugins.instance().register(DumboSearchPath)
     if file is None:
         return []
-    ConfigStore.instance().store(group=FILE_GROUP, name="experiment", node=_load_experiment(file), package="_global_", provider=file.name)
+    ConfigStore.instance().store(
+        group=FILE_GROUP, name="experiment", node=_load_experiment(file), package="_global_", provider=file.name
+    )
     return [f"+{FILE_GROUP}=experiment"]
 
 
@@ -106,8 +143,11 @@ def _load_experiment(file: Path) -> Any:
     return OmegaConf.to_container(node)
 
 
-def run_hydra(overrides: Sequence[str], flags: Sequence[str], job: Callable[[DictConfig], Any], *, multirun: bool) -> None:
+def run_hydra(
+    overrides: Sequence[str], flags: Sequence[str], job: Callable[[DictConfig], Any], *, multirun: bool
+) -> None:
     """Lets Hydra's own entry point compose, or show (`--cfg`), or sweep (`-m`), and call `job` with the config."""
+    refuse_early(overrides)
     saved = sys.argv
     sys.argv = [saved[0], *flags, *(["--multirun"] if multirun else []), *overrides]
     try:
@@ -120,6 +160,7 @@ def run_hydra(overrides: Sequence[str], flags: Sequence[str], job: Callable[[Dic
 
 def compose(overrides: Sequence[str]) -> Composed:
     """Composes without the command line (`dumbo.run`, repeat, tests)."""
+    refuse_early(overrides)
     with translated(overrides), hydra.initialize_config_dir(str(conf_folder()), job_name="dumbo", version_base="1.3"):
         cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -153,7 +194,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     if missing is not None and missing.missing_cfg_file:
         return _explain_missing(missing)
     if isinstance(error, UserWarning):
-        return f"The search path names a folder that does not exist: {error}"
+        where = re.search(r"path=(\S+)", str(error))
+        return f"hydra.searchpath: there is no folder '{where.group(1) if where else error}'."
     first = str(error).strip()
     if found := re.search(r"Could not override '([^']+)'", first):
         return _explain_key(found.group(1), chain, overrides)
@@ -164,7 +206,13 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     if "No match in the defaults list" in first or "Could not override '" in first:
         name = re.search(r"'([^']+)'", first)
         return _explain_group(name.group(1) if name else "", first)
-    if "mismatched input" in first or "no viable alternative" in first or "token recognition" in first or "extraneous input" in first:
+    if (
+        "Viable" in first
+        or "mismatched input" in first
+        or "no viable alternative" in first
+        or "token recognition" in first
+        or "extraneous input" in first
+    ):
         return _explain_grammar(first, overrides)
     return first.splitlines()[0]
 
@@ -184,9 +232,12 @@ def _explain_missing(error: MissingConfigException) -> str:
     return f"{group} has no choice '{name}'.{did_you_mean(name, options)}\n  choices of {group}: {', '.join(options)}"
 
 
-LATER = {("patch", n) for n in ("varlen", "compile", "qlora", "neftune")} | {
-    ("trainer", n) for n in ("dpo", "kto", "orpo", "simpo", "grpo", "reward")
-} | {("launch", n) for n in ("auto", "ddp", "fsdp")} | {("dataset", "mixture")}
+LATER = (
+    {("patch", n) for n in ("varlen", "compile", "qlora", "neftune")}
+    | {("trainer", n) for n in ("dpo", "kto", "orpo", "simpo", "grpo", "reward")}
+    | {("launch", n) for n in ("auto", "ddp", "fsdp")}
+    | {("dataset", "mixture")}
+)
 
 
 def choices_of(group: str) -> list[str]:
@@ -200,7 +251,7 @@ def _explain_key(key: str, chain: Sequence[BaseException], overrides: Sequence[s
     group = key.split(".")[0]
     if group in LIST_GROUPS and "." in key:
         name = key.split(".")[1]
-        if name in choices_of(group):
+        if name in choices_of(group) and not any(_has(link, f"{group}.{name}") for link in chain):
             swept = any(o.startswith(f"{group}=") and ("],[" in o or "choice(" in o) for o in overrides)
             note = (
                 f"\n  In a sweep over {group} itself, write {key}=choice(…): a fixed value is set before the choices are."
@@ -238,15 +289,16 @@ def _root(error: BaseException) -> Any:
 def _explain_group(name: str, text: str) -> str:
     if name in GROUPS:
         return text.splitlines()[0]
-    return f"There is no group or key '{name}'.{did_you_mean(name, [*GROUPS, *SECTIONS])}\n  groups: {', '.join(GROUPS)}"
+    return (
+        f"There is no group or key '{name}'.{did_you_mean(name, [*GROUPS, *SECTIONS])}\n  groups: {', '.join(GROUPS)}"
+    )
 
 
 def _explain_grammar(text: str, overrides: Sequence[str]) -> str:
     word = next((o for o in overrides if o and o in text), None)
     said = f"The override {word} cannot be read" if word else "An override cannot be read"
+    reason = text.splitlines()[0].removeprefix("LexerNoViableAltException: ").strip()
     return (
-        f"{said}: {text.splitlines()[0]}\n"
+        f"{said}: {reason}.\n"
         "  Values with special characters need quotes inside quotes: 'dataset.path=\"a b.jsonl\"'; lists are [a,b] without spaces."
     )
-
-

@@ -61,7 +61,14 @@ def describe(annotation: Any) -> str:
         if literals:
             words.insert(0, "one of " + ", ".join(map(str, literals)))
         return " or ".join(words)
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null", Any: "anything"}
+    names = {
+        float: "a number",
+        int: "a whole number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        Any: "anything",
+    }
     if annotation is None:
         return "null"
     if annotation in names:

@@ -44,7 +44,9 @@ def _http_errors(session: object) -> tuple[type[Exception], ...]:
 
     library = importlib.import_module(type(session).__module__.split(".")[0])
     return tuple(
-        error for name in ("HTTPError", "RequestException", "TransportError") if isinstance(error := getattr(library, name, None), type)
+        error
+        for name in ("HTTPError", "RequestException", "TransportError")
+        if isinstance(error := getattr(library, name, None), type)
     )
 
 
@@ -77,7 +79,9 @@ def fetch(repo: str, revision: str | None, patterns: Sequence[str], *, instead: 
 
     offline = not in_reach()
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), local_files_only=offline))
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(patterns), local_files_only=offline)
+        )
     except LocalEntryNotFoundError as error:
         raise HubUnreachable(f"{repo} is not cached here and the model hub is not in reach.\n{instead}") from error
     except GatedRepoError as error:

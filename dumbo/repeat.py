@@ -37,7 +37,11 @@ def _merged(command: Command, run: Path, key: str, drop: tuple[str, ...]) -> Com
     recorded = parse([word for word in words if word.lstrip("+").split("=")[0] not in drop])
     copy = run.expanduser() / "experiment.yaml"
     experiment = copy.resolve() if copy.is_file() else recorded.file
-    own = command.overrides if key == "resume" else tuple(word for word in command.overrides if not word.startswith("repeat="))
+    own = (
+        command.overrides
+        if key == "resume"
+        else tuple(word for word in command.overrides if not word.startswith("repeat="))
+    )
     chosen = {word.lstrip("+~").split("=")[0] for word in own}
     kept = tuple(word for word in recorded.overrides if word.lstrip("+~").split("=")[0] not in chosen)
     return replace(
@@ -46,3 +50,17 @@ def _merged(command: Command, run: Path, key: str, drop: tuple[str, ...]) -> Com
         file=command.file or experiment,
         config_dirs=command.config_dirs or recorded.config_dirs,
     )
+
+
+def recorded_config_dirs(run: Path) -> tuple[Path, ...]:
+    """The --config-dir folders a run was started with."""
+    import sys
+
+    import yaml
+
+    words = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8")) or []
+    folders = tuple(
+        Path(str(word).removeprefix("--config-dir=")) for word in words if str(word).startswith("--config-dir=")
+    )
+    sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
+    return folders

@@ -1,6 +1,6 @@
 """One experiment, start to end. Everything above it composes; everything below it does one step.
 
-    tokenizer -> data, once, memory-mapped, audited -> model -> patches, in order -> proofs -> train -> save
+tokenizer -> data, once, memory-mapped, audited -> model -> patches, in order -> proofs -> train -> save
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumbo.check import Plugins
 from dumbo.outputs.lifecycle import begin, closing, show_end, silence_libraries
+from dumbo.outputs.model_card import write_model_card
 from dumbo.patch import order
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def train(plugins: Plugins, composed: Composed, command: Command) -> dict[str, A
     with closing(run):
         metrics = plugins.launch.launch(lambda: experiment(plugins, run))
         run.update(metrics=metrics)
+        write_model_card(run)
     return show_end(run)
 
 
@@ -50,7 +52,9 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     if run.verify_quick:
         run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
 
-    usable = {name: patch for name, patch in patches.items() if not run.left_out(name, order.why_unavailable(name, patch))}
+    usable = {
+        name: patch for name, patch in patches.items() if not run.left_out(name, order.why_unavailable(name, patch))
+    }
     kwargs = order.load_kwargs(usable)
     model = plugins.model.load_model(tokenizer, dtype=dtype_for(plugins, usable), **kwargs)
     for name, patch in usable.items():

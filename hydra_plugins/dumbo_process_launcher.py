@@ -13,7 +13,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 
-
 ConfigStore.instance().store(
     group="hydra/launcher",
     name="process",

@@ -96,7 +96,9 @@ class _Columns:
     def get(self, name: str) -> Any:
         own = self._names.get(name, name)
         if own not in self._raw:
-            raise RowFault(f"there is no column '{own}'", f"It has {', '.join(map(str, self._raw)) or 'none'}: mend the row")
+            raise RowFault(
+                f"there is no column '{own}'", f"It has {', '.join(map(str, self._raw)) or 'none'}: mend the row"
+            )
         return self._raw[own]
 
     def text(self, name: str, *, empty: bool = False) -> str:

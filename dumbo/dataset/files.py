@@ -108,7 +108,11 @@ class Files:
 
 
 def check_common(
-    eval_fraction: float, eval_limit: int | None, limit: int | None, answer_pattern: str | None, columns: Mapping[str, str]
+    eval_fraction: float,
+    eval_limit: int | None,
+    limit: int | None,
+    answer_pattern: str | None,
+    columns: Mapping[str, str],
 ) -> None:
     """What every dataset's options must fulfil. Raises UserError."""
     import re
@@ -120,14 +124,18 @@ def check_common(
             raise UserError(f"{name} must be at least 1, or null for all rows; got {value}.")
     for known in columns:
         if known not in KNOWN_COLUMNS:
-            raise UserError(f"columns.{known}: there is no such known column.{did_you_mean(known, KNOWN_COLUMNS)}\n  known: {', '.join(KNOWN_COLUMNS)}")
+            raise UserError(
+                f"columns.{known}: there is no such known column.{did_you_mean(known, KNOWN_COLUMNS)}\n  known: {', '.join(KNOWN_COLUMNS)}"
+            )
     if answer_pattern is not None:
         try:
             groups = re.compile(answer_pattern).groups
         except re.error as error:
             raise UserError(f"answer_pattern is not a regular expression: {error}.") from error
         if groups < 1:
-            raise UserError(f"answer_pattern needs a group that holds the answer, as in '#### (.*)'; got '{answer_pattern}'.")
+            raise UserError(
+                f"answer_pattern needs a group that holds the answer, as in '#### (.*)'; got '{answer_pattern}'."
+            )
 
 
 def stem(file: Path) -> str:
@@ -215,7 +223,9 @@ class FileBatches:
         columns: Columns | None = Columns("text", {}) if kind == "txt" else None
         for raws in _read(file, kind, self.txt_rows):
             if columns is None:
-                columns = recognise((raw for _, raw in raws if not isinstance(raw, _Broken)), self.data_format, self.columns, str(file))
+                columns = recognise(
+                    (raw for _, raw in raws if not isinstance(raw, _Broken)), self.data_format, self.columns, str(file)
+                )
             batch: list[Row | BadRow] = []
             for number, raw in raws:
                 source = Source(str(file), number, unit)
@@ -267,7 +277,9 @@ def _lines(file: Path) -> Iterator[Raws]:
 
 def _jsonl(file: Path) -> Iterator[Raws]:
     for lines in _lines(file):
-        batch = [(number, _decoded(line.removeprefix("\ufeff"))) for number, line in lines if line and not line.isspace()]
+        batch = [
+            (number, _decoded(line.removeprefix("\ufeff"))) for number, line in lines if line and not line.isspace()
+        ]
         if batch:
             yield batch
 
@@ -289,7 +301,9 @@ def _json(file: Path) -> Iterator[Raws]:
         if error.msg == "Extra data" and error.lineno > 1:
             raise UserError(f"{file} holds one JSON value a line.\n  Write dataset.kind=jsonl") from error
         around = text[max(0, error.pos - 40) : error.pos + 40]
-        raise UserError(f"{file}, line {error.lineno}: this is not JSON ({error.msg}).\n  {start_of(around)}") from error
+        raise UserError(
+            f"{file}, line {error.lineno}: this is not JSON ({error.msg}).\n  {start_of(around)}"
+        ) from error
     if isinstance(data, Mapping):
         lists = [key for key, value in data.items() if isinstance(value, list)]
         data = data[lists[0]] if len(lists) == 1 else [data]
@@ -331,11 +345,20 @@ def _table(file: Path, kind: str) -> Iterator[Raws]:
     if kind == "parquet":
         scan = pl.scan_parquet(str(file), glob=False)
     else:
-        scan = pl.scan_csv(str(file), separator="\t" if kind == "tsv" else ",", infer_schema=False, missing_utf8_is_empty_string=True, glob=False)
+        scan = pl.scan_csv(
+            str(file),
+            separator="\t" if kind == "tsv" else ",",
+            infer_schema=False,
+            missing_utf8_is_empty_string=True,
+            glob=False,
+        )
     number = 0
     for frame in scan.collect_batches(chunk_size=BATCH, maintain_order=True, engine="streaming"):
         for part in frame.iter_slices(BATCH):
-            yield [(number + index, {key: _without_null(cell) for key, cell in row.items()}) for index, row in enumerate(part.iter_rows(named=True), 1)]
+            yield [
+                (number + index, {key: _without_null(cell) for key, cell in row.items()})
+                for index, row in enumerate(part.iter_rows(named=True), 1)
+            ]
             number += len(part)
 
 
@@ -346,5 +369,3 @@ def _without_null(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_null(child) for child in value]
     return value
-
-

@@ -72,7 +72,13 @@ class Hub:
         }
         files = None
         if self.eval_path is not None:
-            files = Files(path=self.eval_path, data_format=self.data_format, columns=self.columns, limit=self.eval_limit, eval_fraction=0.0).load()
+            files = Files(
+                path=self.eval_path,
+                data_format=self.data_format,
+                columns=self.columns,
+                limit=self.eval_limit,
+                eval_fraction=0.0,
+            ).load()
             fingerprint["eval"] = files.fingerprint
         held_rows = self._batches(held_out, self.eval_split or "", self.eval_limit) if held_out is not None else None
         return Splits(
@@ -121,9 +127,13 @@ class Hub:
                     f"The data set {self.path} is not cached here and the hub is not in reach.\n"
                     "  Write dataset.path=FILE for rows on this disk (jsonl, json, csv, parquet)."
                 ) from error
-            raise UserError(f"There is no data set '{self.path}' on the hub, or no right to it ({_first_line(error)}).") from error
+            raise UserError(
+                f"There is no data set '{self.path}' on the hub, or no right to it ({_first_line(error)})."
+            ) from error
         except ValueError as error:
-            raise UserError(f"The data set {self.path}: {_first_line(error)}\n  See dataset.config, dataset.split, dataset.revision.") from error
+            raise UserError(
+                f"The data set {self.path}: {_first_line(error)}\n  See dataset.config, dataset.split, dataset.revision."
+            ) from error
 
     def _batches(self, data: datasets.Dataset, split: str, limit: int | None) -> _HubBatches:
         return _HubBatches(data, f"{self.path} ({split})", self.data_format, self.columns, limit)

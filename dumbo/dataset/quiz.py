@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
 
+from dumbo.dataset.files import check_common
 from dumbo.interfaces import BadRow, Message, Row, Source, Splits
 
 CAPITALS = {
@@ -24,10 +25,7 @@ CAPITALS = {
     "Spain": "Madrid", "Sweden": "Stockholm", "Turkey": "Ankara", "Uganda": "Kampala", "Ukraine": "Kyiv",
     "Vietnam": "Hanoi",
 }  # fmt: skip
-WORDS = (
-    "apple bread chair cloud dance eagle earth field flame forest garden glass green horse house juice lemon light "
-    "money mouse music night ocean piano plant river snow stone storm table train water"
-).split()
+WORDS = ["apple", "bread", "chair", "cloud", "dance", "eagle", "earth", "field", "flame", "forest", "garden", "glass", "green", "horse", "house", "juice", "lemon", "light", "money", "mouse", "music", "night", "ocean", "piano", "plant", "river", "snow", "stone", "storm", "table", "train", "water"]
 
 WORDINGS = {
     "sum": ("What is {a} + {b}?", "{a} plus {b}?", "Add {a} and {b}."),
@@ -86,6 +84,9 @@ class Quiz:
     eval_limit: int | None = 100
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        check_common(0.0, self.eval_limit, self.limit, None, {})
+
     def load(self) -> Splits:
         train, held_out = questions(self.seed)
         return Splits(
@@ -93,7 +94,7 @@ class Quiz:
             eval=_Batches("quiz held out", held_out[: self.eval_limit]),
             fingerprint=f"quiz seed={self.seed} limit={self.limit} eval_limit={self.eval_limit}",
             name="quiz",
-            answer_pattern=r"(?s)\s*(.*\S)\s*",
+            answer_pattern=r"(?s)^\s*(.*\S)",
         )
 
 

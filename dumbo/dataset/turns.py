@@ -8,7 +8,14 @@ from typing import Any
 from dumbo.interfaces import Message
 from dumbo.suggest import did_you_mean
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool", "function": "tool"}
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
 SPEAKERS = {
     "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
     "chatgpt": "assistant", "bot": "assistant", "function_call": "function_call", "tool_call": "function_call",
@@ -53,7 +60,9 @@ def sharegpt_messages(turns: Any) -> list[Message]:
             raise RowFault(f"turn {number} lacks 'from' or 'value'")
         speaker = SPEAKERS.get(str(turn["from"]).lower())
         if speaker is None:
-            raise RowFault(f"turn {number} is from '{turn['from']}', which is no known speaker.{did_you_mean(str(turn['from']), SPEAKERS)}")
+            raise RowFault(
+                f"turn {number} is from '{turn['from']}', which is no known speaker.{did_you_mean(str(turn['from']), SPEAKERS)}"
+            )
         value = text_of(turn["value"], f"value of turn {number}", empty=speaker in ("tool", "system"))
         if speaker == "function_call":
             messages.append(Message(role="assistant", content="", tool_calls=_calls(value, number, len(messages))))
@@ -72,7 +81,10 @@ def _calls(value: str, number: int, place: int) -> list[dict[str, Any]]:
         decoded = json.loads(value)
     except json.JSONDecodeError as error:
         raise RowFault(f"the function_call in turn {number} is not JSON ({error.msg} at {error.pos})") from error
-    return [_call(call, f"turn {number}", place + index) for index, call in enumerate(decoded if isinstance(decoded, list) else [decoded])]
+    return [
+        _call(call, f"turn {number}", place + index)
+        for index, call in enumerate(decoded if isinstance(decoded, list) else [decoded])
+    ]
 
 
 def _call(call: Any, where: str, place: int) -> dict[str, Any]:
@@ -90,7 +102,9 @@ def _call(call: Any, where: str, place: int) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments)
         except json.JSONDecodeError as error:
-            raise RowFault(f"the arguments of a tool call in {where} are not JSON ({error.msg} at {error.pos})") from error
+            raise RowFault(
+                f"the arguments of a tool call in {where} are not JSON ({error.msg} at {error.pos})"
+            ) from error
     identity = call.get("id") or f"call{place:05d}"
     return {"type": "function", "id": str(identity), "function": {"name": function["name"], "arguments": arguments}}
 
@@ -126,10 +140,14 @@ def _message(turn: Any, number: int, before: list[Message]) -> Message:
         raise RowFault(f"message {number} has no role")
     role = ROLES.get(str(turn["role"]))
     if role is None:
-        raise RowFault(f"message {number} has the unknown role '{turn['role']}'.{did_you_mean(str(turn['role']), ROLES)}")
+        raise RowFault(
+            f"message {number} has the unknown role '{turn['role']}'.{did_you_mean(str(turn['role']), ROLES)}"
+        )
     content, reasoning, calls = _content(turn.get("content"), number)
     calls += list(turn.get("tool_calls") or [])
-    reasoning = reasoning or next((turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)), "")
+    reasoning = reasoning or next(
+        (turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key)), ""
+    )
     if role == "tool":
         message = _tool_result(content, before)
         for key in ("tool_call_id", "name"):
@@ -142,7 +160,9 @@ def _message(turn: Any, number: int, before: list[Message]) -> Message:
             message["reasoning_content"] = text_of(reasoning, f"reasoning of message {number}")
         if calls:
             place = sum(len(earlier.get("tool_calls", [])) for earlier in before)
-            message["tool_calls"] = [_call(call, f"message {number}", place + index) for index, call in enumerate(calls)]
+            message["tool_calls"] = [
+                _call(call, f"message {number}", place + index) for index, call in enumerate(calls)
+            ]
         if not content.strip() and not calls:
             raise RowFault(f"message {number} (assistant) is empty", "Fill it in")
     elif role == "user" and not content.strip():
@@ -164,7 +184,16 @@ def _content(content: Any, number: int) -> tuple[str, str, list[Any]]:
     calls: list[Any] = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else "text" if isinstance(part, str) else None
-        value = part if isinstance(part, str) else next((part[k] for k in ("text", "value", "content", "thinking", "tool_call") if part.get(k) is not None), None) if isinstance(part, dict) else None
+        value = (
+            part
+            if isinstance(part, str)
+            else next(
+                (part[k] for k in ("text", "value", "content", "thinking", "tool_call") if part.get(k) is not None),
+                None,
+            )
+            if isinstance(part, dict)
+            else None
+        )
         if kind in ("text", "input_text", "output_text", "tool_result", "tool_response"):
             texts.append(text_of(value, f"a text part of message {number}", empty=True))
         elif kind in ("reasoning", "thinking"):

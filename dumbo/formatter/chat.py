@@ -39,11 +39,11 @@ class Chat:
         Raises:
             UserError: the tokenizer has no chat template, or it does not render a plain conversation.
         """
-        return _conversations(self, tokenizer).format(rows)
+        return _conversations(self, tokenizer, str(tokenizer.chat_template)).format(rows)
 
 
 @functools.lru_cache(maxsize=4)
-def _conversations(chat: Chat, tokenizer: PreTrainedTokenizerBase) -> Conversations:
+def _conversations(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str) -> Conversations:
     if not tokenizer.chat_template:
         raise UserError(
             "The tokenizer has no chat template.\n"

@@ -48,7 +48,7 @@ class Completion:
             row, text, counts = item
             encoded = next(encodings)
             if crossed := crossing(encoded, text):
-                counts["tokens_across_a_turn's_start"] = crossed
+                counts["boundary_tokens"] = crossed
             labels = labels_of(encoded.ids, trained_mask(encoded, text))
             examples.append(Example(encoded.ids, labels, row.source, token_span(encoded, text.reply), counts))
         return examples

@@ -1,6 +1,6 @@
 """Conversations -> examples, for any template: what `formatter=chat` and `formatter=jinja` share.
 
-    row -> control tokens in its text? -> render -> spans of the turns -> tokenise the batch -> labels
+row -> control tokens in its text? -> render -> spans of the turns -> tokenise the batch -> labels
 """
 
 from __future__ import annotations
@@ -97,8 +97,10 @@ class Conversations:
         for (place, row, text, counts), encoded in zip(rendered, encodings, strict=True):
             mask = trained_mask(encoded, text)
             if crossed := crossing(encoded, text):
-                counts["tokens_across_a_turn's_start"] = crossed
-            done[place] = Example(encoded.ids, labels_of(encoded.ids, mask), row.source, token_span(encoded, text.reply), counts)
+                counts["boundary_tokens"] = crossed
+            done[place] = Example(
+                encoded.ids, labels_of(encoded.ids, mask), row.source, token_span(encoded, text.reply), counts
+            )
         return [item for item in done if item is not None]
 
     def _render_row(self, row: Row) -> tuple[Rendered, dict[str, int]]:
@@ -127,7 +129,7 @@ class Conversations:
         calls = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
         reasons = any(message.get("reasoning_content") for message in messages)
         if self.tool_calls == "as_text" and (calls or tools or reasons):
-            return as_text(messages, tools, reasoning=not self.abilities.reasoning), None
+            return as_text(messages, tools, reasoning=not self.abilities.reasoning, system=self.abilities.system), None
         lost = [
             name
             for name, there, able in (
@@ -188,7 +190,9 @@ class Conversations:
         marked = [number for number, message in enumerate(messages) if message.get("train")]
         if strange := [number for number in marked if number not in spans]:
             role = messages[strange[0]]["role"]
-            raise RowError(f"message {strange[0] + 1} says train: true, but its role is {role}; only assistant turns train")
+            raise RowError(
+                f"message {strange[0] + 1} says train: true, but its role is {role}; only assistant turns train"
+            )
         if not marked:
             raise RowError("no message says train: true (formatter.loss_on=field)")
         return tuple(spans[number] for number in marked)
@@ -200,7 +204,9 @@ class _Safe:
     def __init__(self, render: Render) -> None:
         self._render = render
 
-    def __call__(self, messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
+    def __call__(
+        self, messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool
+    ) -> str:
         try:
             return self._render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
         except TEMPLATE_ERRORS as error:
@@ -215,7 +221,10 @@ def _abilities(render: Render) -> Abilities:
     call = {"type": "function", "id": "zqcall007", "function": function}
     calling = Message(role="assistant", content="", tool_calls=[call])
     result = Message(role="tool", content="zqResult7", name="zq_tool7", tool_call_id="zqcall007")
-    tool = {"type": "function", "function": {"name": "zq_listed7", "description": "d", "parameters": {"type": "object", "properties": {}}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "zq_listed7", "description": "d", "parameters": {"type": "object", "properties": {}}},
+    }
     thinking = Message(role="assistant", content="zqText7", reasoning_content="zqReason7")
     system = Message(role="system", content="zqSystem7")
 
@@ -257,5 +266,3 @@ def start_of(row: Row, width: int = 120) -> str:
         text = json.dumps(row.messages, ensure_ascii=False)
     text = " ".join(text.split())
     return text if len(text) <= width else text[: width - 1] + "…"
-
-

@@ -88,7 +88,11 @@ def _conversations(jinja: Jinja, tokenizer: PreTrainedTokenizerBase) -> Conversa
 def environment() -> ImmutableSandboxedEnvironment:
     """The sandbox: no attributes that begin with an underscore, no changing of what is passed in."""
     sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        extensions=["jinja2.ext.loopcontrols"],
     )
     sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     sandbox.globals["raise_exception"] = _raise_exception

@@ -98,7 +98,12 @@ def assistant_spans(
 
 
 def _by_prefix(
-    render: Render, messages: Sequence[Message], number: int, tools: list[dict[str, Any]] | None, plain: str, profile: Profile
+    render: Render,
+    messages: Sequence[Message],
+    number: int,
+    tools: list[dict[str, Any]] | None,
+    plain: str,
+    profile: Profile,
 ) -> Span | None:
     """The span of one turn when the rendering of what precedes it is how the whole begins; else None."""
     if number == 0:
@@ -122,11 +127,18 @@ def _by_prefix(
 
 
 def _own_text(message: Message) -> str:
-    return "\0".join([message.get("content", ""), message.get("reasoning_content", ""), str(message.get("tool_calls", ""))])
+    return "\0".join(
+        [message.get("content", ""), message.get("reasoning_content", ""), str(message.get("tool_calls", ""))]
+    )
 
 
 def _by_markers(
-    render: Render, messages: Sequence[Message], turns: Sequence[int], tools: list[dict[str, Any]] | None, plain: str, profile: Profile
+    render: Render,
+    messages: Sequence[Message],
+    turns: Sequence[int],
+    tools: list[dict[str, Any]] | None,
+    plain: str,
+    profile: Profile,
 ) -> dict[int, Span]:
     """The spans of all turns from marked texts."""
     if 2 * len(turns) > len(MARKERS):
@@ -185,7 +197,14 @@ def _marked(message: Message, opened: str, closed: str) -> Message:
             changed[key] = mark(message[key])  # type: ignore[literal-required]
     if calls := message.get("tool_calls"):
         changed["tool_calls"] = [
-            {**call, "function": {**call["function"], "name": mark(call["function"]["name"]), "arguments": map_strings(call["function"]["arguments"], mark)}}
+            {
+                **call,
+                "function": {
+                    **call["function"],
+                    "name": mark(call["function"]["name"]),
+                    "arguments": map_strings(call["function"]["arguments"], mark),
+                },
+            }
             for call in calls
         ]
     return changed

@@ -40,7 +40,9 @@ class Text:
                 done.append(None)
         encodings = encode([text for _, _, text, _ in rendered], tokenizer)
         for (place, row, text, counts), encoded in zip(rendered, encodings, strict=True):
-            done[place] = Example(encoded.ids, labels_of(encoded.ids, trained_mask(encoded, text)), row.source, None, counts)
+            done[place] = Example(
+                encoded.ids, labels_of(encoded.ids, trained_mask(encoded, text)), row.source, None, counts
+            )
         return [item for item in done if item is not None]
 
     def _render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Rendered, dict[str, int]] | BadRow:

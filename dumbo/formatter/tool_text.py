@@ -16,16 +16,20 @@ from typing import Any
 from dumbo.interfaces import Message
 
 
-def as_text(messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, reasoning: bool) -> list[Message]:
+def as_text(
+    messages: Sequence[Message], tools: list[dict[str, Any]] | None, *, reasoning: bool, system: bool
+) -> list[Message]:
     """The conversation with calls, results, tool lists (and reasoning, when `reasoning`) in its texts.
 
-    Results become the user's words; neighbours of one role become one message, since some templates insist on turns.
+    Results become the user's words, and so does the system message where a template has none (`system` false);
+    neighbours of one role become one message, since some templates insist on turns.
     """
     plain: list[Message] = []
     if tools:
-        plain.append(Message(role="system", content=_tool_list(tools)))
+        plain.append(Message(role="system" if system else "user", content=_tool_list(tools)))
     for message in messages:
         role, content = message["role"], message.get("content", "")
+        role = "user" if role == "system" and not system else role
         if role == "assistant":
             parts = []
             if reasoning and message.get("reasoning_content"):

@@ -29,7 +29,9 @@ def torch_dtype(name: Any) -> torch.dtype:
     if isinstance(name, torch.dtype):
         return name
     if name not in DTYPES:
-        raise UserError(f"model.dtype has no choice '{name}'.{did_you_mean(str(name), DTYPES)}\n  choices: {', '.join(DTYPES)}")
+        raise UserError(
+            f"model.dtype has no choice '{name}'.{did_you_mean(str(name), DTYPES)}\n  choices: {', '.join(DTYPES)}"
+        )
     return torch.float32 if name == "auto" else getattr(torch, name)
 
 
@@ -41,7 +43,7 @@ def bf16_in_hardware() -> bool:
 
 
 def resolved_precision(precision: str) -> str:
-    """"bf16" or "fp32" for `trainer.precision`.
+    """ "bf16" or "fp32" for `trainer.precision`.
 
     Raises:
         UserError: bf16 asked for on a GPU that has none.

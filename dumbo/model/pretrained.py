@@ -93,7 +93,9 @@ class Pretrained:
                 f"The tokenizer of {self.path} has no fast form, which masks need (offsets of tokens in the text)."
             )
         self.tokenizer.apply(tokenizer)
-        tokenizer.model_max_length = self.context_length or _positions(self._config(folder)) or tokenizer.model_max_length
+        tokenizer.model_max_length = (
+            self.context_length or _positions(self._config(folder)) or tokenizer.model_max_length
+        )
         return tokenizer
 
     def load_skeleton(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -172,7 +174,11 @@ class Pretrained:
 
 def _tokenizer_folder(path: str) -> Path:
     folder = Path(path).expanduser()
-    return folder if folder.is_dir() else hub.fetch(path, None, hub.TOKENIZER_FILES, instead="  Write model.tokenizer.path=FOLDER.")
+    return (
+        folder
+        if folder.is_dir()
+        else hub.fetch(path, None, hub.TOKENIZER_FILES, instead="  Write model.tokenizer.path=FOLDER.")
+    )
 
 
 def _positions(config: PretrainedConfig) -> int | None:

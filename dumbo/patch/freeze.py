@@ -38,7 +38,9 @@ class Freeze:
 
     def __post_init__(self) -> None:
         if (self.train is None) == (self.freeze is None):
-            raise UserError("give either train or freeze.\n  Write patch.freeze.train=[lm_head,norm], or patch.freeze.freeze=[embed_tokens]")
+            raise UserError(
+                "give either train or freeze.\n  Write patch.freeze.train=[lm_head,norm], or patch.freeze.freeze=[embed_tokens]"
+            )
         for pattern in self._patterns():
             try:
                 re.compile(pattern)
@@ -57,7 +59,9 @@ class Freeze:
         for pattern in self._patterns():
             if not any(re.search(pattern, name) for name in names):
                 parts = last_parts(name.removesuffix(".weight").removesuffix(".bias") for name in names)
-                raise UserError(f"patch.freeze: '{pattern}' matches no parameter.{did_you_mean(pattern, parts)}\n  parts of names: {', '.join(parts)}")
+                raise UserError(
+                    f"patch.freeze: '{pattern}' matches no parameter.{did_you_mean(pattern, parts)}\n  parts of names: {', '.join(parts)}"
+                )
         named = {name: any(re.search(pattern, name) for pattern in self._patterns()) for name in names}
         trains = named if self.train is not None else {name: not hit for name, hit in named.items()}
         if not any(trains.values()):

@@ -31,7 +31,9 @@ class GradientCheckpointing:
 
     def check(self, skeleton: PreTrainedModel) -> None:
         if not skeleton.supports_gradient_checkpointing:
-            raise UserError(f"patch.gradient_checkpointing: {type(skeleton).__name__} does not support it.\n  Leave it out of patch=[…].")
+            raise UserError(
+                f"patch.gradient_checkpointing: {type(skeleton).__name__} does not support it.\n  Leave it out of patch=[…]."
+            )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -47,7 +49,11 @@ class GradientCheckpointing:
         return model
 
     def evidence(self, model: PreTrainedModel) -> str:
-        layers = sum(bool(getattr(module, "gradient_checkpointing", False)) for module in model.modules() if hasattr(module, "_gradient_checkpointing_func"))
+        layers = sum(
+            bool(getattr(module, "gradient_checkpointing", False))
+            for module in model.modules()
+            if hasattr(module, "_gradient_checkpointing_func")
+        )
         if layers == 0:
             raise RuntimeError(f"gradient checkpointing did not take on {type(model).__name__}")
         return f"{layers} modules recomputed in the backward pass"

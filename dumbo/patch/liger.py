@@ -130,7 +130,11 @@ class Liger:
         if absent := [name for name in wanted if seen.get(name) == 0]:
             raise RuntimeError(f"Liger's {', '.join(sorted(absent))} did not take on {type(base).__name__}")
         parts = [f"{found['norms']} norms" * bool(found["norms"]), f"{found['mlps']} MLPs" * bool(found["mlps"])]
-        parts += ["rope" * bool(found["rope"]), "fused loss" * bool(found["loss"]), "loss" * ("cross_entropy" in wanted)]
+        parts += [
+            "rope" * bool(found["rope"]),
+            "fused loss" * bool(found["loss"]),
+            "loss" * ("cross_entropy" in wanted),
+        ]
         return "kernels in " + ", ".join(part for part in parts if part)
 
 

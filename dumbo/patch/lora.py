@@ -83,7 +83,11 @@ class LoRA:
         if self.path is not None:
             return PeftModel.from_pretrained(model, str(Path(self.path).expanduser()), is_trainable=True)  # type: ignore[return-value]
         names = {"default": True, "random": False}
-        targets = [self.target_modules] if isinstance(self.target_modules, str) and self.target_modules != "all-linear" else self.target_modules
+        targets = (
+            [self.target_modules]
+            if isinstance(self.target_modules, str) and self.target_modules != "all-linear"
+            else self.target_modules
+        )
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]

@@ -43,4 +43,6 @@ def require_modules(names: Iterable[str], wanted: Iterable[str], what: str, key:
     for name in wanted:
         if not any(matches(full, name) for full in names):
             parts = last_parts(names)
-            raise UserError(f"{key}: no {what} is called '{name}'.{did_you_mean(name, parts)}\n  there are: {', '.join(parts[:30])}")
+            raise UserError(
+                f"{key}: no {what} is called '{name}'.{did_you_mean(name, parts)}\n  there are: {', '.join(parts[:30])}"
+            )

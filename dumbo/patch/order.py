@@ -27,7 +27,9 @@ def why_unavailable(name: str, patch: Patch) -> str | None:
     ask = getattr(patch, "unavailable", None)
     reason = ask() if ask is not None else None
     if reason is not None and getattr(patch, "required", False):
-        raise UserError(f"patch.{name} is required and cannot run here: {reason}.\n  Leave patch.{name}.required out to go on without it.")
+        raise UserError(
+            f"patch.{name} is required and cannot run here: {reason}.\n  Leave patch.{name}.required out to go on without it."
+        )
     return reason
 
 
@@ -42,7 +44,9 @@ def load_kwargs(patches: Mapping[str, Patch]) -> dict[str, Any]:
     for name, patch in patches.items():
         for key, value in (patch.load_kwargs() if hasattr(patch, "load_kwargs") else {}).items():
             if key in merged and merged[key] != value:
-                raise UserError(f"patch.{by[key]} and patch.{name} ask for different {key}: {merged[key]} and {value}. Leave one out.")
+                raise UserError(
+                    f"patch.{by[key]} and patch.{name} ask for different {key}: {merged[key]} and {value}. Leave one out."
+                )
             merged[key], by[key] = value, name
     return merged
 

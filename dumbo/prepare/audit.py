@@ -17,7 +17,7 @@ from dumbo.suggest import did_you_mean
 GATES = (
     "skipped", "too_long", "truncated", "dropped", "split", "zero_label_rows", "end_token_missing", "doubled_bos",
     "control_tokens_in_text", "rows_with_control_tokens", "duplicates", "eval_rows_in_train",
-    "reasoning_dropped_by_template", "tokens_across_a_turn's_start",
+    "reasoning_dropped_by_template", "boundary_tokens",
 )  # fmt: skip
 """Counts that `preview.fail_on` may name."""
 
@@ -89,7 +89,9 @@ def check_thresholds(fail_on: Mapping[str, float]) -> None:
     """Raises UserError for a name that is no count of the audit, or a negative threshold."""
     for name, most in fail_on.items():
         if name not in GATES:
-            raise UserError(f"preview.fail_on.{name}: the audit has no such count.{did_you_mean(name, GATES)}\n  counts: {', '.join(GATES)}")
+            raise UserError(
+                f"preview.fail_on.{name}: the audit has no such count.{did_you_mean(name, GATES)}\n  counts: {', '.join(GATES)}"
+            )
         if most < 0:
             raise UserError(f"preview.fail_on.{name} must not be negative, got {most:g}.")
 

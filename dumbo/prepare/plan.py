@@ -33,7 +33,12 @@ def plan_length(trainer: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def prepare_for(
-    trainer: Any, splits: Splits, formatter: Formatter, tokenizer: PreTrainedTokenizerBase, max_seq_len: int, console: Console
+    trainer: Any,
+    splits: Splits,
+    formatter: Formatter,
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_len: int,
+    console: Console,
 ) -> PreparedSplits:
     """Prepares the data as the trainer wants it, with a bar."""
     with console.counter("preparing") as bar:

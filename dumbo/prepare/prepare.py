@@ -240,12 +240,17 @@ def formatter_fingerprint(formatter: Formatter) -> str:
     """Changes with the formatter's options, its source, and the source of whatever turns rows into tokens here."""
     here = Path(__file__).resolve().parent
     package = here.parent
-    sources = [*sorted((package / "formatter").glob("*.py")), *(package / "dataset" / name for name in ("columns.py", "turns.py"))]
+    sources = [
+        *sorted((package / "formatter").glob("*.py")),
+        *(package / "dataset" / name for name in ("columns.py", "turns.py")),
+    ]
     sources += [here / "prepare.py", here / "store.py"]
     own = inspect.getsourcefile(type(formatter))
     if own is not None and Path(own) not in sources:
         sources.append(Path(own))
-    options: Any = asdict(formatter) if is_dataclass(formatter) and not isinstance(formatter, type) else repr(vars(formatter))
+    options: Any = (
+        asdict(formatter) if is_dataclass(formatter) and not isinstance(formatter, type) else repr(vars(formatter))
+    )
     text = getattr(formatter, "text", None)
     parts = {
         "class": f"{type(formatter).__module__}.{type(formatter).__qualname__}",

@@ -1,12 +1,12 @@
 """Tokenised documents on disk, memory-mapped: written once, then read by index without loading.
 
-    tokens.bin   token ids, one document after another (uint16, or uint32 where the vocabulary needs it)
-    trained.bin  a byte a token: does it bear the loss
-    offsets.npy  (N + 1,) where each document begins
-    origin.npy   (N, 3) row number in the data, file number, line or row in the file
-    replies.npy  (N, 2) the last assistant turn in tokens; (-1, -1) where there is none
-    hashes.npy   (rows,) a hash of each row's tokens, before any cut, for finding duplicates
-    meta.json    file names, counts, what was skipped
+tokens.bin   token ids, one document after another (uint16, or uint32 where the vocabulary needs it)
+trained.bin  a byte a token: does it bear the loss
+offsets.npy  (N + 1,) where each document begins
+origin.npy   (N, 3) row number in the data, file number, line or row in the file
+replies.npy  (N, 2) the last assistant turn in tokens; (-1, -1) where there is none
+hashes.npy   (rows,) a hash of each row's tokens, before any cut, for finding duplicates
+meta.json    file names, counts, what was skipped
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ class StoreWriter:
         self.rows_by_file: Counter[str] = Counter()
 
     def add(
-        self, ids: NDArray[np.int32], trained: NDArray[np.bool_], source: Source, row: int, reply: tuple[int, int] | None
+        self,
+        ids: NDArray[np.int32],
+        trained: NDArray[np.bool_],
+        source: Source,
+        row: int,
+        reply: tuple[int, int] | None,
     ) -> None:
         """One document: ids (T,), trained (T,)."""
         self._tokens.write(ids.astype(self.dtype).tobytes())
@@ -56,7 +61,9 @@ class StoreWriter:
         """Writes the index and the notes."""
         self._tokens.close()
         self._trained.close()
-        offsets = np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]) if self._lengths else np.zeros(1, np.int64)
+        offsets = (
+            np.concatenate([[0], np.cumsum(self._lengths, dtype=np.int64)]) if self._lengths else np.zeros(1, np.int64)
+        )
         np.save(self.folder / "offsets.npy", offsets.astype(np.int64))
         np.save(self.folder / "origin.npy", np.asarray(self._origin, dtype=np.int64).reshape(-1, 3))
         np.save(self.folder / "replies.npy", np.asarray(self._replies, dtype=np.int32).reshape(-1, 2))

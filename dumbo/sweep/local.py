@@ -1,7 +1,7 @@
 """A sweep on this machine: one process a job, one after another; a job that fails does not end it.
 
-    multirun_outputs/DATE/TIME/000-trainer.lr=1e-4-3f9c/   a run's folder each
-    multirun_outputs/DATE/TIME/000-….log                   what the job printed
+multirun_outputs/DATE/TIME/000-trainer.lr=1e-4-3f9c/   a run's folder each
+multirun_outputs/DATE/TIME/000-….log                   what the job printed
 """
 
 from __future__ import annotations
@@ -46,9 +46,15 @@ class Sweep:
     @classmethod
     def begin(cls, command: Command) -> Sweep:
         """Chooses the folder: `sweep_dir=`, or multirun_outputs/DATE/TIME."""
-        typed = [word.removeprefix("sweep_dir=").strip("'\"") for word in command.overrides if word.startswith("sweep_dir=")]
+        typed = [
+            word.removeprefix("sweep_dir=").strip("'\"") for word in command.overrides if word.startswith("sweep_dir=")
+        ]
         now = datetime.now()
-        folder = Path(typed[-1]).expanduser() if typed else Path("multirun_outputs") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
+        folder = (
+            Path(typed[-1]).expanduser()
+            if typed
+            else Path("multirun_outputs") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
+        )
         cls._current = cls(command, folder.absolute())
         return cls._current
 
@@ -73,12 +79,16 @@ class Sweep:
         words = [f"--config-dir={folder}" for folder in self.command.config_dirs]
         words += ["train", *([str(self.command.file)] if self.command.file else []), *overrides, f"run_dir='{run_dir}'"]
         with self.console.status(f"{name} is running"), log.open("w", encoding="utf-8") as output:
-            code = subprocess.run([sys.executable, "-m", "dumbo", *words], stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+            code = subprocess.run(
+                [sys.executable, "-m", "dumbo", *words], stdout=output, stderr=subprocess.STDOUT, check=False
+            ).returncode
         facts = json.loads((run_dir / "run.json").read_text()) if (run_dir / "run.json").is_file() else {}
         metrics = facts.get("metrics", {})
         self.outcomes.append((name, code, metrics))
         if code == 0:
-            shown = "  ".join(f"{key} {metrics[key]:.4f}" for key in ("train_loss", "eval_loss", "exact_match") if key in metrics)
+            shown = "  ".join(
+                f"{key} {metrics[key]:.4f}" for key in ("train_loss", "eval_loss", "exact_match") if key in metrics
+            )
             self.console.row("", f"{name}  {shown}")
         else:
             said = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-3:]
@@ -102,7 +112,11 @@ class Sweep:
     def finish(self) -> int:
         """Says how it went; 1 when a job failed."""
         failed = [name for name, code, _ in self.outcomes if code != 0]
-        done = [(metrics["eval_loss"], name) for name, code, metrics in self.outcomes if code == 0 and "eval_loss" in metrics]
+        done = [
+            (metrics["eval_loss"], name)
+            for name, code, metrics in self.outcomes
+            if code == 0 and "eval_loss" in metrics
+        ]
         if done:
             loss, name = min(done)
             self.console.row("best", f"{name}  held-out loss {loss:.4f}")

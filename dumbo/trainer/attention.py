@@ -113,7 +113,9 @@ def _plan(cu_seq_lens: torch.Tensor) -> list[_Group]:
 
 def _groups(bounds: list[int], device: torch.device) -> list[_Group]:
     """Documents of like length together, longest first."""
-    documents = sorted(((end - start, start) for start, end in zip(bounds, bounds[1:], strict=False) if end > start), reverse=True)
+    documents = sorted(
+        ((end - start, start) for start, end in zip(bounds, bounds[1:], strict=False) if end > start), reverse=True
+    )
     groups: list[_Group] = []
     batch: list[tuple[int, int]] = []
     total = 0

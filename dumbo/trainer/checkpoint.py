@@ -71,7 +71,10 @@ class Checkpoints:
         return target
 
     def _why(self, error: Exception, target: Path) -> str:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in str(error).lower()
+        full = (
+            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            or "os error 28" in str(error).lower()
+        )
         free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.parent).free
         full = full or "No space left" in str(error) or "StorageFull" in str(error) or free < 1 << 20
         reason = f"the disk is full ({free / 2**30:.2f} GiB free)" if full else f"{type(error).__name__}: {error}"

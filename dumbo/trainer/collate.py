@@ -1,8 +1,8 @@
 """Documents -> the tensors of a micro batch. Padding is known by length, never by the pad token's id.
 
-    packed      one token axis (1, T): documents end to end, position_ids restarting, cu_seq_lens where they begin
-    packed rows (B, T): one pack a row, for models whose attention isolates documents by position_ids alone
-    padded      (B, T): one document a row, right-padded
+packed      one token axis (1, T): documents end to end, position_ids restarting, cu_seq_lens where they begin
+packed rows (B, T): one pack a row, for models whose attention isolates documents by position_ids alone
+padded      (B, T): one document a row, right-padded
 """
 
 from __future__ import annotations

@@ -126,7 +126,9 @@ class Engine(_Base):
             self.eval_examples, batch_size=self.order.batch.micro, shuffle=False, collate_fn=self.eval_collate
         )
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
         """The micro batches of a step; counts their tokens on the CPU, and how long they were waited for."""
         began = time.perf_counter()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -144,7 +146,9 @@ class Engine(_Base):
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """Sum of the tokens' losses over the trained tokens of the whole global batch.
 
         transformers divides by `num_items_in_batch` inside models that take it; for others it is done here.
@@ -155,11 +159,15 @@ class Engine(_Base):
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs.logits[:, :-1].float()
-        total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
+        )
         loss = total / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """Loss on the held-out documents: a mean over trained tokens, whatever the batch size."""
         began = time.perf_counter()
         model = self.model

@@ -1,8 +1,8 @@
 """How documents share a batch on this model: chosen, then proven on its loaded weights.
 
-    tokens   one token axis, attention isolates documents by their lengths (`attention.py`, or flash-attention)
-    rows     (B, T) packs, the model's own attention isolates documents by restarting position_ids
-    padded   one document a row
+tokens   one token axis, attention isolates documents by their lengths (`attention.py`, or flash-attention)
+rows     (B, T) packs, the model's own attention isolates documents by restarting position_ids
+padded   one document a row
 """
 
 from __future__ import annotations

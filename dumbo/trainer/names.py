@@ -22,7 +22,11 @@ def _tree(module: str) -> ast.Module | None:
 
 def _class(module: str, name: str) -> ast.ClassDef | None:
     tree = _tree(module)
-    return next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None) if tree else None
+    return (
+        next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
+        if tree
+        else None
+    )
 
 
 def _enum_values(module: str, name: str) -> list[str]:
@@ -47,4 +51,8 @@ def optimizer_names() -> list[str]:
 def training_argument_names() -> list[str]:
     """Fields of transformers' TrainingArguments."""
     found = _class("training_args", "TrainingArguments")
-    return [node.target.id for node in (found.body if found else []) if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    return [
+        node.target.id
+        for node in (found.body if found else [])
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]

@@ -23,7 +23,7 @@ from dumbo.trainer.engine import Engine, save_weights
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.signals import StopCallback, StopRequests
-from dumbo.verify.quick import accumulation_proof
+from dumbo.verify.quick import accumulation_proof, unlike_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,7 +93,10 @@ class Session:
             train_dataset=examples,
             eval_dataset=held_out,
             processing_class=self.tokenizer,
-            callbacks=[_Flow(held_out is not None), StopCallback(self.stop, run.started, seconds_of(self.sft.max_time))],
+            callbacks=[
+                _Flow(held_out is not None),
+                StopCallback(self.stop, run.started, seconds_of(self.sft.max_time)),
+            ],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -101,7 +104,9 @@ class Session:
         trainer.equip(
             store=data.train.store,
             examples=examples,
-            sampler=GlobalBatches(len(examples), batch, self.sft.seed, None if self.packs is not None else data.train.lengths),
+            sampler=GlobalBatches(
+                len(examples), batch, self.sft.seed, None if self.packs is not None else data.train.lengths
+            ),
             collate=self._collate(data.train, self.layout),
             eval_examples=held_out,
             eval_collate=self._collate(data.eval, self.layout) if data.eval is not None else None,
@@ -138,7 +143,9 @@ class Session:
         run, console = self.run, self.run.console
         epoch_steps = trainer.order.steps()
         if self.sft.max_steps:
-            length = f"{steps:,} steps (trainer.max_steps wins over num_epochs; {steps / max(1, epoch_steps):.2f} epochs)"
+            length = (
+                f"{steps:,} steps (trainer.max_steps wins over num_epochs; {steps / max(1, epoch_steps):.2f} epochs)"
+            )
         else:
             length = f"{steps:,} steps, {self.sft.num_epochs} epoch{'s' * (self.sft.num_epochs != 1)}"
         console.row("batch", f"{batch}   {length}")
@@ -160,10 +167,10 @@ class Session:
     def _prove(self, trainer: SftTrainer) -> None:
         proofs = [*self.run.proofs, self.isolation]
         if self.run.verify_quick:
-            shortest = self.data.train.documents[np.argsort(self.data.train.lengths, kind="stable")[:4]]
-            if len(shortest) > 1:
+            unlike = unlike_documents(self.data.train)
+            if len(unlike) > 1:
                 tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
-                proofs.append(accumulation_proof(trainer, trainer.collate, [shortest[i : i + 1] for i in range(len(shortest))], tolerance))
+                proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
         self.run.console.row("proofs", "   ".join(proofs))
         self.run.update(proofs=proofs)
 
@@ -196,7 +203,9 @@ class Session:
         best = trainer.state.best_global_step
         if best and best != trainer.state.global_step and trainer.checkpoints.path(best).is_dir():
             trainer._load_from_checkpoint(str(trainer.checkpoints.path(best)))
-            self.run.console.row("best", f"step {best}, held-out loss {trainer.state.best_metric:.4f}, goes into model/")
+            self.run.console.row(
+                "best", f"step {best}, held-out loss {trainer.state.best_metric:.4f}, goes into model/"
+            )
 
     def _save_model(self, trainer: SftTrainer) -> None:
         model = trainer.accelerator.unwrap_model(self.model)
@@ -228,7 +237,9 @@ class Session:
             "trained_tokens": trainer.counters.trained_tokens,
             "documents": trainer.counters.documents,
             "tokens_per_s": float(np.median(speeds)) if speeds else None,
-            "mfu": float(np.median([row["mfu"] for row in training])) if training and training[-1].get("mfu") is not None else None,
+            "mfu": float(np.median([row["mfu"] for row in training]))
+            if training and training[-1].get("mfu") is not None
+            else None,
             "peak_memory_gib": training[-1]["peak_memory_gib"] if training else None,
             "seconds": round(time.time() - self.run.started, 1),
         }

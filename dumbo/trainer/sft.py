@@ -1,6 +1,6 @@
 """`trainer=sft`: supervised fine-tuning on transformers' Trainer (with formatter=text: pretraining).
 
-    plan the batches -> prove -> answer held-out prompts -> train -> answer them again -> save
+plan the batches -> prove -> answer held-out prompts -> train -> answer them again -> save
 """
 
 from __future__ import annotations
@@ -102,7 +102,15 @@ class Sft:
         _at_least("weight_decay", self.weight_decay, 0)
         _at_least("max_grad_norm", self.max_grad_norm, 0)
         _at_least("max_seq_len", self.max_seq_len, 2)
-        for name in ("num_epochs", "max_steps", "eval_every", "save_every", "log_every", "save_total_limit", "max_new_tokens"):
+        for name in (
+            "num_epochs",
+            "max_steps",
+            "eval_every",
+            "save_every",
+            "log_every",
+            "save_total_limit",
+            "max_new_tokens",
+        ):
             _at_least(name, getattr(self, name), 1)
         for name in ("num_samples", "num_answers", "seed"):
             _at_least(name, getattr(self, name), 0)

@@ -47,7 +47,9 @@ def attention_flops(model: PreTrainedModel, lengths_squared: float) -> float:
         lengths_squared: sum of the squares of the documents' lengths.
     """
     config = model.config.get_text_config()
-    width = config.num_attention_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     return 6.0 * config.num_hidden_layers * width * lengths_squared
 
 

@@ -47,14 +47,22 @@ def mask_proof(splits: Splits, train: Split, tokenizer: PreTrainedTokenizerBase,
         row = rows.get(str(train.store.source(document)))
         ids = train.store.ids(document)
         cut = len(ids) >= train.store.meta["max_seq_len"]
-        unknown = tokenizer.unk_token_id is not None and (ids == tokenizer.unk_token_id).any() and tokenizer.unk_token_id != tokenizer.bos_token_id
+        unknown = (
+            tokenizer.unk_token_id is not None
+            and (ids == tokenizer.unk_token_id).any()
+            and tokenizer.unk_token_id != tokenizer.bos_token_id
+        )
         if row is None or cut or unknown:
             continue
         _prove_row(row, ids, train.store.trained(document), tokenizer, loss_on, str(train.store.source(document)))
         proven += 1
         if proven == ROWS_PROVEN:
             break
-    return f"trained tokens are the assistant's turns in {proven} rows" if loss_on != "all" else f"all tokens trained in {proven} rows"
+    return (
+        f"trained tokens are the assistant's turns in {proven} rows"
+        if loss_on != "all"
+        else f"all tokens trained in {proven} rows"
+    )
 
 
 def _first_rows(splits: Splits) -> dict[str, Row | None]:
@@ -69,18 +77,32 @@ def _first_rows(splits: Splits) -> dict[str, Row | None]:
 
 
 def _prove_row(
-    row: Row, ids: NDArray[np.int64], trained: NDArray[np.bool_], tokenizer: PreTrainedTokenizerBase, loss_on: str, where: str
+    row: Row,
+    ids: NDArray[np.int64],
+    trained: NDArray[np.bool_],
+    tokenizer: PreTrainedTokenizerBase,
+    loss_on: str,
+    where: str,
 ) -> None:
-    said = [message.get("content", "") for message in _expected(row.messages, loss_on)] if row.messages else [row.text or ""]
+    said = (
+        [message.get("content", "") for message in _expected(row.messages, loss_on)]
+        if row.messages
+        else [row.text or ""]
+    )
     if loss_on == "all":
         trained = np.ones_like(trained)
-    spans = [_squeezed(tokenizer.decode(ids[start:end].tolist(), clean_up_tokenization_spaces=False)) for start, end in spans_of(trained)]
+    spans = [
+        _squeezed(tokenizer.decode(ids[start:end].tolist(), clean_up_tokenization_spaces=False))
+        for start, end in spans_of(trained)
+    ]
     place = 0
     text = "\0".join(spans)
     for turn in map(_squeezed, said):
         at = text.find(turn, place)
         if at < 0:
-            raise ProofFailed(f"The mask is wrong at {where}: the assistant's turn is not among the trained tokens.\n  turn: {turn[:100]}\n  trained: {text[:100]}")
+            raise ProofFailed(
+                f"The mask is wrong at {where}: the assistant's turn is not among the trained tokens.\n  turn: {turn[:100]}\n  trained: {text[:100]}"
+            )
         place = at + len(turn)
     if loss_on == "all" or not row.messages:
         return
@@ -88,7 +110,12 @@ def _prove_row(
         raise ProofFailed(f"The mask is wrong at {where}: {len(spans)} trained spans for {len(said)} turns.")
     for message in row.messages:
         asked = _squeezed(message.get("content", ""))
-        if message["role"] == "user" and len(asked) > 40 and asked in text and not any(asked in _squeezed(turn) for turn in said):
+        if (
+            message["role"] == "user"
+            and len(asked) > 40
+            and asked in text
+            and not any(asked in _squeezed(turn) for turn in said)
+        ):
             raise ProofFailed(f"The mask is wrong at {where}: a user's turn is trained.\n  {asked[:100]}")
 
 
@@ -149,13 +176,31 @@ def probe_packing(model: PreTrainedModel, make_batch: Any, vocab_size: int) -> L
 
 def _logits(model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:
     """(T, V) in float32."""
-    moved = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items() if key not in ("labels", "documents")}
+    moved = {
+        key: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+        if key not in ("labels", "documents")
+    }
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16)
     with autocast:
         return model(**moved, use_cache=False).logits[0].float()
 
 
-def accumulation_proof(engine: Engine, collate: Collate, examples: Sequence[NDArray[np.int64]], tolerance: float) -> str:
+def unlike_documents(split: Split) -> list[NDArray[np.int64]]:
+    """Two documents with the fewest trained tokens, then two with the most, among the first and shorter ones.
+
+    Halves with unequal numbers of trained tokens are what a mean of means gets wrong.
+    """
+    first = split.documents[:256]
+    short = first[split.store.lengths[first] <= max(512, int(np.sort(split.store.lengths[first])[:4].max()))]
+    by_trained = sorted(short.tolist(), key=lambda document: int(split.store.trained(document).sum()))
+    chosen = by_trained if len(by_trained) < 4 else [*by_trained[:2], *by_trained[-2:]]
+    return [np.array([document]) for document in chosen]
+
+
+def accumulation_proof(
+    engine: Engine, collate: Collate, examples: Sequence[NDArray[np.int64]], tolerance: float
+) -> str:
     """The same examples in one micro batch and in two: loss and gradient norm agree.
 
     Raises:
@@ -178,7 +223,9 @@ def _loss_and_norm(engine: Engine, batches: list[dict[str, Any]]) -> tuple[float
     model.zero_grad()
     was_training = model.training
     model.eval()  # no dropout: the two must see the same numbers
-    items = torch.tensor(sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches), device=engine.args.device)
+    items = torch.tensor(
+        sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches), device=engine.args.device
+    )
     total = 0.0
     for batch in batches:
         inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
@@ -186,7 +233,14 @@ def _loss_and_norm(engine: Engine, batches: list[dict[str, Any]]) -> tuple[float
             loss = engine.compute_loss(model, inputs, num_items_in_batch=items)
         loss.backward()
         total += float(loss.detach())
-    norm = float(torch.sqrt(sum((p.grad.float().square().sum() for p in model.parameters() if p.grad is not None), torch.zeros((), device=engine.args.device))))
+    norm = float(
+        torch.sqrt(
+            sum(
+                (p.grad.float().square().sum() for p in model.parameters() if p.grad is not None),
+                torch.zeros((), device=engine.args.device),
+            )
+        )
+    )
     model.zero_grad()
     model.train(was_training)
     return total, norm

@@ -1,0 +1,120 @@
+"""`dumbo chat run=last chat.prompt="…"`: one answer from a run's model (adapters on their base)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dumbo.errors import UserError
+from dumbo.interfaces import Message
+from dumbo.options import ChatOptions, Options
+from dumbo.outputs.printable import printable
+from dumbo.outputs.run_dir import find_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def chat(options: Options, chosen: ChatOptions) -> int:
+    """Answers once."""
+    if not chosen.prompt:
+        raise UserError('What should it answer? Write chat.prompt="…".')
+    run = find_run(options.run)
+    if not (run / "model").is_dir():
+        raise UserError(
+            f"run: {run} has no model/ (its status is {json.loads((run / 'run.json').read_text()).get('status')})."
+        )
+    import torch
+    import transformers.utils.logging as library
+
+    from dumbo.generate import Generation, answers, stop_ids
+
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    model, tokenizer = load_run(run)
+    if torch.cuda.is_available():
+        model = model.to("cuda")  # type: ignore[arg-type]
+    prompt = _prompt(tokenizer, chosen, run)
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    seen = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    how = Generation(
+        max_new_tokens=chosen.max_new_tokens,
+        stop_ids=stop_ids(tokenizer, seen),
+        temperature=chosen.temperature,
+        seed=chosen.seed,
+    )
+    reply = tokenizer.decode(answers(model, tokenizer, [prompt], how)[0], skip_special_tokens=True)
+    if chosen.format == "json":
+        print(json.dumps({"run": str(run), "prompt": chosen.prompt, "answer": str(reply).strip()}, ensure_ascii=False))
+    else:
+        print(printable(str(reply).strip(), keep="\n"))
+    return 0
+
+
+def load_run(run: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A run's model as it was saved; adapters are put on the base that the run's config loads."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not (folder / "adapter_config.json").is_file():
+        return AutoModelForCausalLM.from_pretrained(folder), tokenizer
+    from peft import PeftModel
+
+    loader = _loader(run)
+    base = loader.load_model(loader.load_tokenizer())
+    model: Any = PeftModel.from_pretrained(base, str(folder))
+    if (folder / "generation_config.json").is_file():
+        from transformers import GenerationConfig
+
+        model.generation_config = base.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, tokenizer
+
+
+def _loader(run: Path) -> Any:
+    """The run's model plugin, from its config.yaml."""
+    from omegaconf import OmegaConf
+
+    from dumbo.check import build_one
+    from dumbo.repeat import recorded_config_dirs
+
+    config = OmegaConf.load(run / "config.yaml")
+    return build_one("model", OmegaConf.to_container(config.model, resolve=True), recorded_config_dirs(run))
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, chosen: ChatOptions, run: Path) -> list[int]:
+    """The question as the run's formatter would have asked it."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(run / "config.yaml")
+    target = str(OmegaConf.select(config, "formatter._target_") or "")
+    messages = [Message(role="system", content=chosen.system)] if chosen.system else []
+    messages.append(Message(role="user", content=str(chosen.prompt)))
+    if target == "dumbo.formatter.jinja.Jinja":
+        text = _jinja_prompt(str(config.formatter.template), messages, tokenizer)
+    elif target in ("dumbo.formatter.text.Text", "dumbo.formatter.completion.Completion"):
+        from dumbo.formatter.text import bos_of
+
+        separator = str(OmegaConf.select(config, "formatter.separator") or "")
+        text = bos_of(tokenizer) + separator.join(
+            [*(message["content"] for message in messages), ""][: None if separator else -1]
+        )
+    elif tokenizer.chat_template:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    else:
+        text = str(chosen.prompt)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _jinja_prompt(template: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Rendered up to where an answer would begin: with a probe answer, cut there."""
+    from dumbo.formatter.jinja import Jinja, environment
+    from dumbo.formatter.loss_mask import PROBE
+
+    compiled = environment().from_string(Jinja(template=template).text())
+    values = {"tools": None, "bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
+    asked = [*messages, Message(role="assistant", content=PROBE)]
+    rendered = compiled.render(messages=asked, add_generation_prompt=False, **values)
+    return rendered[: rendered.index(PROBE)]

@@ -1,0 +1,134 @@
+"""`dumbo --help` and `dumbo --info GROUP`, from the YAML files themselves. Imports nothing heavy; Hydra is not asked."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import dumbo
+from dumbo.allow_list import conf_folders
+from dumbo.check import GROUPS, LIST_GROUPS
+from dumbo.command import VERBS, Command
+from dumbo.compose import DumboSearchPath, conf_folder, prepare_hydra, run_hydra
+from dumbo.errors import UserError
+from dumbo.suggest import did_you_mean
+
+WHAT = {
+    "model": "weights and tokenizer",
+    "patch": "a list: what is done to the model",
+    "dataset": "rows",
+    "formatter": "rows -> tokens, and which bear the loss",
+    "trainer": "the method",
+    "launch": "in how many processes",
+    "tracker": "a list: copies of the numbers",
+    "experiment": "+experiment=NAME: several choices at once",
+}
+DEFAULTS = {
+    "model": "tiny",
+    "dataset": "quiz",
+    "formatter": "chat",
+    "trainer": "sft",
+    "launch": "single",
+    "tracker": "none",
+}
+EXAMPLES = (
+    ("python -m dumbo", "the embedded default: no network, no GPU, under a minute"),
+    ("python -m dumbo model=smollm patch=[liger,lora] trainer.lr=1e-4", "SmolLM2-135M with LoRA"),
+    ("python -m dumbo -m patch=lora trainer.lr=1e-4,3e-4 patch.lora.rank=8,16", "a sweep of four runs"),
+)
+HYDRA_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+
+
+def help_text(command: Command) -> str:
+    """The whole help, grouped, with the choices of each group."""
+    DumboSearchPath.config_dirs = command.config_dirs
+    lines = [f"dumbo {dumbo.__version__}: fine-tunes language models from plugins that Hydra composes", ""]
+    lines += ["  python -m dumbo [VERB | FILE.yaml | DATA.jsonl] [flags] [overrides]", "", "Verbs (without one: train)"]
+    lines += [f"  {verb:<10} {what}" for verb, what in VERBS.items()]
+    lines += [
+        f"  {'FILE.yaml':<10} an experiment of your own, on top of conf/ (files in the older plugin format are translated)",
+        f"  {'DATA.jsonl':<10} what a data file looks like to dumbo, and the command to try",
+        "",
+        "Groups: GROUP=CHOICE, patch=[A,B]; then any key: trainer.lr=1e-4, patch.lora.rank=8",
+    ]
+    for group in [*GROUPS, "experiment"]:
+        names = choices(group)
+        shown = ", ".join(f"{name} (default)" if DEFAULTS.get(group) == name else name for name in names)
+        lines += textwrap.wrap(
+            f"{group:<10} {WHAT[group]}: {shown}", 118, initial_indent="  ", subsequent_indent=" " * 13
+        )
+    lines += [
+        "",
+        "Keys of a run: run_dir=PATH, resume=auto|RUN, repeat=RUN, sweep_dir=PATH, verify.mode=quick|off",
+        "",
+        "Flags",
+        "  --info GROUP          a group's keys, each with what it does (dumbo --info trainer)",
+        "  --cfg job             the composed config, nothing run          --resolve   with references resolved",
+        "  --multirun, -m        a sweep over comma-separated values",
+        "  --config-dir DIR      a folder of your own YAML files and plugin modules",
+        '  --shell-completion install=bash|zsh|fish   eval "$(dumbo --shell-completion install=bash)"',
+        "  --help, --version",
+        "",
+        "Examples",
+    ]
+    for words, what in EXAMPLES:
+        lines += [f"  {words}", f"      {what}"]
+    return "\n".join(lines)
+
+
+def _folders(group: str) -> list[Path]:
+    return [folder / group for folder in (*DumboSearchPath.config_dirs, conf_folder(), *conf_folders())]
+
+
+def choices(group: str) -> list[str]:
+    """A group's choices, the default first."""
+    names = dict.fromkeys(path.stem for folder in _folders(group) for path in sorted(folder.glob("*.yaml")))
+    return sorted(names, key=lambda name: (DEFAULTS.get(group) != name, name))
+
+
+def info_text(command: Command) -> str:
+    """The keys of a group's choice, as its YAML file explains them; for Hydra's own topics, what Hydra says.
+
+    Raises:
+        UserError: neither a group, nor GROUP=CHOICE, nor one of Hydra's topics.
+    """
+    DumboSearchPath.config_dirs = command.config_dirs
+    topic = str(command.info)
+    if topic in HYDRA_INFO:
+        run_hydra(
+            [*prepare_hydra(command.config_dirs, command.file), *command.overrides],
+            ["--info", topic],
+            print,
+            multirun=False,
+        )
+        return ""
+    group, _, choice = topic.replace(".", "=", 1).partition("=")
+    if group not in WHAT:
+        raise UserError(
+            f"--info {topic}: there is no group '{group}'.{did_you_mean(group, WHAT)}\n  groups: {', '.join(WHAT)}; of Hydra: {', '.join(HYDRA_INFO)}"
+        )
+    typed = next((word.split("=", 1)[1].strip("[]") for word in command.overrides if word.startswith(f"{group}=")), "")
+    names = choices(group)
+    choice = choice or typed.split(",")[0] or (DEFAULTS.get(group, "") if group not in LIST_GROUPS else "")
+    if not choice:
+        lines = [f"{group}: {WHAT[group]}", ""]
+        lines += [f"  {name:<24} {_first_line(_file(group, name))}" for name in names]
+        return "\n".join([*lines, "", f"  dumbo --info {group}=NAME lists its keys"])
+    if choice not in names:
+        raise UserError(
+            f"{group} has no choice '{choice}'.{did_you_mean(choice, names)}\n  choices of {group}: {', '.join(names)}"
+        )
+    text = _file(group, choice).read_text(encoding="utf-8").strip()
+    return f"{group}={choice}   ({', '.join(names)})\n\n{textwrap.indent(text, '  ')}"
+
+
+def _file(group: str, name: str) -> Path:
+    return next(folder / f"{name}.yaml" for folder in _folders(group) if (folder / f"{name}.yaml").is_file())
+
+
+def _first_line(path: Path) -> str:
+    """What a YAML file says of itself: its first comment that is no directive."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ").strip()
+    return ""

@@ -1,0 +1,152 @@
+"""`dumbo preview`: examples token by token, trained and not, then the audit of the whole data set. Loads no weights."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dumbo.check import Plugins
+from dumbo.errors import GateFailed
+from dumbo.outputs.console import Console
+from dumbo.prepare.audit import check_thresholds, lines_of, over_thresholds
+from dumbo.verify.quick import spans_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from dumbo.command import Command
+    from dumbo.compose import Composed
+    from dumbo.prepare.store import PreparedSplits, Split
+
+
+def preview(plugins: Plugins, composed: Composed, command: Command) -> int:
+    """Prepares the data as `train` would (and leaves it prepared), and shows it.
+
+    Raises:
+        GateFailed: a count of the audit is over its threshold in `preview.fail_on`.
+    """
+    check_thresholds(plugins.preview.fail_on)
+    tokenizer, data = prepared(plugins)
+    if plugins.preview.format == "json":
+        for document in _chosen(data.train, plugins.preview.num_examples):
+            print(json.dumps(as_json(data.train, document, tokenizer), ensure_ascii=False))
+        print(json.dumps({"audit": data.audit}, ensure_ascii=False))
+    else:
+        show_examples(Console(), data.train, tokenizer, plugins.preview.num_examples)
+        show_audit(Console(), data)
+    if over := over_thresholds(data.audit, plugins.preview.fail_on):
+        raise GateFailed("The audit is over its thresholds (preview.fail_on):\n  " + "\n  ".join(over))
+    return 0
+
+
+def prepared(plugins: Plugins) -> tuple[PreTrainedTokenizerBase, PreparedSplits]:
+    """Tokenizer and data of an experiment."""
+    import transformers.utils.logging as library
+
+    from dumbo.prepare.plan import plan_length, prepare_for
+
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    tokenizer = plugins.model.load_tokenizer()
+    length = plan_length(plugins.trainer, tokenizer)
+    console = Console() if plugins.preview.format == "text" else Console(stream=_nowhere())
+    data = prepare_for(plugins.trainer, plugins.dataset.load(), plugins.formatter, tokenizer, length, console)
+    return tokenizer, data
+
+
+def _nowhere() -> Any:
+    import io
+
+    return io.StringIO()
+
+
+def _chosen(split: Split, amount: int) -> list[int]:
+    """The first documents, in the data's order."""
+    return split.documents[:amount].tolist()
+
+
+def as_json(split: Split, document: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """One example: text, ids, tokens, trained (a boolean a token), trained_text, source."""
+    ids, trained = split.store.ids(document), split.store.trained(document)
+    source = split.store.source(document)
+    return {
+        "text": _decode(tokenizer, ids.tolist()),
+        "ids": ids.tolist(),
+        "tokens": [token_text(tokenizer, token) for token in ids.tolist()],
+        "trained": trained.tolist(),
+        "trained_text": [_decode(tokenizer, ids[start:end].tolist()) for start, end in spans_of(trained)],
+        "source": {"file": source.file, source.unit: source.row, "row": source.row},
+    }
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token as text; where it is only part of a character, as the vocabulary spells it."""
+    text = _decode(tokenizer, [token])
+    return text if "\ufffd" not in text else str(tokenizer.convert_ids_to_tokens(token))
+
+
+def show_examples(console: Console, split: Split, tokenizer: PreTrainedTokenizerBase, amount: int) -> None:
+    """Tokens in two shades, trained ones green and between ⟦ ⟧, so that they are apart without colour too."""
+    for number, document in enumerate(_chosen(split, amount), 1):
+        ids, trained = split.store.ids(document).tolist(), split.store.trained(document)
+        console.heading(
+            f"example {number}   {split.store.source(document)}   {len(ids)} tokens, {int(trained.sum())} trained"
+        )
+        pieces = [_shown(token_text(tokenizer, token)) for token in ids]
+        if console.fancy:
+            _colours(console, pieces, trained)
+        else:
+            console.plain(_brackets(pieces, trained))
+    if amount:
+        console.heading("⟦trained⟧ · not trained · | between tokens · ↵ newline")
+
+
+def _shown(text: str) -> str:
+    from dumbo.outputs.printable import printable
+
+    return printable(text.replace("\n", "↵\n"), keep="\n")
+
+
+def _brackets(pieces: list[str], trained: np.ndarray[Any, Any]) -> str:
+    """Tokens with `|` between them and ⟦ ⟧ around trained runs."""
+    text, open_ = "", False
+    for piece, on in zip(pieces, trained, strict=True):
+        if on and not open_:
+            text += "⟦"
+        elif open_ and not on:
+            text += "⟧"
+        elif text and not text.endswith("\n"):
+            text += "|"
+        open_ = bool(on)
+        text += piece
+    return text + ("⟧" if open_ else "")
+
+
+def _colours(console: Console, pieces: list[str], trained: np.ndarray[Any, Any]) -> None:
+    from rich.text import Text
+
+    line, open_ = Text(), False
+    for number, (piece, on) in enumerate(zip(pieces, trained, strict=True)):
+        if on != open_:
+            line.append("⟦" if on else "⟧", style="bold green")
+        open_ = bool(on)
+        shade = (
+            ("black on green" if number % 2 else "black on bright_green")
+            if on
+            else ("dim" if number % 2 else "dim underline")
+        )
+        line.append(piece, style=shade)
+    console.rich.print(line + Text("⟧" if open_ else "", style="bold green"))
+
+
+def show_audit(console: Console, data: PreparedSplits) -> None:
+    """The audit, as rows of text."""
+    console.heading("audit")
+    for line in lines_of(data.audit):
+        console.plain(f"  {line}")

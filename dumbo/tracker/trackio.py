@@ -1,0 +1,48 @@
+"""`tracker=trackio`: Hugging Face's local tracker, through its own library.
+
+trackio show
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class Trackio:
+    """Logs to a local project (its folder: TRACKIO_DIR).
+
+    Args:
+        project: where runs go.
+        name: of the run; null: MODEL-DATA-PATCHES.
+        space_id: a hub Space to mirror it to; null: nothing leaves this machine.
+    """
+
+    project: str = "dumbo"
+    name: str | None = None
+    space_id: str | None = None
+    _run: Any = field(default=None, init=False, repr=False)
+
+    def problems(self) -> Iterable[str]:
+        if importlib.util.find_spec("trackio") is None:
+            yield "trackio is not installed.\n  pip install 'dumbo[trackio]'"
+
+    def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+        import trackio
+
+        self._run = trackio.init(
+            project=self.project, name=self.name or name, config=config, space_id=self.space_id, embed=False
+        )
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        self._run.log(row, step=step)
+
+    def finish(self, status: str, metrics: dict[str, float]) -> None:
+        import trackio
+
+        self._run.log({f"final/{key}": value for key, value in metrics.items()})
+        trackio.finish()
