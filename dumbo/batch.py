@@ -40,9 +40,10 @@ class Batch:
             near = min(fitting, key=lambda size: abs(size - micro_batch_size)) if fitting else None
             over = micro_batch_size * ranks
             advice = f"trainer.micro_batch_size={near}, or " if near else ""
+            whole = max(1, round(global_batch_size / over)) * over
             raise UserError(
-                f"The batch does not divide: global batch {global_batch_size} = micro {micro_batch_size} x ranks {ranks} x "
-                f"accumulation {global_batch_size / over:.2f}.\n  Write {advice}trainer.global_batch_size={max(1, round(global_batch_size / over)) * over}."
+                f"The batch does not divide: global batch {global_batch_size} = micro {micro_batch_size} x ranks {ranks} "
+                f"x accumulation {global_batch_size / over:.2f}.\n  Write {advice}trainer.global_batch_size={whole}."
             )
         return cls(global_batch_size, micro_batch_size, ranks, accumulation)
 

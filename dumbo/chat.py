@@ -101,7 +101,8 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, chosen: ChatOptions, run: Path) 
             [*(message["content"] for message in messages), ""][: None if separator else -1]
         )
     elif tokenizer.chat_template:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        apply: Any = tokenizer.apply_chat_template
+        text = str(apply(messages, tokenize=False, add_generation_prompt=True))
     else:
         text = str(chosen.prompt)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -133,7 +133,7 @@ def _resolve(node: Any, path: str, report: _Report) -> Any:
     if isinstance(node, DictConfig):
         if node._is_none():
             return None
-        return {str(key): _resolve_child(node, key, f"{path}.{key}" if path else str(key), report) for key in node}
+        return {str(key): _resolve_child(node, key, f"{path}.{key!s}" if path else str(key), report) for key in node}
     return node
 
 

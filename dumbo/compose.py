@@ -77,7 +77,7 @@ def composed_of(cfg: DictConfig) -> Composed:
     """What Hydra composed, as it hands it to a job; `HydraConfig` knows the choices."""
     choices = OmegaConf.to_container(HydraConfig.get().runtime.choices)
     assert isinstance(choices, dict)
-    job = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     OmegaConf.set_struct(job, True)
     return Composed(job, {str(key): value for key, value in choices.items()})
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from dumbo.options import DoctorOptions
 from dumbo.outputs.console import Console
@@ -18,7 +19,7 @@ EXTRAS = {"gguf": "gguf", "tensorboard": "tensorboard", "wandb": "wandb", "mlflo
 
 def doctor(options: DoctorOptions) -> int:
     """Looks around and says what it finds; kernels are run on a few numbers, not only imported."""
-    facts = {
+    facts: dict[str, Any] = {
         "versions": versions(),
         "hardware": hardware(),
         "kernels": kernels(),
@@ -101,8 +102,11 @@ def _isolated() -> str:
 
     from dumbo.trainer.layout import choose_layout
 
-    shape = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
-    model = LlamaForCausalLM(LlamaConfig(**shape)).to("cuda" if torch.cuda.is_available() else "cpu")
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
+    )
+    model: Any = LlamaForCausalLM(config)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     return f"usable, {choose_layout(model, True, 'auto')[1]}"
 
 

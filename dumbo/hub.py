@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dumbo.errors import UserError
 
@@ -38,7 +39,7 @@ def in_reach() -> bool:
     return True
 
 
-def _http_errors(session: object) -> tuple[type[Exception], ...]:
+def _http_errors(session: object) -> tuple[Any, ...]:
     """The base errors of the HTTP library that huggingface_hub uses (requests, httpx, or a successor)."""
     import importlib
 

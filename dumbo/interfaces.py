@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict, runtime_checkable
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dumbo.outputs.run_dir import RunDir
@@ -92,8 +94,8 @@ class Example:
         counts: what the formatter noticed, by name, for the audit.
     """
 
-    input_ids: Sequence[int]
-    labels: Sequence[int]
+    input_ids: Sequence[int] | NDArray[np.int32]
+    labels: Sequence[int] | NDArray[np.int32]
     source: Source
     reply: tuple[int, int] | None = None
     counts: dict[str, int] = field(default_factory=dict)

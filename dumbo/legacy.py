@@ -23,6 +23,9 @@ from dumbo.command import Command
 from dumbo.errors import UserError
 from dumbo.suggest import did_you_mean
 
+Handler = Callable[[Any, str], Any]
+"""Takes a key's value and its full name."""
+
 MARKS = ("plugins", "datasets")
 """A file with one of these at its top level is in the older format."""
 
@@ -104,7 +107,7 @@ class _Translation:
     trackers: dict[str, list[str]] = field(default_factory=dict)
 
     def run(self, data: Mapping[str, Any]) -> list[str]:
-        known: dict[str, Callable[[Any, str], None]] = {
+        known: dict[str, Handler] = {
             "model": self._model, "datasets": self._datasets, "dataset": lambda value, at: self._datasets([value], at), "trainer": self._trainer,
             "plugins": self._plugins, "liger": self._liger, "peft": self._peft, "transformers": self._transformers, "wandb": self._wandb,
             "validation_split": self._validation_split,
@@ -118,7 +121,7 @@ class _Translation:
             words += [f"tracker=[{','.join(self.trackers)}]", *[word for own in self.trackers.values() for word in own]]
         return words
 
-    def _each(self, node: Any, path: str, known: Mapping[str, Callable[[Any, str], None]]) -> None:
+    def _each(self, node: Any, path: str, known: Mapping[str, Handler]) -> None:
         """Hands each key of a mapping to its handler; refuses the others by name."""
         if not isinstance(node, Mapping):
             raise UserError(f"{self.name}: {path or 'the file'} must be a mapping, got {node!r}.")
@@ -131,12 +134,13 @@ class _Translation:
             if value is not None:
                 known[str(key)](value, at)
 
-    def _into(self, words: list[str], prefix: str, names: Mapping[str, str]) -> dict[str, Callable[[Any, str], None]]:
+    def _into(self, words: list[str], prefix: str, names: Mapping[str, str]) -> dict[str, Handler]:
         """Handlers that turn keys into `prefix.name=value`."""
-        return {
-            old: (lambda value, at, new=new: words.append(f"{prefix}.{new}={_literal(value)}"))
-            for old, new in names.items()
-        }
+
+        def handler(new: str) -> Handler:
+            return lambda value, at: words.append(f"{prefix}.{new}={_literal(value)}")
+
+        return {old: handler(new) for old, new in names.items()}
 
     def _model(self, node: Any, path: str) -> None:
         plain = self._into(
@@ -193,7 +197,8 @@ class _Translation:
         if not isinstance(node, list) or len(node) != 1:
             amount = len(node) if isinstance(node, list) else 0
             raise UserError(
-                f"{self.name}: {path} holds {amount} data sets; one is supported.\n  Several files go into one: dataset=files dataset.path=[a.jsonl,b.jsonl]"
+                f"{self.name}: {path} holds {amount} data sets; one is supported.\n"
+                "  Several files go into one: dataset=files dataset.path=[a.jsonl,b.jsonl]"
             )
         entry = node[0]
         kind = str(entry.get("type", "huggingface_polars")) if isinstance(entry, Mapping) else ""
@@ -239,7 +244,7 @@ class _Translation:
                 f"{self.name}: {path}.type '{kind}' is not known.{did_you_mean(kind, kinds)}\n  types: {', '.join(kinds)}"
             )
         self.formatter.append(f"formatter={kinds[kind]}")
-        known: dict[str, Callable[[Any, str], None]] = {"type": lambda value, at: None}
+        known: dict[str, Handler] = {"type": lambda value, at: None}
         if kind == "jinja_messages":
             known |= self._into(self.formatter, "formatter", {"template": "template"})
         if isinstance(node, Mapping):

@@ -349,7 +349,7 @@ def _table(file: Path, kind: str) -> Iterator[Raws]:
             str(file),
             separator="\t" if kind == "tsv" else ",",
             infer_schema=False,
-            missing_utf8_is_empty_string=True,
+            empty_string_is_null=False,
             glob=False,
         )
     number = 0

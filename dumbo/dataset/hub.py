@@ -65,7 +65,7 @@ class Hub:
             return self._as_files().load()
         train = self._download(self.split)
         held_out = self._download(self.eval_split) if self.eval_split else None
-        fingerprint = {
+        fingerprint: dict[str, object] = {
             "train": _contents(train),
             "eval": _contents(held_out) if held_out is not None else None,
             "reading": [self.data_format, self.columns, self.limit, self.split, self.eval_split],

@@ -152,7 +152,7 @@ def _message(turn: Any, number: int, before: list[Message]) -> Message:
         message = _tool_result(content, before)
         for key in ("tool_call_id", "name"):
             if turn.get(key):
-                message[key] = str(turn[key])  # type: ignore[literal-required]
+                message[key] = str(turn[key])
         return message
     message = Message(role=role, content=content)
     if role == "assistant":

@@ -51,9 +51,8 @@ def _conversations(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str
         )
 
     def render(messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
-        text = tokenizer.apply_chat_template(
-            list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        apply: Any = tokenizer.apply_chat_template
+        text = apply(list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt)
         assert isinstance(text, str)
         return text
 

@@ -114,10 +114,10 @@ class Conversations:
         spans = assistant_spans(self.render, messages, tools, plain, self.profile)
         self._require_rendered(messages, plain, spans, counts)
         last = max(spans)
-        if self.append_eos and (eos := str(self.tokenizer.eos_token or "")) and not plain.rstrip().endswith(eos):
-            if spans[last][1] >= len(plain.rstrip()):
-                plain = plain.rstrip() + eos
-                spans[last] = (spans[last][0], len(plain))
+        eos, bare = str(self.tokenizer.eos_token or ""), plain.rstrip()
+        if self.append_eos and eos and not bare.endswith(eos) and spans[last][1] >= len(bare):
+            plain = bare + eos
+            spans[last] = (spans[last][0], len(plain))
         whole = Rendered(plain, self._trained(messages, spans), spans[last], all_tokens=self.loss_on == "all")
         return stand_ins.restore(whole), counts
 

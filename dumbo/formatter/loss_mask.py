@@ -194,7 +194,7 @@ def _marked(message: Message, opened: str, closed: str) -> Message:
     changed = Message(**message)
     for key in ("content", "reasoning_content"):
         if message.get(key):
-            changed[key] = mark(message[key])  # type: ignore[literal-required]
+            changed[key] = mark(message[key])
     if calls := message.get("tool_calls"):
         changed["tool_calls"] = [
             {

@@ -198,9 +198,9 @@ def resize_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """
     import torch
 
-    embedding = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     rows, tokens = embedding.weight.shape[0], len(tokenizer)
-    added = [token for token in added_token_ids(tokenizer)]
+    added = added_token_ids(tokenizer)
     new = sorted({*added, *range(rows, tokens)})
     tied = _tied(model)
     if tokens > rows:

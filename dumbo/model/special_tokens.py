@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import UserError
 from dumbo.formatter.template_check import check_template
@@ -68,12 +68,12 @@ class SpecialTokens:
         before = len(tokenizer)
         if self.added_tokens:
             tokenizer.add_tokens(list(self.added_tokens))
-        named = {name: token for name, token in self._named().items() if token is not None}
+        named: dict[str, Any] = {name: token for name, token in self._named().items() if token is not None}
         if named:
             tokenizer.add_special_tokens(named)
         if (template := self.template_text()) is not None:
             tokenizer.chat_template = template
-        tokenizer.added_by_dumbo = list(range(before, len(tokenizer)))  # type: ignore[attr-defined]
+        tokenizer.added_by_dumbo = list(range(before, len(tokenizer)))
 
 
 def added_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

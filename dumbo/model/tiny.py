@@ -78,7 +78,7 @@ class Tiny:
             raise UserError("model=tiny has no stored weights to quantise: leave that patch out.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            model = LlamaForCausalLM(self._config(tokenizer))
+            model: Any = LlamaForCausalLM(self._config(tokenizer))
         if self.attn_implementation != "auto":
             model.set_attn_implementation(self.attn_implementation)
         return model.to(torch_dtype(load_kwargs.get("dtype", self.dtype)))

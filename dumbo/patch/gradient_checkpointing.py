@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
+from dumbo.patch.modules import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,7 +37,7 @@ class GradientCheckpointing:
             )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = base_of(model)
         self.check(base)
         arguments = {"use_reentrant": self.use_reentrant}
         if hasattr(base, "activation_checkpointing_enable"):  # the name since transformers 5.2x

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
+from dumbo.patch.modules import base_of
 from dumbo.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Liger:
         Raises:
             RuntimeError: a kernel that was asked for is nowhere in the model.
         """
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = base_of(model)
         found = _replaced(base)
         wanted = {name for name, on in self._arguments(base)[1].items() if on}
         seen = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import UserError
 from dumbo.suggest import did_you_mean
@@ -46,3 +46,8 @@ def require_modules(names: Iterable[str], wanted: Iterable[str], what: str, key:
             raise UserError(
                 f"{key}: no {what} is called '{name}'.{did_you_mean(name, parts)}\n  there are: {', '.join(parts[:30])}"
             )
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside peft's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

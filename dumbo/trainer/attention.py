@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,8 @@ def register() -> None:
 
     def mask(*args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor | None:
         """No mask for packs (none is given); the usual one where a padding mask is."""
-        return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+        usual: Any = sdpa_mask
+        return None if attention_mask is None else usual(*args, attention_mask=attention_mask, **kwargs)
 
     AttentionInterface.register(NAME, isolated_attention)
     AttentionMaskInterface.register(NAME, mask)
@@ -113,9 +115,7 @@ def _plan(cu_seq_lens: torch.Tensor) -> list[_Group]:
 
 def _groups(bounds: list[int], device: torch.device) -> list[_Group]:
     """Documents of like length together, longest first."""
-    documents = sorted(
-        ((end - start, start) for start, end in zip(bounds, bounds[1:], strict=False) if end > start), reverse=True
-    )
+    documents = sorted(((end - start, start) for start, end in pairwise(bounds) if end > start), reverse=True)
     groups: list[_Group] = []
     batch: list[tuple[int, int]] = []
     total = 0

@@ -170,7 +170,7 @@ class Engine(_Base):
     ) -> dict[str, float]:
         """Loss on the held-out documents: a mean over trained tokens, whatever the batch size."""
         began = time.perf_counter()
-        model = self.model
+        model: Any = self.model
         was_training = model.training
         model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
@@ -247,6 +247,7 @@ class Engine(_Base):
         """Safetensors and the tokenizer."""
         assert output_dir is not None
         save_weights(self.accelerator.unwrap_model(self.model), Path(output_dir))
+        assert self.processing_class is not None
         self.processing_class.save_pretrained(output_dir)
 
     def restore_counters(self, checkpoint: Path) -> None:

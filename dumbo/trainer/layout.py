@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dumbo.errors import ProofFailed
+from dumbo.patch.modules import base_of
 from dumbo.trainer import attention
 from dumbo.trainer.collate import Layout
 from dumbo.verify.quick import Leak, probe_packing
@@ -35,7 +36,7 @@ def choose_layout(model: PreTrainedModel, packing: bool, attn_implementation: st
     """
     if not packing:
         return "padded", "not packed"
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     before = base.config._attn_implementation
     tried: list[str] = []
     for layout, implementation in _candidates(attn_implementation, before):

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 from dumbo.batch import Batch
 from dumbo.outputs import samples
 from dumbo.outputs.console import TrainingBar
+from dumbo.patch.modules import base_of
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
 from dumbo.trainer.checkpoint import Checkpoints
@@ -209,7 +210,7 @@ class Session:
 
     def _save_model(self, trainer: SftTrainer) -> None:
         model = trainer.accelerator.unwrap_model(self.model)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = base_of(model)
         asked = samples.questions(self._held_out, self.tokenizer, 3)
         ends = samples.how_to_answer(self._held_out, self.tokenizer, asked, None).stop_ids
         base.config.use_cache = True

@@ -31,9 +31,11 @@ OWN_KEYS = {
 }  # fmt: skip
 """transformers' name -> the key of `trainer` that sets it."""
 ELSEWHERE = {
-    "output_dir": "run_dir=PATH", "report_to": "tracker=[…]", "use_liger_kernel": "patch=[liger]", "gradient_checkpointing": "patch=[gradient_checkpointing]",
-    "activation_checkpointing": "patch=[gradient_checkpointing]", "resume_from_checkpoint": "resume=auto", "group_by_length": "trainer.packing=false",
-    "train_sampling_strategy": "trainer.packing=false", "remove_unused_columns": "nothing: dumbo makes the batches", "disable_tqdm": "nothing: dumbo has its own bar",
+    "output_dir": "run_dir=PATH", "report_to": "tracker=[…]", "use_liger_kernel": "patch=[liger]",
+    "gradient_checkpointing": "patch=[gradient_checkpointing]", "activation_checkpointing": "patch=[gradient_checkpointing]",
+    "resume_from_checkpoint": "resume=auto", "group_by_length": "trainer.packing=false",
+    "train_sampling_strategy": "trainer.packing=false", "remove_unused_columns": "nothing: dumbo makes the batches",
+    "disable_tqdm": "nothing: dumbo has its own bar",
 }  # fmt: skip
 """transformers' name -> where dumbo sets it."""
 

@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from typing import Any
 
 PEAK_BF16_TFLOPS = (
     ("B200", 2250.0), ("GH200", 989.0), ("H200", 989.0), ("H100 PCIe", 756.0), ("H100 NVL", 835.0), ("H100", 989.0), ("A100", 312.0),
@@ -29,10 +26,10 @@ def peak_flops(device_name: str) -> float | None:
     return next((tflops * 1e12 for name, tflops in PEAK_BF16_TFLOPS if name in device_name), None)
 
 
-def flops_per_token(model: PreTrainedModel) -> float:
+def flops_per_token(model: Any) -> float:
     """Floating-point operations of one training step a token, attention not counted (see `attention_flops`)."""
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings().weight
+    head: Any = model.get_output_embeddings()
     tied = head is not None and head.weight is embedding
     counted = sum(p.numel() for p in model.parameters()) - (0 if tied else embedding.numel())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -40,7 +37,7 @@ def flops_per_token(model: PreTrainedModel) -> float:
     return (4.0 if mostly_frozen else 6.0) * counted
 
 
-def attention_flops(model: PreTrainedModel, lengths_squared: float) -> float:
+def attention_flops(model: Any, lengths_squared: float) -> float:
     """Of all documents' attention, forward and backward.
 
     Args:

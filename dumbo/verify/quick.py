@@ -219,7 +219,7 @@ def accumulation_proof(
 
 
 def _loss_and_norm(engine: Engine, batches: list[dict[str, Any]]) -> tuple[float, float]:
-    model = engine.model
+    model: Any = engine.model
     model.zero_grad()
     was_training = model.training
     model.eval()  # no dropout: the two must see the same numbers
