@@ -10,6 +10,7 @@ Every key is used, or refused by name. The equivalent command line is printed, s
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -295,5 +296,8 @@ def _literal(value: Any) -> str:
     text = str(value)
     if text.startswith("${") and text.endswith("}"):
         return text
-    escaped = text.replace("\\'", "\\\\'").replace("'", "\\'")
-    return f"'{escaped}'"
+    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text not in ("null", "true", "false"):
+        return text
+    quote = "'" if '"' in text else '"'  # double quotes where possible: the shell's own are single
+    inner = re.sub(rf"(\\*){quote}", lambda found: found.group(1) * 2 + "\\" + quote, text)
+    return quote + re.sub(r"(\\+)$", lambda found: found.group(1) * 2, inner) + quote

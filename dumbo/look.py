@@ -18,6 +18,9 @@ from dumbo.outputs.printable import shortened
 
 EXAMPLES = 3
 ROWS_READ_FOR_COLUMNS = 2000
+TOKENS_SHOWN = 300
+LONGEST = 1 << 17
+"""Tokens; so long that a look at a file cuts nothing."""
 
 
 def as_preview(command: Command) -> Command:
@@ -30,10 +33,12 @@ def as_preview(command: Command) -> Command:
         f"dataset.path='{command.data}'",
         "dataset.on_bad_row=skip",
         f"formatter={formatter}",
-        "trainer.max_seq_len=1024",
+        "model=tiny",
     ]
     if formatter == "chat":
         added += ["formatter.special_tokens_in_text=escape"]
+    if own.isdisjoint({"model", "trainer.max_seq_len"}):
+        added += [f"model.context_length={LONGEST}", f"trainer.max_seq_len={LONGEST}"]
     kept = [word for word in added if word.split("=")[0] not in own]
     return replace(command, verb="look", overrides=(*kept, *command.overrides))
 
@@ -70,7 +75,9 @@ def look(plugins: Any, command: Command) -> int:
                 f"{message['role']:<9} {shortened(message.get('content', '') or str(message.get('tool_calls', '')), 90)}",
             )
     tokenizer, data = prepared(plugins)
-    show_examples(console, data.train, tokenizer, EXAMPLES)
+    if plugins.model.name == "tiny":
+        console.row("tokens", "of the embedded tokenizer, which knows 512; a model's own makes a third as many: add model=NAME")
+    show_examples(console, data.train, tokenizer, EXAMPLES, longest=TOKENS_SHOWN)
     show_audit(console, data)
     console.heading("problems")
     for problem in bad[:5]:

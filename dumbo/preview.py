@@ -91,18 +91,28 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     return text if "\ufffd" not in text else str(tokenizer.convert_ids_to_tokens(token))
 
 
-def show_examples(console: Console, split: Split, tokenizer: PreTrainedTokenizerBase, amount: int) -> None:
-    """Tokens in two shades, trained ones green and between ⟦ ⟧, so that they are apart without colour too."""
+def show_examples(
+    console: Console, split: Split, tokenizer: PreTrainedTokenizerBase, amount: int, longest: int | None = None
+) -> None:
+    """Tokens in two shades, trained ones green and between ⟦ ⟧, so that they are apart without colour too.
+
+    Args:
+        longest: show at most so many tokens of each; None: all.
+    """
     for number, document in enumerate(_chosen(split, amount), 1):
         ids, trained = split.store.ids(document).tolist(), split.store.trained(document)
         console.heading(
             f"example {number}   {split.store.source(document)}   {len(ids)} tokens, {int(trained.sum())} trained"
         )
-        pieces = [_shown(token_text(tokenizer, token)) for token in ids]
+        pieces = [_shown(token_text(tokenizer, token)) for token in ids[:longest]]
+        more = len(ids) - len(pieces)
+        trained = trained[: len(pieces)]
         if console.fancy:
             _colours(console, pieces, trained)
         else:
             console.plain(_brackets(pieces, trained))
+        if more:
+            console.plain(f"… {more:,} more tokens")
     if amount:
         console.heading("⟦trained⟧ · not trained · | between tokens · ↵ newline")
 
