@@ -76,7 +76,9 @@ def look(plugins: Any, command: Command) -> int:
             )
     tokenizer, data = prepared(plugins)
     if plugins.model.name == "tiny":
-        console.row("tokens", "of the embedded tokenizer, which knows 512; a model's own makes a third as many: add model=NAME")
+        console.row(
+            "tokens", "of the embedded tokenizer, which knows 512; a model's own makes a third as many: add model=NAME"
+        )
     show_examples(console, data.train, tokenizer, EXAMPLES, longest=TOKENS_SHOWN)
     show_audit(console, data)
     console.heading("problems")

@@ -1,0 +1,252 @@
+"""A run's folder: claimed by one live process, and every file in it either whole or absent.
+
+run.json        what it is and how it went; rewritten whole at every change
+metrics.jsonl   a line per logged step; cut back to the checkpoint on resume
+.lock           held by the process that runs; the system lets go of it when the process dies
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from dumbo.errors import UserError
+from dumbo.outputs.console import Console
+
+if TYPE_CHECKING:
+    from dumbo.outputs.samples import Question
+    from dumbo.prepare.store import PreparedSplits
+
+RUNS = (
+    "outputs/*/*/run.json",
+    "outputs/*/run.json",
+    "multirun_outputs/*/*/run.json",
+    "multirun_outputs/*/*/*/run.json",
+)
+"""Where runs lie unless they were told otherwise, below the current folder."""
+
+
+@dataclass
+class RunDir:
+    """One run.
+
+    Attributes:
+        path: its folder, absolute.
+        console: where it speaks.
+        started: when this process began (time.time()).
+        resuming: whether it goes on from an earlier process.
+        ranks: processes of the run.
+        verify_quick: whether the quick proofs are asked for.
+        attn_implementation: what the model plugin asks for.
+        trackers: tracker plugins, started.
+        facts: run.json.
+        proofs: what was proven, in words, for the start panel.
+        samples: (question, answer before, answer after), for the end.
+    """
+
+    path: Path
+    console: Console
+    started: float
+    resuming: bool = False
+    ranks: int = 1
+    verify_quick: bool = True
+    attn_implementation: str = "auto"
+    trackers: list[Any] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    proofs: list[str] = field(default_factory=list)
+    samples: list[tuple[Question, str, str]] = field(default_factory=list)
+    _lock: TextIO | None = None
+
+    # ---- the claim --------------------------------------------------------------------------------------------
+
+    def claim(self) -> None:
+        """Makes the folder and takes its lock.
+
+        Raises:
+            UserError: it cannot be made or written, or a live process has it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a")
+        except OSError as error:
+            raise UserError(
+                f"run_dir: the folder {self.path} cannot be written ({error.strerror}).\n  Write run_dir=FOLDER for another one."
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"run_dir: another run is using {self.path} at this moment.\n  Wait for it, or write another run_dir=FOLDER."
+            ) from error
+
+    def release(self) -> None:
+        """Lets go of the folder and closes the log."""
+        self.console.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    # ---- files ------------------------------------------------------------------------------------------------
+
+    def write(self, name: str, text: str) -> None:
+        """A file of the folder, whole or as it was."""
+        aside = self.path / f".{name}.{os.getpid()}"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(self.path / name)
+
+    def update(self, **facts: Any) -> None:
+        """Changes keys of run.json."""
+        self.facts.update(facts)
+        self.write("run.json", json.dumps(_finite(self.facts), indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def log_metrics(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to metrics.jsonl. Numbers that are not finite become null, and are named under `not_finite`."""
+        strange = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+        line = {**_finite(dict(row)), **({"not_finite": strange} if strange else {})}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The rows of metrics.jsonl; a line cut by a kill ends them."""
+        file = self.path / "metrics.jsonl"
+        if not file.is_file():
+            return
+        for line in file.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops rows past a step: they will be written again."""
+        kept = [row for row in self.metrics() if row["step"] <= step]
+        self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+    # ---- what is learnt on the way ----------------------------------------------------------------------------
+
+    def note_data(self, data: PreparedSplits) -> None:
+        """The data, on the panel and in run.json.
+
+        Raises:
+            UserError: a resumed run would go on with other data.
+        """
+        before = self.facts.get("data_fingerprint")
+        if self.resuming and before not in (None, data.fingerprint):
+            raise UserError(
+                f"resume: the data, tokenizer or template is no longer what the run in {self.path} was trained on "
+                f"(fingerprint {before} then, {data.fingerprint} now).\n  Restore it, or start a new run."
+            )
+        audit = data.audit
+        parts = [
+            f"{data.name}  {data.train.rows:,} train"
+            + (f", {data.eval.rows:,} held out" if data.eval else ", none held out")
+        ]
+        parts.append(f"{audit['tokens']:,} tokens, {100 * audit['trained_share']:.0f}% trained")
+        for name in ("truncated", "dropped", "split", "skipped", "control_tokens_in_text", "duplicates"):
+            if audit[name]:
+                parts.append(f"{audit[name]:,} {name.replace('_', ' ')}")
+        self.console.row("data", "   ".join(parts))
+        self.update(data_fingerprint=data.fingerprint, data={"name": data.name, **audit})
+
+    def left_out(self, name: str, reason: str | None) -> bool:
+        """Says and records that a patch is left out, when there is a reason to."""
+        if reason is None:
+            return False
+        self._patch(name, f"left out: {reason}")
+        return True
+
+    def note_patch(self, name: str, evidence: str) -> None:
+        """What shows that a patch took."""
+        self._patch(name, evidence, recorded=f"applied: {evidence}")
+
+    def _patch(self, name: str, text: str, recorded: str | None = None) -> None:
+        noted = {**self.facts.get("patches", {}), name: recorded or text}
+        first = not self.facts.get("patches")
+        self.console.row("patches" if first else "", f"{name:<8}{text}" if len(name) < 8 else f"{name}  {text}")
+        self.update(patches=noted)
+
+    def note_model(self, plugin: Any, model: Any) -> None:
+        """Size, dtype and origin of the model, and the hardware it is on."""
+        from dumbo.outputs.surroundings import hardware
+
+        total = sum(p.numel() for p in model.parameters())
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        origin = plugin.provenance() if hasattr(plugin, "provenance") else {}
+        name = str(getattr(plugin, "name", type(plugin).__name__))
+        machine = hardware()
+        dtype = str(model.dtype).removeprefix("torch.")
+        share = (
+            "all trainable"
+            if trainable == total
+            else f"{_millions(trainable)} trainable ({100 * trainable / total:.1f}%)"
+        )
+        self.console.row(
+            "model", f"{name}   {_millions(total)} parameters, {share}   {dtype}   on {machine.get('gpu', 'CPU')}"
+        )
+        facts = {
+            "name": name,
+            "class": _class_name(model),
+            "parameters": total,
+            "trainable": trainable,
+            "dtype": dtype,
+            **origin,
+        }
+        self.update(model=facts, hardware=machine)
+
+
+def _class_name(model: Any) -> str:
+    from dumbo.patch.modules import base_of
+
+    return type(base_of(model)).__name__
+
+
+def _millions(number: int) -> str:
+    return (
+        f"{number / 1e9:.2f} B"
+        if number >= 1e9
+        else f"{number / 1e6:.1f} M"
+        if number >= 1e6
+        else f"{number / 1e3:.0f} k"
+    )
+
+
+def _finite(value: Any) -> Any:
+    """`value` with numbers that JSON has no form for as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return value
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """run.json of a folder; empty when there is none."""
+    file = folder / "run.json"
+    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return facts
+
+
+def find_run(asked: str | None) -> Path:
+    """The folder of a run: a path, or `last`, the one that started last below outputs/ and multirun_outputs/.
+
+    Raises:
+        UserError: nothing was asked for, or there is no such run.
+    """
+    if asked is None:
+        raise UserError("Which run? Write run=last, or run=FOLDER.")
+    if asked != "last":
+        folder = Path(asked).expanduser()
+        if not (folder / "run.json").is_file():
+            raise UserError(f"run: '{asked}' is not a run's folder (there is no run.json in it).")
+        return folder
+    found = [path for pattern in RUNS for path in Path().glob(pattern)]
+    if not found:
+        raise UserError("run=last: there is no run below outputs/ or multirun_outputs/ here.\n  Write run=FOLDER.")
+    return max(found, key=lambda path: str(read_facts(path.parent).get("started", ""))).parent
