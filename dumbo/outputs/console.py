@@ -171,8 +171,9 @@ class TrainingBar:
         if row is not None:
             self._console.log(f"step {step}  " + "  ".join(f"{key} {value}" for key, value in row.items()))
         if self._progress is not None and self._task is not None:
-            changed = {"numbers": numbers(row)} if row is not None else {}
-            self._progress.update(self._task, completed=step, **changed)
+            self._progress.update(self._task, completed=step)
+            if row is not None:
+                self._progress.update(self._task, numbers=numbers(row))
             return
         now = time.monotonic()
         if row is not None and (now - self._said > SECONDS_BETWEEN_LINES or step == self._steps):

@@ -68,7 +68,8 @@ def card(facts: dict[str, Any], typed: list[str]) -> str:
     lines += ["```bash", "python -m dumbo " + " ".join(shlex.quote(printable(word)) for word in typed), "```", ""]
     lines += ["| | |", "|---|---|"]
     rows = {
-        "data": f"{data.get('name')}, {data.get('rows', 0):,} rows, {data.get('tokens', 0):,} tokens, {100 * data.get('trained_share', 0):.0f}% trained",
+        "data": f"{data.get('name')}, {data.get('rows', 0):,} rows, {data.get('tokens', 0):,} tokens",
+        "trained share": f"{100 * data.get('trained_share', 0):.1f}% of the tokens",
         "data fingerprint": facts.get("data_fingerprint"),
         "batch": _batch(facts.get("batch", {})),
         "patches": "; ".join(f"{name}: {state}" for name, state in facts.get("patches", {}).items()) or "none",
