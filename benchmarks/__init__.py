@@ -1,0 +1,1 @@
+"""Measurements, each repeated by one command, results with hardware and versions in benchmarks/results/."""
