@@ -6,18 +6,21 @@ instead of stopping; other overrides go on top, `model=…` among them.
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dumbo.command import Command
 from dumbo.errors import UserError
-from dumbo.interfaces import BadRow, Row
+from dumbo.interfaces import Row
 from dumbo.outputs.console import Console
 from dumbo.outputs.printable import shortened
 
 EXAMPLES = 3
-ROWS_READ_FOR_COLUMNS = 2000
+PROBLEMS = 5
 TOKENS_SHOWN = 300
 LONGEST = 1 << 17
 """Tokens; so long that a look at a file cuts nothing."""
@@ -26,35 +29,48 @@ LONGEST = 1 << 17
 def as_preview(command: Command) -> Command:
     """The command with the file as its data set, the user's own overrides last."""
     assert command.data is not None
-    formatter = "text" if _shape(command.data) == "text" else "chat"
     own = {word.lstrip("+~").split("=")[0] for word in command.overrides}
-    added = [
-        "dataset=files",
-        f"dataset.path='{command.data}'",
-        "dataset.on_bad_row=skip",
-        f"formatter={formatter}",
-        "model=tiny",
-    ]
-    if formatter == "chat":
-        added += ["formatter.special_tokens_in_text=escape"]
+    shape = _shape(command)
+    added = ["dataset=files", f"dataset.path={_quoted(command.data)}", "dataset.on_bad_row=skip", "model=tiny"]
+    if "formatter" not in own:
+        added += [f"formatter={'text' if shape == 'text' else 'chat'}", "formatter.special_tokens_in_text=escape"]
+        added += [] if shape == "text" else ["formatter.tool_calls=as_text"]  # the embedded template knows none
     if own.isdisjoint({"model", "trainer.max_seq_len"}):
         added += [f"model.context_length={LONGEST}", f"trainer.max_seq_len={LONGEST}"]
     kept = [word for word in added if word.split("=")[0] not in own]
     return replace(command, verb="look", overrides=(*kept, *command.overrides))
 
 
-def _shape(file: Path) -> str:
-    """The recognised shape of a file. Raises UserError when there is none."""
-    from dumbo.dataset.columns import recognise
-    from dumbo.dataset.files import _Broken, _read, expand, kind_of_file
+def _quoted(path: Path) -> str:
+    """A path as Hydra's grammar takes it."""
+    text = str(path)
+    return text if re.fullmatch(r"[\w./-]+", text) else "'" + text.replace("'", "\\'") + "'"
 
-    expand(str(file), "the file")
-    kind = kind_of_file(file, "auto")
+
+def _shape(command: Command) -> str:
+    """The shape of the file as recognised, or as the overrides name it. Raises UserError when there is none."""
+    from dumbo.dataset.columns import recognise
+    from dumbo.dataset.files import expand, kind_of_file
+    from dumbo.dataset.reading import Broken, read
+
+    assert command.data is not None
+    said = dict(word.lstrip("+").partition("=")[::2] for word in command.overrides)
+    columns = "dataset.columns."
+    names = {key.removeprefix(columns): value for key, value in said.items() if key.startswith(columns)}
+    expand(str(command.data), "the file")
+    kind = kind_of_file(command.data, cast("Any", said.get("dataset.kind", "auto")))
     if kind == "txt":
         return "text"
-    for raws in _read(file, kind, "paragraph"):
-        return recognise((raw for _, raw in raws if not isinstance(raw, _Broken)), "auto", {}, str(file)).shape
-    raise UserError(f"{file} holds no row.")
+    where = str(command.data)
+    broken = ""
+    for raws in read(command.data, kind, "paragraph"):
+        if any(isinstance(raw, Mapping) for _, raw in raws):
+            data_format = cast("Any", said.get("dataset.data_format", "auto"))
+            return recognise((raw for _, raw in raws), data_format, names, where).shape
+        for number, raw in raws[:1]:
+            problem = raw.problem if isinstance(raw, Broken) else "a row must be a mapping of columns to values"
+            broken = broken or f"\n  The first, number {number}: {problem}."
+    raise UserError(f"{where} holds no row that can be read as {kind}.{broken}")
 
 
 def look(plugins: Any, command: Command) -> int:
@@ -63,13 +79,12 @@ def look(plugins: Any, command: Command) -> int:
 
     assert command.data is not None
     console = Console()
-    shape = _shape(command.data)
-    rows, bad = _count(plugins.dataset)
+    shape = _shape(command)
     console.row("file", f"{command.data.name}   {command.data.stat().st_size / 2**20:.2f} MiB")
     console.row("columns", f"recognised as {shape}")
-    first = next((row for row in rows if isinstance(row, Row)), None)
-    if first is not None and first.messages:
-        for message in first.messages[:4]:
+    rows = [row for row in next(iter(plugins.dataset.load().train), []) if isinstance(row, Row)]
+    if rows and rows[0].messages:
+        for message in rows[0].messages[:4]:
             console.row(
                 "",
                 f"{message['role']:<9} {shortened(message.get('content', '') or str(message.get('tool_calls', '')), 90)}",
@@ -82,31 +97,34 @@ def look(plugins: Any, command: Command) -> int:
     show_examples(console, data.train, tokenizer, EXAMPLES, longest=TOKENS_SHOWN)
     show_audit(console, data)
     console.heading("problems")
-    for problem in bad[:5]:
-        console.plain(f"  {str(problem).splitlines()[0]}")
     skipped = data.audit["skipped"]
+    for problem in data.train.store.meta["skipped"][:PROBLEMS]:
+        console.plain(f"  {problem}")
     console.plain(f"  {skipped:,} rows cannot be used" if skipped else "  none found")
     console.heading("train on it")
-    console.plain(f"  {_suggestion(command, shape, data.audit)}")
+    console.plain(f"  {_suggestion(command, shape, rows, data.audit)}")
     return 0
 
 
-def _count(dataset: Any) -> tuple[list[Row | BadRow], list[BadRow]]:
-    """The first rows, and the bad ones among them."""
-    rows: list[Row | BadRow] = []
-    for batch in dataset.load().train:
-        rows += batch
-        if len(rows) >= ROWS_READ_FOR_COLUMNS:
-            break
-    return rows, [row for row in rows if isinstance(row, BadRow)]
-
-
-def _suggestion(command: Command, shape: str, audit: dict[str, Any]) -> str:
-    words = ["python -m dumbo", "model=smollm", "patch=[liger,lora]", "dataset=files", f"dataset.path='{command.data}'"]
+def _suggestion(command: Command, shape: str, rows: Sequence[Row], audit: dict[str, Any]) -> str:
+    assert command.data is not None
+    path = shlex.quote(f"dataset.path={_quoted(command.data)}")
+    words = ["python -m dumbo", "model=smollm", "patch=[liger,lora]", "dataset=files", path]
+    words += [word for word in command.overrides if word.lstrip("+").startswith(("dataset.columns.", "dataset.kind="))]
     if shape == "text":
         words += ["formatter=text", "trainer.too_long=split"]
+    if any(_calls_or_reasons(row) for row in rows):
+        words.append("formatter.tool_calls=as_text")
     if audit["skipped"]:
         words.append("dataset.on_bad_row=skip")
     if audit["control_tokens_in_text"]:
         words.append("formatter.special_tokens_in_text=escape")
     return " ".join(words)
+
+
+def _calls_or_reasons(row: Row) -> bool:
+    """Whether a row holds what the suggested model's template leaves out."""
+    return bool(row.tools) or any(
+        message["role"] == "tool" or message.get("tool_calls") or message.get("reasoning_content")
+        for message in row.messages
+    )

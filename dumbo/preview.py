@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from dumbo.check import Plugins
 from dumbo.errors import GateFailed
 from dumbo.outputs.console import Console
+from dumbo.outputs.printable import printable
 from dumbo.prepare.audit import check_thresholds, lines_of, over_thresholds
 from dumbo.verify.quick import spans_of
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from dumbo.command import Command
@@ -31,8 +34,8 @@ def preview(plugins: Plugins, composed: Composed, command: Command) -> int:
     tokenizer, data = prepared(plugins)
     if plugins.preview.format == "json":
         for document in _chosen(data.train, plugins.preview.num_examples):
-            print(json.dumps(as_json(data.train, document, tokenizer), ensure_ascii=False))
-        print(json.dumps({"audit": data.audit}, ensure_ascii=False))
+            print(json_line(as_json(data.train, document, tokenizer)))
+        print(json_line({"audit": data.audit}))
     else:
         show_examples(Console(), data.train, tokenizer, plugins.preview.num_examples)
         show_audit(Console(), data)
@@ -81,6 +84,21 @@ def as_json(split: Split, document: int, tokenizer: PreTrainedTokenizerBase) -> 
     }
 
 
+STEERING = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]")
+"""Characters that a terminal may obey and that JSON leaves as they are (it escapes only those below U+0020)."""
+
+
+def json_line(value: Any) -> str:
+    """JSON on one line, readable, with no character in it that steers a terminal."""
+    text = json.dumps(value, ensure_ascii=False)
+    return STEERING.sub(lambda match: "".join(f"\\u{unit:04x}" for unit in _utf16(match.group())), text)
+
+
+def _utf16(char: str) -> list[int]:
+    data = char.encode("utf-16-be", "surrogatepass")
+    return [int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2)]
+
+
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
@@ -97,29 +115,43 @@ def show_examples(
     """Tokens in two shades, trained ones green and between ⟦ ⟧, so that they are apart without colour too.
 
     Args:
-        longest: show at most so many tokens of each; None: all.
+        longest: show at most so many tokens of each, the first trained ones among them; None: all.
     """
     for number, document in enumerate(_chosen(split, amount), 1):
         ids, trained = split.store.ids(document).tolist(), split.store.trained(document)
         console.heading(
             f"example {number}   {split.store.source(document)}   {len(ids)} tokens, {int(trained.sum())} trained"
         )
-        pieces = [_shown(token_text(tokenizer, token)) for token in ids[:longest]]
-        more = len(ids) - len(pieces)
-        trained = trained[: len(pieces)]
-        if console.fancy:
-            _colours(console, pieces, trained)
-        else:
-            console.plain(_brackets(pieces, trained))
-        if more:
-            console.plain(f"… {more:,} more tokens")
+        done = 0
+        for start, end in _parts(trained, longest):
+            if start > done:
+                console.plain(f"… {start - done:,} more tokens …")
+            pieces = [_shown(token_text(tokenizer, token)) for token in ids[start:end]]
+            if console.fancy:
+                _colours(console, pieces, trained[start:end])
+            else:
+                console.plain(_brackets(pieces, trained[start:end]))
+            done = end
+        if len(ids) > done:
+            console.plain(f"… {len(ids) - done:,} more tokens")
     if amount:
         console.heading("⟦trained⟧ · not trained · | between tokens · ↵ newline")
 
 
-def _shown(text: str) -> str:
-    from dumbo.outputs.printable import printable
+def _parts(trained: NDArray[np.bool_], longest: int | None) -> list[tuple[int, int]]:
+    """[start, end) of what is shown of an example: its beginning, and where training sets in if that is further on."""
+    length = len(trained)
+    if longest is None or length <= longest:
+        return [(0, length)]
+    first = int(np.argmax(trained))
+    if first < longest // 2:
+        return [(0, longest)]
+    head = longest // 3
+    start = max(head, first - 10)
+    return [(0, head), (start, min(length, start + longest - head))]
 
+
+def _shown(text: str) -> str:
     return printable(text.replace("\n", "↵\n"), keep="\n")
 
 

@@ -123,7 +123,9 @@ def _alpaca(row: _Columns, source: Source) -> Iterable[Row]:
         instances = row.get("instances")
         if not isinstance(instances, list) or not instances:
             raise RowFault("'instances' must be a list of {input, output}")
-        pairs = [(_Columns(instance, {}), "output") for instance in instances if isinstance(instance, Mapping)]
+        if strange := [instance for instance in instances if not isinstance(instance, Mapping)]:
+            raise RowFault(f"'instances' must be a list of {{input, output}}, one of them is {kind_of(strange[0])}")
+        pairs = [(_Columns(instance, {}), "output") for instance in instances]
     else:
         pairs = [(row, row.first("output", "response"))]
     for part, answer in pairs:

@@ -1,20 +1,22 @@
 """`dataset=files`: rows from files on this disk, read lazily through Polars, a batch at a time.
 
 JSON lines, JSON, CSV, TSV, Parquet and plain text, also gzip and zstd. JSON lines are decoded one by one: a
-column-wise reader would infer one type for all of a column and put null keys into tool arguments.
+column-wise reader would infer one type for all of a column and put null keys into tool arguments. So are the lines
+of CSV and TSV: a column-wise reader stops at a ragged row without saying where it is. How each kind is read:
+`reading.py`.
 """
 
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dumbo.cache import content_hash, key_of
-from dumbo.dataset.columns import KNOWN_COLUMNS, Columns, DataFormat, recognise, start_of
+from dumbo.dataset.columns import KNOWN_COLUMNS, Columns, DataFormat, recognise
+from dumbo.dataset.reading import Broken, read
 from dumbo.errors import UserError
 from dumbo.interfaces import BadRow, Row, Source, Splits
 from dumbo.suggest import did_you_mean
@@ -25,7 +27,6 @@ SUFFIXES = {
     ".parquet": "parquet", ".pq": "parquet", ".txt": "txt", ".md": "txt", ".text": "txt",
 }  # fmt: skip
 HELD_OUT_STEMS = ("eval", "valid", "validation", "dev", "test")
-BATCH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class Files:
             "train": [content_hash(file) for file in train],
             "eval": [content_hash(file) for file in held_out],
             "reading": [self.kind, self.data_format, self.columns, self.txt_rows, self.limit],
+            "eval_limit": self.eval_limit if held_out else None,  # how many rows of those files are read at all
         }
         return Splits(
             train=self._batches(train, self.limit),
@@ -156,12 +158,12 @@ def expand(paths: str | list[str], key: str) -> list[Path]:
             found = sorted(file for file in path.iterdir() if file.is_file() and ending(file) in SUFFIXES)
             if not found:
                 raise UserError(f"{key}: the folder '{text}' holds no data file ({', '.join(SUFFIXES)}).")
+        elif path.is_file():
+            found = [path]  # before globs: a name may hold brackets
         elif glob.has_magic(text):
             found = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
             if not found:
                 raise UserError(f"{key}: no file matches '{text}'.")
-        elif path.is_file():
-            found = [path]
         else:
             siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"{key}: there is no file '{text}'.{did_you_mean(path.name, siblings)}")
@@ -219,153 +221,20 @@ class FileBatches:
 
     def _file(self, file: Path) -> Iterator[list[Row | BadRow]]:
         kind = kind_of_file(file, self.kind)
-        unit = "line" if kind in ("jsonl", "txt") else "row"
+        unit = "row" if kind in ("json", "parquet") else "line"
         columns: Columns | None = Columns("text", {}) if kind == "txt" else None
-        for raws in _read(file, kind, self.txt_rows):
-            if columns is None:
-                columns = recognise(
-                    (raw for _, raw in raws if not isinstance(raw, _Broken)), self.data_format, self.columns, str(file)
-                )
+        for raws in read(file, kind, self.txt_rows):
+            if columns is None and any(isinstance(raw, Mapping) for _, raw in raws):
+                columns = recognise((raw for _, raw in raws), self.data_format, self.columns, str(file))
             batch: list[Row | BadRow] = []
             for number, raw in raws:
                 source = Source(str(file), number, unit)
-                if isinstance(raw, _Broken):
+                if isinstance(raw, Broken):
                     batch.append(BadRow(source, raw.problem, raw.start))
                 else:
-                    batch += columns.rows(raw, source)
+                    batch += (columns or NOT_YET_KNOWN).rows(raw, source)
             yield batch
 
 
-@dataclass(frozen=True, slots=True)
-class _Broken:
-    """A line that could not be decoded."""
-
-    problem: str
-    start: str
-
-
-Raws = list[tuple[int, Any]]
-
-
-def _read(file: Path, kind: str, txt_rows: str) -> Iterator[Raws]:
-    """Batches of (line or row number from 1, raw row)."""
-    import polars as pl
-
-    reader = {"jsonl": _jsonl, "json": _json}.get(kind)
-    try:
-        if reader is not None:
-            yield from reader(file)
-        elif kind == "txt":
-            yield from _txt(file, txt_rows)
-        else:
-            yield from _table(file, kind)
-    except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{file} cannot be read as {kind}: {first}.") from error
-
-
-def _lines(file: Path) -> Iterator[Raws]:
-    import polars as pl
-
-    lines = pl.scan_lines(str(file), glob=False)
-    number = 0
-    for frame in lines.collect_batches(chunk_size=BATCH, maintain_order=True, engine="streaming"):
-        texts = frame["line"].to_list()
-        yield [(number + index, text) for index, text in enumerate(texts, 1)]
-        number += len(texts)
-
-
-def _jsonl(file: Path) -> Iterator[Raws]:
-    for lines in _lines(file):
-        batch = [
-            (number, _decoded(line.removeprefix("\ufeff"))) for number, line in lines if line and not line.isspace()
-        ]
-        if batch:
-            yield batch
-
-
-def _decoded(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        return _Broken(f"this line is not JSON ({error.msg} at character {error.pos + 1})", start_of(line))
-    except RecursionError:
-        return _Broken("this line is nested too deep", start_of(line))
-
-
-def _json(file: Path) -> Iterator[Raws]:
-    text = "\n".join(line for lines in _lines(file) for _, line in lines).removeprefix("\ufeff")
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and error.lineno > 1:
-            raise UserError(f"{file} holds one JSON value a line.\n  Write dataset.kind=jsonl") from error
-        around = text[max(0, error.pos - 40) : error.pos + 40]
-        raise UserError(
-            f"{file}, line {error.lineno}: this is not JSON ({error.msg}).\n  {start_of(around)}"
-        ) from error
-    if isinstance(data, Mapping):
-        lists = [key for key, value in data.items() if isinstance(value, list)]
-        data = data[lists[0]] if len(lists) == 1 else [data]
-    if not isinstance(data, list):
-        raise UserError(f"{file} must hold a list of rows.")
-    for start in range(0, len(data), BATCH):
-        yield list(enumerate(data[start : start + BATCH], start + 1))
-
-
-def _txt(file: Path, txt_rows: str) -> Iterator[Raws]:
-    """Text as rows {"text": …}, numbered by the line on which each begins."""
-    if txt_rows == "document":
-        yield [(1, {"text": "\n".join(line for lines in _lines(file) for _, line in lines)})]
-        return
-    paragraph: list[str] = []
-    first = 1
-    for lines in _lines(file):
-        batch: Raws = []
-        for number, line in lines:
-            if txt_rows == "line":
-                if line.strip():
-                    batch.append((number, {"text": line}))
-            elif line.strip():
-                first = first if paragraph else number
-                paragraph.append(line)
-            elif paragraph:
-                batch.append((first, {"text": "\n".join(paragraph)}))
-                paragraph = []
-        if batch:
-            yield batch
-    if paragraph:
-        yield [(first, {"text": "\n".join(paragraph)})]
-
-
-def _table(file: Path, kind: str) -> Iterator[Raws]:
-    """CSV, TSV (all columns as text) and Parquet."""
-    import polars as pl
-
-    if kind == "parquet":
-        scan = pl.scan_parquet(str(file), glob=False)
-    else:
-        scan = pl.scan_csv(
-            str(file),
-            separator="\t" if kind == "tsv" else ",",
-            infer_schema=False,
-            empty_string_is_null=False,
-            glob=False,
-        )
-    number = 0
-    for frame in scan.collect_batches(chunk_size=BATCH, maintain_order=True, engine="streaming"):
-        for part in frame.iter_slices(BATCH):
-            yield [
-                (number + index, {key: _without_null(cell) for key, cell in row.items()})
-                for index, row in enumerate(part.iter_rows(named=True), 1)
-            ]
-            number += len(part)
-
-
-def _without_null(value: Any) -> Any:
-    """Parquet gives every struct all keys of its column: keys that are null there were absent."""
-    if isinstance(value, dict):
-        return {key: _without_null(child) for key, child in value.items() if child is not None}
-    if isinstance(value, list):
-        return [_without_null(child) for child in value]
-    return value
+NOT_YET_KNOWN = Columns("text", {})
+"""For rows before any that has columns: each of them is bad, whatever the shape."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from dumbo import hub
 from dumbo.cache import content_hash, key_of
 from dumbo.dataset.columns import Columns, DataFormat, recognise
-from dumbo.dataset.files import BATCH, Files, check_common
+from dumbo.dataset.files import Files, check_common
+from dumbo.dataset.reading import BATCH
 from dumbo.errors import UserError
 from dumbo.interfaces import BadRow, Row, Source, Splits
 

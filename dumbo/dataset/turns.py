@@ -48,6 +48,10 @@ def _kind(value: Any) -> str:
     return names.get(type(value), f"the number {value}")
 
 
+def _shown(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, str) else _kind(value)
+
+
 def sharegpt_messages(turns: Any) -> list[Message]:
     """`[{from, value}, …]` (also `{role, content}`) -> messages; a function_call becomes an assistant's tool call."""
     if not isinstance(turns, list) or not turns:
@@ -70,9 +74,8 @@ def sharegpt_messages(turns: Any) -> list[Message]:
             messages.append(_tool_result(value, messages))
         else:
             message = Message(role=speaker, content=value)
-            if "train" in turn:
-                message["train"] = bool(turn["train"])
             messages.append(message)
+        _copy_train(turn, messages[-1], f"turn {number}")
     return messages
 
 
@@ -153,6 +156,7 @@ def _message(turn: Any, number: int, before: list[Message]) -> Message:
         for key in ("tool_call_id", "name"):
             if turn.get(key):
                 message[key] = str(turn[key])
+        _copy_train(turn, message, f"message {number}")
         return message
     message = Message(role=role, content=content)
     if role == "assistant":
@@ -167,10 +171,18 @@ def _message(turn: Any, number: int, before: list[Message]) -> Message:
             raise RowFault(f"message {number} (assistant) is empty", "Fill it in")
     elif role == "user" and not content.strip():
         raise RowFault(f"message {number} (user) is empty", "Fill it in")
-    train = turn.get("train", turn.get("weight"))
-    if train is not None:
-        message["train"] = bool(train)
+    _copy_train(turn, message, f"message {number}")
     return message
+
+
+def _copy_train(turn: dict[str, Any], message: Message, where: str) -> None:
+    """A turn's `train` (or `weight`, as some write it): true, false, 1 or 0."""
+    train = turn.get("train", turn.get("weight"))
+    if train is None:
+        return
+    if train not in (True, False):
+        raise RowFault(f"'train' of {where} is {_shown(train)}; true or false is wanted")
+    message["train"] = bool(train)
 
 
 def _content(content: Any, number: int) -> tuple[str, str, list[Any]]:

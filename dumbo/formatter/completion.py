@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dumbo.formatter.control_tokens import Handling, control_pattern, count_control, first_control, with_stand_ins
+from dumbo.formatter.control_tokens import (
+    CannotEscape,
+    Handling,
+    control_pattern,
+    count_control,
+    first_control,
+    with_stand_ins,
+)
 from dumbo.formatter.conversation import RowError, start_of
 from dumbo.formatter.encode import Rendered, crossing, encode, labels_of, token_span, trained_mask
 from dumbo.formatter.text import bos_of
@@ -37,8 +44,8 @@ class Completion:
         for row in rows:
             try:
                 rendered.append((row, *self._render(row, tokenizer)))
-            except RowError as error:
-                rendered.append(BadRow(row.source, str(error), start_of(row), error.remedy))
+            except (RowError, CannotEscape) as error:
+                rendered.append(BadRow(row.source, str(error), start_of(row), getattr(error, "remedy", "")))
         encodings = iter(encode([item[1] for item in rendered if not isinstance(item, BadRow)], tokenizer))
         examples: list[Example | BadRow] = []
         for item in rendered:

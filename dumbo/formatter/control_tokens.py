@@ -21,6 +21,12 @@ Handling = Literal["error", "escape", "allow"]
 
 PRIVATE = range(0xF0000, 0xFFFFE)
 """Code points nobody's text holds (a private-use plane): stand-ins and markers while a template renders."""
+MOST_STAND_INS = 0x8000
+"""Stand-ins have the first half of them, markers the rest (`loss_mask.py`)."""
+
+
+class CannotEscape(ValueError):
+    """Why the control tokens in a row's text cannot be kept as plain text."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -60,17 +66,23 @@ class StandIns:
     """Control tokens of a row's text, replaced by private code points until the template has rendered.
 
     Attributes:
+        control: matches the tokenizer's control tokens.
         texts: what each code point stands for, in order of appearance.
     """
 
+    control: re.Pattern[str]
     texts: tuple[str, ...] = ()
 
     def restore(self, row: Rendered) -> Rendered:
-        """The rendering with the texts back in place, marked literal, and every span moved to fit."""
+        """The rendering with the texts back in place, and every span moved to fit.
+
+        Literal becomes the whole stretch between two real control tokens that a text stands in: that is the piece
+        which a tokenizer takes by itself, so that no token is other than it would be for plain text.
+        """
         if not self.texts:
             return row
         pieces: list[str] = []
-        literal: list[Span] = []
+        standing: list[int] = []
         moved: list[tuple[int, int]] = []  # (position in the rendering, characters gained up to there)
         gained, last = 0, 0
         for match in re.finditer(f"[{chr(PRIVATE[0])}-{chr(PRIVATE[-1])}]", row.text):
@@ -79,7 +91,7 @@ class StandIns:
                 continue
             text = self.texts[number]
             pieces += [row.text[last : match.start()], text]
-            literal.append((match.start() + gained, match.start() + gained + len(text)))
+            standing.append(match.start())
             gained += len(text) - 1
             moved.append((match.end(), gained))
             last = match.end()
@@ -93,20 +105,40 @@ class StandIns:
             text="".join(pieces),
             trained=tuple((shift(a), shift(b)) for a, b in row.trained),
             reply=(shift(row.reply[0]), shift(row.reply[1])) if row.reply else None,
-            literal=tuple(literal),
+            literal=tuple(
+                (shift(a), shift(b)) for a, b in self._stretches(row.text) if any(a <= at < b for at in standing)
+            ),
         )
+
+    def _stretches(self, text: str) -> Iterator[Span]:
+        """[start, end) of what lies between the control tokens of a text."""
+        last = 0
+        for match in self.control.finditer(text):
+            yield last, match.start()
+            last = match.end()
+        yield last, len(text)
 
 
 def with_stand_ins(value: Any, pattern: re.Pattern[str]) -> tuple[Any, StandIns]:
-    """`value` (messages, tools or text) with each control token replaced by a code point of its own."""
+    """`value` (messages, tools or text) with each control token replaced by a code point of its own.
+
+    Raises:
+        CannotEscape: there are too many, or one is a key of a mapping, or private code points are taken.
+    """
+    if holds_private(value):
+        raise CannotEscape("its text holds private-use characters (U+F0000 and up), which escaping needs for itself")
     texts: list[str] = []
 
     def stand_in(match: re.Match[str]) -> str:
         texts.append(match.group())
+        if len(texts) > MOST_STAND_INS:
+            raise CannotEscape(f"its text holds more than {MOST_STAND_INS:,} control tokens")
         return chr(PRIVATE[len(texts) - 1])
 
     changed = map_strings(value, lambda text: pattern.sub(stand_in, text))
-    return changed, StandIns(tuple(texts))
+    if (key := first_control(changed, pattern)) is not None:
+        raise CannotEscape(f"a name in it (a key of a mapping) holds the control token {key}")
+    return changed, StandIns(pattern, tuple(texts))
 
 
 def holds_private(value: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jinja2
 
 from dumbo.formatter.control_tokens import (
+    CannotEscape,
     Handling,
     StandIns,
     control_pattern,
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 LossOn = Literal["assistant", "last", "all", "field"]
 
-TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
+TEMPLATE_ERRORS = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 """What a template raises when a row is not of the form it knows."""
 
 
@@ -88,7 +91,7 @@ class Conversations:
         for row in rows:
             try:
                 text, counts = self._render_row(row)
-            except (RowError, MaskError) as error:
+            except (RowError, MaskError, CannotEscape) as error:
                 done.append(BadRow(row.source, str(error), start_of(row), getattr(error, "remedy", "")))
                 continue
             rendered.append((len(done), row, text, counts))
@@ -111,6 +114,7 @@ class Conversations:
         messages, tools = self._spelled(row)
         messages, tools, stand_ins, counts = self._control_tokens(messages, tools)
         plain = self.render(messages, tools=tools, add_generation_prompt=False)
+        _require_said(messages, plain)
         spans = assistant_spans(self.render, messages, tools, plain, self.profile)
         self._require_rendered(messages, plain, spans, counts)
         last = max(spans)
@@ -152,7 +156,7 @@ class Conversations:
         pattern = control_pattern(self.tokenizer)
         found = count_control(own, pattern)
         if not found:
-            return messages, tools, StandIns(), {}
+            return messages, tools, StandIns(pattern), {}
         counts = {"control_tokens_in_text": found}
         if self.special_tokens_in_text == "error":
             raise RowError(
@@ -160,18 +164,16 @@ class Conversations:
                 "Write formatter.special_tokens_in_text=escape (kept as plain text) or allow",
             )
         if self.special_tokens_in_text == "allow":
-            return messages, tools, StandIns(), counts
+            return messages, tools, StandIns(pattern), counts
         (messages, tools), stand_ins = with_stand_ins(own, pattern)
         return messages, tools, stand_ins, counts
 
     def _require_rendered(
         self, messages: Sequence[Message], plain: str, spans: dict[int, tuple[int, int]], counts: dict[str, int]
     ) -> None:
-        """Nothing that was said may be missing from the rendering."""
+        """No answer may be empty, and no call or reasoning may be missing from the rendering."""
         for number, message in enumerate(messages):
             said = message.get("content", "").strip()
-            if said and said not in plain and json.dumps(said, ensure_ascii=False)[1:-1] not in plain:
-                raise RowError(f"the chat template leaves out the {message['role']} message {number + 1}")
             if number in spans and not said and not message.get("tool_calls") and not message.get("reasoning_content"):
                 raise RowError(f"the answer in message {number + 1} is empty", "Fill it in")
             for call in message.get("tool_calls", []):
@@ -196,6 +198,14 @@ class Conversations:
         if not marked:
             raise RowError("no message says train: true (formatter.loss_on=field)")
         return tuple(spans[number] for number in marked)
+
+
+def _require_said(messages: Sequence[Message], plain: str) -> None:
+    """Nothing that was said may be missing from the rendering."""
+    for number, message in enumerate(messages, 1):
+        said = message.get("content", "").strip()
+        if said and said not in plain and json.dumps(said, ensure_ascii=False)[1:-1] not in plain:
+            raise RowError(f"the chat template leaves out the {message['role']} message {number}")
 
 
 class _Safe:

@@ -30,7 +30,7 @@ class Rendered:
         text: what is tokenised.
         trained: character spans that bear the loss, in order, apart.
         reply: the span of the last assistant turn, or None.
-        literal: spans whose text must not become control tokens though it looks like them.
+        literal: stretches between control tokens, in which nothing may become a control token though it looks so.
         all_tokens: train every token, `trained` aside.
     """
 
@@ -65,9 +65,10 @@ def _arrays(encoding: object, offset: int = 0) -> Encoded:
 
 
 def _with_literals(row: Rendered, tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """Pieces of literal text are encoded with control tokens switched off, the rest as always.
+    """Literal stretches are encoded with control tokens switched off, the rest as always.
 
-    A control token splits the text where it stands, so cutting there changes no other token.
+    They reach from one control token to the next: a tokenizer splits the text there itself, so that cutting there
+    changes no token.
     """
     backend = tokenizer.backend_tokenizer
     parts, position = [], 0

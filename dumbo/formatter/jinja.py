@@ -20,7 +20,7 @@ from dumbo.errors import UserError
 from dumbo.formatter.control_tokens import Handling
 from dumbo.formatter.conversation import Conversations, LossOn
 from dumbo.formatter.loss_mask import MaskError
-from dumbo.formatter.template_check import check_template
+from dumbo.formatter.template_check import check_template, without_generation
 from dumbo.interfaces import BadRow, Example, Message, Row
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Jinja:
 
 @functools.lru_cache(maxsize=4)
 def _conversations(jinja: Jinja, tokenizer: PreTrainedTokenizerBase) -> Conversations:
-    template = environment().from_string(jinja.text())
+    template = environment().from_string(without_generation(jinja.text()))
 
     def render(messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
         return template.render(

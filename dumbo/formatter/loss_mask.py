@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dumbo.formatter.control_tokens import PRIVATE, map_strings
+from dumbo.formatter.control_tokens import MOST_STAND_INS, PRIVATE, map_strings
 from dumbo.formatter.encode import Span
 from dumbo.interfaces import Message
 
-MARKERS = range(PRIVATE[0] + 0x8000, PRIVATE[-1])
+MARKERS = range(PRIVATE[0] + MOST_STAND_INS, PRIVATE[-1])
 """The half of the private plane that marks turns; stand-ins for control tokens use the other."""
 
 
@@ -72,7 +72,8 @@ def profile_of(render: Render, control: re.Pattern[str]) -> Profile:
     at = whole.index(PROBE)
     prompt = prompted[len(asked) :] if prompted.startswith(asked) else ""
     start = len(prompted) if whole.startswith(prompted) else at
-    header = whole[start:at] if not prompt and whole[start:at].strip() else ""
+    header = whole[start:at].rstrip(" ") if not prompt else ""  # vocabularies join a space to the word after it
+    header = header if header.strip() else ""
     after = control.search(whole, at + len(PROBE))
     return Profile(prompt, header, after.group() if after else None)
 
@@ -164,6 +165,8 @@ def _by_markers(
             raise MaskError("the chat template changes the order of turns")
         if profile.prompt and (at := plain.rfind(profile.prompt, previous_end, start)) >= 0:
             start = at + len(profile.prompt)
+        elif not profile.prompt:
+            start = previous_end + len(plain[previous_end:start].rstrip(" "))
         if profile.end is not None:
             at = plain.find(profile.end, end)
             following = opens_of(edges, order + 1)

@@ -7,18 +7,23 @@ and format strings that reach attributes, are refused by reading the template's 
 
 from __future__ import annotations
 
+import re
+
 import jinja2
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dumbo.errors import UserError
 
+GENERATION = re.compile(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})")
+END_GENERATION = re.compile(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})")
+
 
 def check_template(text: str, name: str) -> None:
     """Raises a UserError that names the line and the fault of the template called `name`."""
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
-        tree = environment.parse(_without_generation(text))
+        tree = environment.parse(without_generation(text))
     except jinja2.TemplateSyntaxError as error:
         line = (text.splitlines() or [""])[max(0, error.lineno - 1) : error.lineno]
         shown = f"\n  {line[0].strip()[:120]}" if line else ""
@@ -43,8 +48,10 @@ def _underscored(node: nodes.Node) -> str | None:
     return None
 
 
-def _without_generation(text: str) -> str:
-    """`{% generation %}` blocks, which transformers adds to jinja, taken out (their lines stay)."""
-    import re
+def without_generation(text: str) -> str:
+    """`{% generation %}` blocks, which transformers adds to jinja, as blocks that are always taken.
 
-    return re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", text)
+    Lines and the tags' white space control stay as they are. The mask does not need them.
+    """
+    text = GENERATION.sub(r"\1if true\2", text)
+    return END_GENERATION.sub(r"\1endif\2", text)

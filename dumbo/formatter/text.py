@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dumbo.formatter.control_tokens import Handling, control_pattern, count_control, first_control, with_stand_ins
+from dumbo.formatter.control_tokens import (
+    CannotEscape,
+    Handling,
+    control_pattern,
+    count_control,
+    first_control,
+    with_stand_ins,
+)
 from dumbo.formatter.encode import Rendered, encode, labels_of, trained_mask
 from dumbo.interfaces import BadRow, Example, Row
 
@@ -60,7 +67,10 @@ class Text:
                     "Write formatter.special_tokens_in_text=escape (kept as plain text) or allow",
                 )
             if self.special_tokens_in_text == "escape":
-                text, stand_ins = with_stand_ins(text, pattern)
+                try:
+                    text, stand_ins = with_stand_ins(text, pattern)
+                except CannotEscape as error:
+                    return BadRow(row.source, str(error), " ".join(text.split())[:120])
         bos = bos_of(tokenizer)
         if bos and not text.startswith(bos):
             text = bos + text

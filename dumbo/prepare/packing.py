@@ -75,7 +75,6 @@ def _fill(lengths: list[int], capacity: int) -> tuple[NDArray[np.int64], list[in
     remaining = 0
     for length in by_length:
         remaining |= 1 << length
-    fits = [(1 << (room + 1)) - 1 for room in range(capacity + 1)]
     used = bytearray(len(lengths))
     places: list[int] = []
     sizes: list[int] = []
@@ -84,7 +83,7 @@ def _fill(lengths: list[int], capacity: int) -> tuple[NDArray[np.int64], list[in
         if used[place]:
             continue
         if length > room:
-            while fitting := remaining & fits[room]:
+            while fitting := remaining & ((1 << (room + 1)) - 1):
                 longest = fitting.bit_length() - 1
                 alike = by_length[longest]
                 while alike and (alike[-1] < place or used[alike[-1]]):

@@ -12,6 +12,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,11 @@ from dumbo.prepare.store import PreparedSplits, Split, Store, StoreWriter
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORM = 1
+FORM = 2
 """Changes when the store's files do."""
 
+SKIPPED_NAMED = 20
+"""So many skipped rows are named in the store, with what is wrong with each."""
 TOO_LONG = ("truncate_right", "truncate_left", "drop", "split")
 Progress = Callable[[str, int], None]
 """Called with the split's name and how many of its rows are done."""
@@ -65,7 +68,8 @@ def prepare(
     }
 
     def stored(name: str, batches: RowBatches) -> Store:
-        folder = cache_folder("prepared") / key_of({**key, "split": name})
+        files = [str(file) for file in getattr(batches, "files", ())]  # the store names them as sources
+        folder = cache_folder("prepared") / key_of({**key, "split": name, "files": files})
         if not folder.is_dir():
             with made_whole(folder) as staging:
                 _Preparation(formatter, tokenizer, max_seq_len, too_long, splits.on_bad_row).write(
@@ -119,7 +123,7 @@ def _nothing_left(store: Store, name: str) -> str:
     meta = store.meta
     lines = [f"{name}: no row is left to train on."]
     if skipped := meta["counts"].get("skipped"):
-        lines.append(f"  {skipped:,} bad rows were skipped, the first: {meta['first_skipped']}")
+        lines.append(f"  {skipped:,} bad rows were skipped, the first: {meta['skipped'][0]}")
     for count, why in (("dropped", "longer than trainer.max_seq_len"), ("zero_label_rows", "without a trained token")):
         if number := meta["counts"].get(count):
             lines.append(f"  {number:,} rows were {why}.")
@@ -136,21 +140,22 @@ class _Preparation:
 
     def write(self, batches: RowBatches, folder: Path, progress: Callable[[int], None]) -> None:
         writer = StoreWriter(folder, len(self.tokenizer))
-        first_skipped: str | None = None
+        skipped: list[str] = []
         number = 0
         for item in self._formatted(batches):
             if isinstance(item, BadRow):
                 if self.on_bad_row != "skip":
                     raise UserError(str(item))
                 writer.counts["skipped"] += 1
-                first_skipped = first_skipped or str(item).splitlines()[0]
+                if len(skipped) < SKIPPED_NAMED:
+                    skipped.append(f"{item.source}: {item.problem}")
                 continue
             self._add(writer, item, number)
             number += 1
             if number % 512 == 0:
                 progress(number)
         progress(number)
-        writer.close({"first_skipped": first_skipped, "max_seq_len": self.max_seq_len, "too_long": self.too_long})
+        writer.close({"skipped": skipped, "max_seq_len": self.max_seq_len, "too_long": self.too_long})
 
     def _formatted(self, batches: RowBatches) -> Iterator[Example | BadRow]:
         for batch in batches:
@@ -227,8 +232,9 @@ def _moved(reply: tuple[int, int] | None, start: int, end: int) -> tuple[int, in
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Changes when any text could be tokenised or rendered differently."""
+    """Changes when any text could be tokenised or rendered differently, the libraries that do it among the causes."""
     parts = [
+        *(f"{name} {version(name)}" for name in ("transformers", "tokenizers", "jinja2")),
         tokenizer.backend_tokenizer.to_str(),
         json.dumps(tokenizer.chat_template, sort_keys=True),
         json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
@@ -242,7 +248,7 @@ def formatter_fingerprint(formatter: Formatter) -> str:
     package = here.parent
     sources = [
         *sorted((package / "formatter").glob("*.py")),
-        *(package / "dataset" / name for name in ("columns.py", "turns.py")),
+        *(package / "dataset" / name for name in ("columns.py", "turns.py", "files.py", "reading.py", "hub.py")),
     ]
     sources += [here / "prepare.py", here / "store.py"]
     own = inspect.getsourcefile(type(formatter))
