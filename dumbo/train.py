@@ -39,6 +39,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     silence_libraries(run)
     from dumbo.prepare.plan import plan_length, prepare_for
     from dumbo.trainer.precision import dtype_for
+    from dumbo.trainer.seeds import seed_all
     from dumbo.verify.quick import mask_proof
 
     tokenizer = plugins.model.load_tokenizer()
@@ -57,6 +58,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     }
     kwargs = order.load_kwargs(usable)
     model = plugins.model.load_model(tokenizer, dtype=dtype_for(plugins, usable), **kwargs)
+    seed_all(plugins.trainer)
     for name, patch in usable.items():
         model = patch.apply(model)
         run.note_patch(name, order.evidence(patch, model))

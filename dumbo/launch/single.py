@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dumbo.trainer.signals import interruptible
+
 
 @dataclass(frozen=True, kw_only=True)
 class Single:
@@ -17,9 +19,14 @@ class Single:
         return 1
 
     def launch(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Runs the job and returns its metrics."""
+        """Runs the job and returns its metrics.
+
+        Raises:
+            Stopped: by a signal, before or after the training loop (which saves first).
+        """
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is None or "," in visible:
             # transformers' Trainer would spread one process over all visible GPUs (DataParallel).
             os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
-        return job()
+        with interruptible():
+            return job()

@@ -21,24 +21,30 @@ import torch
 NAME = "isolated"
 PADDING_ALLOWED = 1.15
 """Documents are batched together while padding adds no more than this factor."""
+NOT_HONOURED = ("softcap", "s_aux", "position_bias")
+"""What some models ask of their attention and SDPA would leave out."""
+
+
+class CannotIsolate(ValueError):
+    """The model's attention is more than softmax over keys: this implementation would compute something else."""
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Documents attended to in one call.
+class _Plan:
+    """How one batch of documents is gathered, for a token axis of T tokens and P >= T gathered places.
 
     Attributes:
-        take: (n, L) token positions, the last one repeated past a document's end.
-        real: (m,) which of the n * L places are tokens; None: all.
-        put: (m,) the positions of those tokens.
+        take: (P,) the token in each place; past a document's end its last one again.
+        real: (T,) the place of each token.
+        shapes: (documents, length) of each group; their products add up to P.
     """
 
     take: torch.Tensor
-    real: torch.Tensor | None
-    put: torch.Tensor
+    real: torch.Tensor
+    shapes: list[tuple[int, int]]
 
 
-_last: tuple[weakref.ref[torch.Tensor], list[_Group]] | None = None
+_last: tuple[weakref.ref[torch.Tensor], _Plan] | None = None
 
 
 def register() -> None:
@@ -74,24 +80,63 @@ def isolated_attention(
 
     Returns:
         (1, T, heads, width).
+
+    Raises:
+        CannotIsolate: the model asks for something that SDPA does not do.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if strange := [name for name in NOT_HONOURED if kwargs.get(name) is not None]:
+        raise CannotIsolate(f"{type(module).__name__} needs {', '.join(strange)}")
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     for name in ("cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", "use_cache"):
         kwargs.pop(name, None)
-    by_token = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # (T, heads, width)
-    result = query.new_empty(query.shape[2], query.shape[1], value.shape[3])
-    outputs, places = [], []
-    for group in _plan(cu_seq_lens_q):
-        q, k, v = (tensor[group.take].transpose(1, 2) for tensor in by_token)  # (n, heads, L, width)
-        out, _ = sdpa_attention_forward(module, q, k, v, _window(q.shape[2], sliding_window, q.device), **kwargs)
-        out = out.flatten(0, 1)  # (n * L, heads, width)
-        outputs.append(out if group.real is None else out[group.real])
-        places.append(group.put)
-    result = result.index_copy(0, torch.cat(places), torch.cat(outputs).to(result.dtype))
-    return result[None], None
+    plan = _plan(cu_seq_lens_q)
+    gathered = [_Gather.apply(tensor[0].transpose(0, 1), plan.take, plan.real) for tensor in (query, key, value)]
+    sizes = [documents * length for documents, length in plan.shapes]
+    outputs = []
+    for (documents, length), *parts in zip(plan.shapes, *(tensor.split(sizes) for tensor in gathered), strict=True):
+        q, k, v = (part.unflatten(0, (documents, length)).transpose(1, 2) for part in parts)  # (n, heads, L, width)
+        out, _ = sdpa_attention_forward(module, q, k, v, _window(length, sliding_window, q.device), **kwargs)
+        outputs.append(out.flatten(0, 1))  # (n * L, heads, width)
+    together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return _PutBack.apply(together, plan.take, plan.real)[None], None
+
+
+class _Gather(torch.autograd.Function):
+    """(T, ...) tokens -> (P, ...) places.
+
+    Torch's own gradient adds up over all places. Only the real ones count: what comes after a document's end is
+    never looked at, and its output is dropped, so that its gradient is zero. That makes it a gather too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, take: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(real)
+        return tokens.index_select(0, take)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (real,) = ctx.saved_tensors
+        return grads[0].index_select(0, real), None, None
+
+
+class _PutBack(torch.autograd.Function):
+    """(P, ...) places -> (T, ...) tokens. The gradient of places past a document's end is zero."""
+
+    @staticmethod
+    def forward(ctx: Any, places: torch.Tensor, take: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(take, real)
+        return places.index_select(0, real)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        take, real = ctx.saved_tensors
+        if len(take) == len(real):
+            return grads[0].index_select(0, take), None, None
+        places = grads[0].new_zeros(len(take), *grads[0].shape[1:])
+        return places.index_copy_(0, real, grads[0]), None, None
 
 
 def _window(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
@@ -103,39 +148,40 @@ def _window(length: int, window: int | None, device: torch.device) -> torch.Tens
     return ((back >= 0) & (back < window))[None, None]
 
 
-def _plan(cu_seq_lens: torch.Tensor) -> list[_Group]:
-    """The groups of a batch, made once and kept while the same tensor comes again (every layer, and recomputation)."""
+def _plan(cu_seq_lens: torch.Tensor) -> _Plan:
+    """The plan of a batch, made once and kept while the same tensor comes again (every layer, and recomputation)."""
     global _last
     if _last is not None and _last[0]() is cu_seq_lens:
         return _last[1]
-    groups = _groups(cu_seq_lens.tolist(), cu_seq_lens.device)
-    _last = (weakref.ref(cu_seq_lens), groups)
-    return groups
+    plan = plan_of(cu_seq_lens.tolist(), cu_seq_lens.device)
+    _last = (weakref.ref(cu_seq_lens), plan)
+    return plan
 
 
-def _groups(bounds: list[int], device: torch.device) -> list[_Group]:
-    """Documents of like length together, longest first."""
+def plan_of(bounds: list[int], device: torch.device) -> _Plan:
+    """Documents of like length together, longest first.
+
+    Args:
+        bounds: where each document begins, and the end.
+    """
     documents = sorted(((end - start, start) for start, end in pairwise(bounds) if end > start), reverse=True)
-    groups: list[_Group] = []
-    batch: list[tuple[int, int]] = []
+    groups: list[list[tuple[int, int]]] = []
     total = 0
     for length, start in documents:
-        if batch and batch[0][0] * (len(batch) + 1) > PADDING_ALLOWED * (total + length):
-            groups.append(_group(batch, device))
-            batch, total = [], 0
-        batch.append((length, start))
+        if not groups or groups[-1][0][0] * (len(groups[-1]) + 1) > PADDING_ALLOWED * (total + length):
+            groups.append([])
+            total = 0
+        groups[-1].append((length, start))
         total += length
-    if batch:
-        groups.append(_group(batch, device))
-    return groups
+    take = np.concatenate([_places(group) for group in groups])
+    first = np.concatenate([[True], take[1:] != take[:-1]])  # past its end a document repeats its last token
+    real = np.empty(int(first.sum()), np.int64)
+    real[take[first]] = np.flatnonzero(first)
+    shapes = [(len(group), group[0][0]) for group in groups]
+    return _Plan(torch.from_numpy(take).to(device), torch.from_numpy(real).to(device), shapes)
 
 
-def _group(documents: list[tuple[int, int]], device: torch.device) -> _Group:
-    longest = documents[0][0]
-    lengths = np.array([length for length, _ in documents])
-    starts = np.array([start for _, start in documents])
-    steps = np.arange(longest)
-    take = starts[:, None] + np.minimum(steps[None, :], lengths[:, None] - 1)
-    inside = steps[None, :] < lengths[:, None]
-    real = None if inside.all() else torch.from_numpy(np.flatnonzero(inside)).to(device)
-    return _Group(torch.from_numpy(take).to(device), real, torch.from_numpy(take[inside]).to(device))
+def _places(group: list[tuple[int, int]]) -> np.ndarray:
+    """(documents * longest,) the token in each place."""
+    lengths, starts = np.array(group, np.int64).T
+    return (starts[:, None] + np.minimum(np.arange(group[0][0])[None, :], lengths[:, None] - 1)).ravel()

@@ -20,6 +20,8 @@ from dumbo.errors import RunFailed
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+ALMOST_NOTHING = 1 << 20
+"""Bytes free below which a disk is full, whatever a library says."""
 
 
 class BadCheckpoint(RunFailed):
@@ -60,37 +62,38 @@ class Checkpoints:
             write(staging)
             _write_manifest(staging)
             fsync_tree(staging)
-            if target.exists():
-                shutil.rmtree(target)
+            if target.exists():  # a corrupt one, passed over on resuming
+                self._remove(target)
             staging.rename(target)
             fsync_folder(self.folder)
         except Exception as error:
+            why = self._why(error, target)  # before the staging folder is gone: it is what fills the disk
             shutil.rmtree(staging, ignore_errors=True)
-            raise RunFailed(self._why(error, target)) from error
+            raise RunFailed(why) from error
         self._rotate(best_step)
         return target
 
     def _why(self, error: Exception, target: Path) -> str:
-        full = (
-            getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            or "os error 28" in str(error).lower()
-        )
         free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.parent).free
-        full = full or "No space left" in str(error) or "StorageFull" in str(error) or free < 1 << 20
-        reason = f"the disk is full ({free / 2**30:.2f} GiB free)" if full else f"{type(error).__name__}: {error}"
-        kept = ", ".join(f"{PREFIX}{step:06d}" for step in self.steps()) or "none"
+        full = free < ALMOST_NOTHING or _says_full(error)
+        reason = f"the disk is full ({free / 2**20:,.0f} MiB free)" if full else f"{type(error).__name__}: {error}"
+        kept = ", ".join(f"{PREFIX}{step:06d}" for step in self.steps()) or "none yet"
+        remedy = "Free some space" if full else "Mend that"
         return (
             f"The checkpoint {target.name} could not be written: {reason}.\n"
-            f"  Older checkpoints are intact: {kept}. Free some space, then go on with resume={self.folder.parent}"
+            f"  Older checkpoints are intact: {kept}. {remedy}, then go on with resume={self.folder.parent}"
         )
 
     def _rotate(self, best_step: int | None) -> None:
         steps = self.steps()
         for step in steps[: max(0, len(steps) - self.keep)]:
             if step != best_step:
-                gone = self.folder / f".old-{step}.{os.getpid()}"
-                self.path(step).rename(gone)  # a checkpoint half deleted must not look like one
-                shutil.rmtree(gone, ignore_errors=True)
+                self._remove(self.path(step))
+
+    def _remove(self, checkpoint: Path) -> None:
+        gone = self.folder / f".old-{checkpoint.name}.{os.getpid()}"
+        checkpoint.rename(gone)  # a checkpoint half deleted must not look like one
+        shutil.rmtree(gone, ignore_errors=True)
 
     def clean(self) -> None:
         """Removes what a killed process left half written."""
@@ -108,10 +111,29 @@ class Checkpoints:
             if (fault := verify(self.path(step))) is None:
                 return self.path(step)
             faults.append(fault)
-            say(f"{fault}; the one before it is taken.")
+            say(f"{fault}; the one before it is tried.")
         if faults:
-            raise BadCheckpoint("No checkpoint of this run is whole:\n  " + "\n  ".join(faults))
+            raise BadCheckpoint(
+                "No checkpoint of this run is whole:\n  "
+                + "\n  ".join(faults)
+                + f"\n  Nothing was changed. Restore one in {self.folder}, or remove that folder to begin again from the start."
+            )
         return None
+
+
+def _says_full(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is a full disk; libraries wrap the system's error in their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen).lower()
+        if getattr(seen, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(
+            word in text for word in ("os error 28", "os error 27", "no space left", "storagefull", "file too large")
+        ):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def fsync_folder(folder: Path) -> None:

@@ -68,12 +68,13 @@ class Collate:
 
     def _tokens(self, documents: NDArray[np.int64]) -> dict[str, Any]:
         lengths = self.store.lengths[documents]
+        ids, labels = self._joined(documents)
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         boundaries = torch.from_numpy(ends)
         longest = int(lengths.max())
         return {
-            "input_ids": torch.from_numpy(np.concatenate([self.store.ids(d) for d in documents]))[None],
-            "labels": torch.from_numpy(np.concatenate([self.store.labels(d) for d in documents]))[None],
+            "input_ids": ids[None],
+            "labels": labels[None],
             "position_ids": torch.from_numpy(_positions(lengths))[None],
             "cu_seq_lens_q": boundaries,
             "cu_seq_lens_k": boundaries,
@@ -86,8 +87,7 @@ class Collate:
         ids, labels = self._empty(len(examples), max(totals))
         positions = torch.zeros_like(ids)
         for row, (example, total) in enumerate(zip(examples, totals, strict=True)):
-            ids[row, :total] = torch.from_numpy(np.concatenate([self.store.ids(d) for d in example]))
-            labels[row, :total] = torch.from_numpy(np.concatenate([self.store.labels(d) for d in example]))
+            ids[row, :total], labels[row, :total] = self._joined(example)
             rest = ids.shape[1] - total
             lengths = np.concatenate([self.store.lengths[example], [rest]]) if rest else self.store.lengths[example]
             positions[row] = torch.from_numpy(_positions(lengths))
@@ -102,6 +102,13 @@ class Collate:
             labels[row, :length] = torch.from_numpy(self.store.labels(document))
             mask[row, :length] = 1
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+    def _joined(self, documents: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T,) ids and (T,) labels of documents end to end."""
+        numbers = documents.tolist()
+        ids = np.concatenate([self.store.ids(document) for document in numbers])
+        labels = np.concatenate([self.store.labels(document) for document in numbers])
+        return torch.from_numpy(ids), torch.from_numpy(labels)
 
     def _empty(self, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         ids = torch.full((rows, width), self.pad_id, dtype=torch.long)

@@ -7,7 +7,7 @@ padded   one document a row
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,7 +15,7 @@ from dumbo.errors import ProofFailed
 from dumbo.patch.modules import base_of
 from dumbo.trainer import attention
 from dumbo.trainer.collate import Layout
-from dumbo.verify.quick import Leak, probe_packing
+from dumbo.verify.pack_leak import Leak, probe_alone, probe_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,6 +38,8 @@ def choose_layout(model: PreTrainedModel, packing: bool, attn_implementation: st
         return "padded", "not packed"
     base = base_of(model)
     before = base.config._attn_implementation
+    vocab_size = base.config.get_text_config().vocab_size
+    alone = probe_alone(model, vocab_size)  # by the model's own attention: any other must give the same
     tried: list[str] = []
     for layout, implementation in _candidates(attn_implementation, before):
         if implementation == attention.NAME:
@@ -46,7 +48,11 @@ def choose_layout(model: PreTrainedModel, packing: bool, attn_implementation: st
             if not base._can_set_attn_implementation():
                 continue
             base.set_attn_implementation(implementation)
-        found = probe_packing(model, _batcher(layout), base.config.get_text_config().vocab_size)
+        try:
+            found = probe_packing(model, layout, vocab_size, alone)
+        except attention.CannotIsolate as error:
+            tried.append(f"{implementation}: {error}")
+            continue
         if _isolated(found, model.dtype):
             return layout, f"pack leak {found.leak:.0f} ({base.config._attn_implementation} attention)"
         tried.append(f"{implementation}: leak {found.leak:.2g}, {found.against_alone:.1g} from alone")
@@ -69,21 +75,3 @@ def _candidates(asked: str, own: str) -> list[tuple[Layout, str]]:
 
 def _isolated(found: Leak, dtype: torch.dtype) -> bool:
     return found.leak == 0.0 and found.against_alone <= TOLERANCE.get(dtype, 2e-2)
-
-
-def _batcher(layout: Layout) -> Any:
-    """Documents -> inputs as `Collate` would make them, for the probe."""
-
-    def make(documents: list[list[int]]) -> dict[str, Any]:
-        ids = torch.tensor([token for document in documents for token in document])[None]
-        positions = torch.tensor([place for document in documents for place in range(len(document))])[None]
-        batch: dict[str, Any] = {"input_ids": ids, "position_ids": positions}
-        if layout == "tokens":
-            bounds = [0]
-            for document in documents:
-                bounds.append(bounds[-1] + len(document))
-            ends, longest = torch.tensor(bounds, dtype=torch.int32), max(map(len, documents))
-            batch |= {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-        return batch
-
-    return make

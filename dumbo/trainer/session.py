@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from dumbo.batch import Batch
+from dumbo.errors import UserError
 from dumbo.outputs import samples
 from dumbo.outputs.console import TrainingBar
 from dumbo.patch.modules import base_of
@@ -23,7 +24,9 @@ from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.engine import Engine, save_weights
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.signals import StopCallback, StopRequests
+from dumbo.trainer.schedule import require_schedule
+from dumbo.trainer.signals import StopRequests
+from dumbo.trainer.stop import StopCallback
 from dumbo.verify.quick import accumulation_proof, unlike_documents
 
 if TYPE_CHECKING:
@@ -54,19 +57,23 @@ class Session:
         run, console = self.run, self.run.console
         batch = self.sft.batch(run.ranks)
         trainer = self._trainer(batch)
-        resume_from = self._resume(trainer)
-        trainer.args.eval_on_start = trainer.args.eval_on_start and resume_from is None
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
+        require_schedule(trainer.args, steps)
+        resume_from = self._resume(trainer, steps)
+        trainer.args.eval_on_start = trainer.args.eval_on_start and resume_from is None
         self._show_plan(trainer, batch, steps)
         self._prove(trainer)
         asked = samples.questions(self._held_out, self.tokenizer, self.sft.num_samples)
         how = samples.how_to_answer(self._held_out, self.tokenizer, asked, self.sft.max_new_tokens)
         before = self._before(asked, how)
-        done = trainer.order.steps() and self._steps_done(resume_from)
+        done = self._steps_done(resume_from)
         with console.training(steps, done) as bar, self.stop.listening():
             trainer.add_callback(_Progress(bar))
             self._bar = bar
-            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            if resume_from is not None and done >= steps:
+                trainer.take_finished(resume_from)
+            else:
+                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         self.stop.raise_if_any()
         if self.sft.load_best_at_end:
             self._load_best(trainer)
@@ -85,7 +92,7 @@ class Session:
         run, data = self.run, self.data
         self.packs = self._pack(data.train, self.sft.seed)
         examples = Examples(self.packs, data.train.documents)
-        held_out = Examples(self._pack(data.eval, 0), _by_length(data.eval)) if data.eval is not None else None
+        held_out = self._examples_held_out()
         checkpoints = Checkpoints(run.path / "checkpoints", self.sft.save_total_limit)
         checkpoints.clean()
         trainer = SftTrainer(
@@ -94,10 +101,7 @@ class Session:
             train_dataset=examples,
             eval_dataset=held_out,
             processing_class=self.tokenizer,
-            callbacks=[
-                _Flow(held_out is not None),
-                StopCallback(self.stop, run.started, seconds_of(self.sft.max_time)),
-            ],
+            callbacks=[_Flow(held_out is not None)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -114,7 +118,21 @@ class Session:
             checkpoints=checkpoints,
             on_row=self._on_row,
         )
+        limit = seconds_of(self.sft.max_time)
+        trainer.add_callback(
+            StopCallback(self.stop, run.started, limit, lambda: trainer.save_seconds, lambda: trainer.eval_seconds)
+        )
         return trainer
+
+    def _examples_held_out(self) -> Examples | None:
+        """What the held-out loss is measured on; None where no held-out token bears a loss."""
+        split = self.data.eval
+        if split is None or not len(split):
+            return None
+        if not split.trained_tokens:
+            self.run.console.row("held out", f"{len(split):,} documents without a trained token: no held-out loss")
+            return None
+        return Examples(self._pack(split, 0), _by_length(split))
 
     def _pack(self, split: Split, seed: int) -> Packs | None:
         return pack(split.lengths, split.documents, self.data.max_seq_len, seed) if self.sft.packing else None
@@ -123,7 +141,7 @@ class Session:
         pad = self.tokenizer.pad_token_id
         return Collate(split.store, layout, pad if pad is not None else 0)
 
-    def _resume(self, trainer: SftTrainer) -> Path | None:
+    def _resume(self, trainer: SftTrainer, steps: int) -> Path | None:
         """The checkpoint to go on from, with counters and metrics.jsonl set back to it."""
         if not self.run.resuming:
             return None
@@ -132,10 +150,19 @@ class Session:
             self.run.console.row("resume", "there is no checkpoint yet: from the start")
             self.run.cut_metrics(-1)
             return None
+        done = self._steps_done(found)
         trainer.restore_counters(found)
-        self.run.cut_metrics(self._steps_done(found))
-        self.run.console.row("resume", f"from {found.name}")
+        self.run.cut_metrics(done)
+        self.run.console.row("resume", f"from {found.name}" + (", its last step" if done >= steps else ""))
+        if trainer.eval_examples is not None:
+            trainer.evaluate_first = self._evaluation_is_due(done, steps)
         return found
+
+    def _evaluation_is_due(self, done: int, steps: int) -> bool:
+        """Whether a stop left out the evaluation that belongs to the step gone on from."""
+        every = [number for number in (self.sft.eval_every, self.sft.save_every) if number]
+        due = done >= steps or any(done % number == 0 for number in every)
+        return due and not any(row["step"] == done and "eval_loss" in row for row in self.run.metrics())
 
     def _steps_done(self, checkpoint: Path | None) -> int:
         return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]) if checkpoint else 0
@@ -201,12 +228,15 @@ class Session:
     # ---- after ------------------------------------------------------------------------------------------------
 
     def _load_best(self, trainer: SftTrainer) -> None:
-        best = trainer.state.best_global_step
-        if best and best != trainer.state.global_step and trainer.checkpoints.path(best).is_dir():
-            trainer._load_from_checkpoint(str(trainer.checkpoints.path(best)))
-            self.run.console.row(
-                "best", f"step {best}, held-out loss {trainer.state.best_metric:.4f}, goes into model/"
+        best, loss = trainer.counters.best_step, trainer.counters.best_loss
+        if best is None or loss is None:
+            raise UserError(
+                "trainer.load_best_at_end needs a held-out loss to choose by, and nothing was held out.\n"
+                "  Write dataset.eval_fraction=0.05, or leave trainer.load_best_at_end out."
             )
+        if best != trainer.state.global_step:
+            trainer.load_weights(trainer.checkpoints.path(best))
+        self.run.console.row("best", f"step {best}, held-out loss {loss:.4f}, goes into model/")
 
     def _save_model(self, trainer: SftTrainer) -> None:
         model = trainer.accelerator.unwrap_model(self.model)
@@ -231,7 +261,7 @@ class Session:
             "steps": trainer.state.global_step,
             "train_loss": trainer.counters.train_loss,
             "first_loss": training[0]["loss"] if training else None,
-            "eval_loss": evals[-1] if evals else None,
+            "eval_loss": (trainer.counters.best_loss if self.sft.load_best_at_end else evals[-1]) if evals else None,
             "eval_loss_before": evals[0] if len(evals) > 1 and self.sft.eval_at_start else None,
             "best_eval_loss": min(evals) if evals else None,
             "tokens": trainer.counters.tokens,

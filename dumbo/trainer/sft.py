@@ -13,31 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from dumbo.batch import Batch
 from dumbo.errors import UserError
 from dumbo.suggest import did_you_mean
+from dumbo.trainer.extra import refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from dumbo.outputs.run_dir import RunDir
     from dumbo.prepare.store import PreparedSplits
-
-OWN_KEYS = {
-    "learning_rate": "lr", "lr_scheduler_type": "lr_scheduler", "warmup_steps": "warmup_steps", "weight_decay": "weight_decay",
-    "max_grad_norm": "max_grad_norm", "optim": "optimizer", "per_device_train_batch_size": "micro_batch_size",
-    "per_device_eval_batch_size": "micro_batch_size", "gradient_accumulation_steps": "global_batch_size",
-    "num_train_epochs": "num_epochs", "max_steps": "max_steps", "bf16": "precision", "fp16": "precision", "seed": "seed",
-    "data_seed": "seed", "eval_steps": "eval_every", "eval_strategy": "eval_every", "eval_on_start": "eval_at_start",
-    "save_steps": "save_every", "save_strategy": "save_every", "save_total_limit": "save_total_limit", "logging_steps": "log_every",
-    "logging_strategy": "log_every", "load_best_model_at_end": "load_best_at_end",
-}  # fmt: skip
-"""transformers' name -> the key of `trainer` that sets it."""
-ELSEWHERE = {
-    "output_dir": "run_dir=PATH", "report_to": "tracker=[…]", "use_liger_kernel": "patch=[liger]",
-    "gradient_checkpointing": "patch=[gradient_checkpointing]", "activation_checkpointing": "patch=[gradient_checkpointing]",
-    "resume_from_checkpoint": "resume=auto", "group_by_length": "trainer.packing=false",
-    "train_sampling_strategy": "trainer.packing=false", "remove_unused_columns": "nothing: dumbo makes the batches",
-    "disable_tqdm": "nothing: dumbo has its own bar",
-}  # fmt: skip
-"""transformers' name -> where dumbo sets it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +99,8 @@ class Sft:
         for name in ("num_samples", "num_answers", "seed"):
             _at_least(name, getattr(self, name), 0)
         for key in self.extra:
-            if key in OWN_KEYS:
-                raise UserError(f"trainer.extra.{key}: dumbo's own key for it is trainer.{OWN_KEYS[key]}.")
-            if key in ELSEWHERE:
-                raise UserError(f"trainer.extra.{key} is set elsewhere: {ELSEWHERE[key]}.")
+            if (reason := refusal(key)) is not None:
+                raise UserError(f"trainer.extra.{key}: {reason}")
 
     def problems(self) -> Iterable[str]:
         from dumbo.trainer.names import optimizer_names, scheduler_names, training_argument_names
@@ -160,38 +140,41 @@ class Sft:
         from dumbo.model.dtype import resolved_precision
 
         never = 10**12
-        return TrainingArguments(
-            output_dir=str(folder),
-            learning_rate=self.lr,
-            lr_scheduler_type=self.lr_scheduler,
-            warmup_steps=self.warmup_steps,
-            weight_decay=self.weight_decay,
-            max_grad_norm=self.max_grad_norm,
-            optim=self.optimizer,
-            per_device_train_batch_size=batch.micro,
-            per_device_eval_batch_size=batch.micro,
-            gradient_accumulation_steps=batch.accumulation,
-            num_train_epochs=self.num_epochs,
-            max_steps=self.max_steps or -1,
-            bf16=resolved_precision(self.precision) == "bf16",
-            seed=self.seed,
-            data_seed=self.seed,
-            eval_strategy="steps" if evaluates else "no",
-            eval_steps=self.eval_every or never,
-            eval_on_start=evaluates and self.eval_at_start,
-            save_strategy="steps",
-            save_steps=self.save_every or never,
-            metric_for_best_model="loss" if evaluates else None,
-            greater_is_better=False if evaluates else None,
-            logging_strategy="steps",
-            logging_steps=self.log_every,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            **self.extra,
-        )
+        own: dict[str, Any] = {
+            "output_dir": str(folder),
+            "learning_rate": self.lr,
+            "lr_scheduler_type": self.lr_scheduler,
+            "warmup_steps": self.warmup_steps,
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.max_grad_norm,
+            "optim": self.optimizer,
+            "per_device_train_batch_size": batch.micro,
+            "per_device_eval_batch_size": batch.micro,
+            "gradient_accumulation_steps": batch.accumulation,
+            "num_train_epochs": self.num_epochs,
+            "max_steps": self.max_steps or -1,
+            "bf16": resolved_precision(self.precision) == "bf16",
+            "seed": self.seed,
+            "data_seed": self.seed,
+            "eval_strategy": "steps" if evaluates else "no",
+            "eval_steps": self.eval_every or never,
+            "eval_on_start": evaluates and self.eval_at_start,
+            "save_strategy": "steps",
+            "save_steps": self.save_every or never,
+            "metric_for_best_model": "loss" if evaluates else None,
+            "greater_is_better": False if evaluates else None,
+            "logging_strategy": "steps",
+            "logging_steps": self.log_every,
+            "logging_first_step": True,
+            "logging_nan_inf_filter": False,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+        }
+        try:
+            return TrainingArguments(**own, **self.extra)
+        except (TypeError, ValueError, ImportError) as error:
+            raise UserError(f"trainer.extra: transformers refuses it: {str(error).strip()}") from error
 
     def train(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir

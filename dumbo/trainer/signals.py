@@ -1,23 +1,21 @@
-"""Signals and the time limit: save at the end of the step, then stop.
+"""What asks a run to stop, and what becomes of it.
 
     SIGINT   Ctrl-C                  exit code 130
     SIGTERM                          exit code 143
     SIGUSR1, SIGUSR2, max_time       status preempted, exit code 0
 
-A handler only sets a flag; a second SIGINT gives up on saving.
+In the training loop a handler only sets a flag: the step is finished, saved, and the loop left (`stop.py`); a
+second SIGINT gives up on saving. Before and after the loop there is nothing to finish: the run stops at once.
+Imports nothing heavy: `launch` listens before transformers is loaded.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
-
-from transformers import TrainerCallback
 
 from dumbo.errors import Stopped
 
@@ -25,24 +23,16 @@ EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0, "SIGUSR2": 0, "max_ti
 
 
 class StopRequests:
-    """What asked the run to stop, if anything did."""
+    """What asked the loop to stop, if anything did."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes the signals for the length of the block. Only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
+        """Takes the signals for the length of the block."""
+        with _handled_by(self._handle):
             yield
-            return
-        names = [name for name in EXIT_CODES if hasattr(signal, name)]
-        before = {name: signal.signal(getattr(signal, name), self._handle) for name in names}
-        try:
-            yield
-        finally:
-            for name, handler in before.items():
-                signal.signal(getattr(signal, name), handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -56,30 +46,39 @@ class StopRequests:
             raise Stopped(self.reason, EXIT_CODES[self.reason])
 
 
-class StopCallback(TrainerCallback):
-    """At the end of a step: stop when asked, or when the time left would not be enough for another step and a save.
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Stops what runs in the block at the first signal.
 
-    Args:
-        requests: what asked.
-        began: when the run began (time.time()).
-        max_time: seconds; None: no limit.
+    The handler raises KeyboardInterrupt, which no library catches with its errors; here it becomes what it was.
+
+    Raises:
+        Stopped: with the signal's name and exit code.
     """
+    heard: list[str] = []
 
-    def __init__(self, requests: StopRequests, began: float, max_time: float | None) -> None:
-        self.requests, self.began, self.max_time = requests, began, max_time
-        self.last_step = time.time()
-        self.save_seconds = 0.0
+    def handle(number: int, frame: FrameType | None) -> None:
+        heard.append(signal.Signals(number).name)
+        raise KeyboardInterrupt
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.last_step = time.time()
+    try:
+        with _handled_by(handle):
+            yield
+    except KeyboardInterrupt:
+        name = heard[0] if heard else "SIGINT"
+        raise Stopped(name, EXIT_CODES[name]) from None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        step_seconds = time.time() - self.last_step
-        if self.max_time is not None and self.requests.reason is None:
-            margin = 2 * step_seconds + 2 * self.save_seconds + 0.02 * self.max_time
-            if time.time() - self.began + margin >= self.max_time:
-                self.requests.reason = "max_time"
-        if self.requests.reason is not None and state.global_step < state.max_steps:
-            control.should_save = control.should_log = control.should_training_stop = True
-        if self.requests.reason is not None:
-            control.should_evaluate = False
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Only the main thread can take signals; in another one nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)

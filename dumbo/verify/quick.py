@@ -1,7 +1,7 @@
 """Three proofs at the start of a run, in seconds, on the loaded model and the prepared data.
 
 1. mask: trained tokens, decoded, are the assistant turns of the source rows.
-2. pack leak: another document in the pack changes nothing, and packed is as alone.
+2. pack leak: another document in the pack changes nothing, and packed is as alone (`pack_leak.py`).
 3. accumulation: one micro batch of documents gives the loss and gradient of the same documents in two.
 
 A proof that does not hold ends the run (exit code 4): its numbers would have been wrong.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from dumbo.interfaces import BadRow, Message, Row, Splits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from dumbo.prepare.store import Split
     from dumbo.trainer.collate import Collate
@@ -139,53 +138,6 @@ def spans_of(trained: NDArray[np.bool_]) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
-@dataclass(frozen=True)
-class Leak:
-    """Result of the pack probe.
-
-    Attributes:
-        leak: largest change of a logit in the other documents when one document is replaced; 0 when isolated.
-        against_alone: largest difference of a logit between packed and alone, relative to the largest logit.
-    """
-
-    leak: float
-    against_alone: float
-
-
-def probe_packing(model: PreTrainedModel, make_batch: Any, vocab_size: int) -> Leak:
-    """Packs three random documents, replaces the middle one, and compares the others' logits.
-
-    Args:
-        make_batch: documents (list of id lists) -> model inputs in the layout to be probed.
-        vocab_size: ids are drawn below it.
-    """
-    generator = np.random.default_rng(0)
-    first, middle, other, last = (generator.integers(0, vocab_size, size).tolist() for size in (19, 24, 24, 13))
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        with_middle = _logits(model, make_batch([first, middle, last]))
-        with_other = _logits(model, make_batch([first, other, last]))
-        alone = _logits(model, make_batch([last]))[: len(last)]
-    model.train(was_training)
-    outside = list(range(len(first))) + list(range(len(first) + len(middle), len(first) + len(middle) + len(last)))
-    leak = float((with_middle[outside] - with_other[outside]).abs().max())
-    packed = with_middle[len(first) + len(middle) : len(first) + len(middle) + len(last)]
-    return Leak(leak, float((packed - alone).abs().max() / alone.abs().max()))
-
-
-def _logits(model: PreTrainedModel, batch: dict[str, Any]) -> torch.Tensor:
-    """(T, V) in float32."""
-    moved = {
-        key: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-        if key not in ("labels", "documents")
-    }
-    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16)
-    with autocast:
-        return model(**moved, use_cache=False).logits[0].float()
-
-
 def unlike_documents(split: Split) -> list[NDArray[np.int64]]:
     """Two documents with the fewest trained tokens, then two with the most, among the first and shorter ones.
 
@@ -223,9 +175,7 @@ def _loss_and_norm(engine: Engine, batches: list[dict[str, Any]]) -> tuple[float
     model.zero_grad()
     was_training = model.training
     model.eval()  # no dropout: the two must see the same numbers
-    items = torch.tensor(
-        sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches), device=engine.args.device
-    )
+    items = engine.items_of(batches, engine.args.device)
     total = 0.0
     for batch in batches:
         inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})

@@ -1,0 +1,110 @@
+"""What is counted while training: over the whole run, and since the last logged step.
+
+The engine adds; rows for metrics.jsonl come out. Saved with each checkpoint, so that a resumed run goes on counting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dumbo.trainer.throughput import attention_flops, peak_memory_gib
+
+TRAIN_LOSS_OVER = 10
+"""`train_loss` is the mean of so many last logged losses."""
+
+
+@dataclass
+class Counters:
+    """Sums over the whole run.
+
+    Attributes:
+        tokens: real tokens, padding not counted.
+        trained_tokens: tokens that bore the loss.
+        documents: documents seen.
+        recent_losses: of the last logged steps.
+        best_step, best_loss: the saved step with the lowest held-out loss.
+    """
+
+    tokens: int = 0
+    trained_tokens: int = 0
+    documents: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    best_step: int | None = None
+    best_loss: float | None = None
+
+    @property
+    def train_loss(self) -> float | None:
+        """Mean of the last ten logged losses."""
+        return sum(self.recent_losses) / len(self.recent_losses) if self.recent_losses else None
+
+    def note_loss(self, loss: float) -> None:
+        self.recent_losses = [*self.recent_losses, loss][-TRAIN_LOSS_OVER:]
+
+    def note_saved(self, step: int, held_out: tuple[int, float] | None) -> None:
+        """A step is saved; `held_out` is (step, loss) of the last evaluation."""
+        if held_out is None or held_out[0] != step:
+            return
+        if self.best_loss is None or held_out[1] < self.best_loss:
+            self.best_step, self.best_loss = step, held_out[1]
+
+
+@dataclass
+class Interval:
+    """Since the last logged step.
+
+    Attributes:
+        began: time.perf_counter() then.
+        paused: seconds that were not training (evaluating, saving).
+        waited: seconds for data.
+        squares: sum of the squares of the documents' lengths, for the cost of attention.
+    """
+
+    began: float = field(default_factory=time.perf_counter)
+    tokens: int = 0
+    squares: float = 0.0
+    waited: float = 0.0
+    paused: float = 0.0
+    steps: int = 0
+
+    def add(self, lengths: NDArray[np.int64]) -> None:
+        """Documents of these lengths go through the model."""
+        self.tokens += int(lengths.sum())
+        self.squares += float(np.square(lengths, dtype=np.float64).sum())
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Makes rows.
+
+    Args:
+        model: for the cost of attention.
+        flops: floating-point operations a token, attention not counted.
+        peak: of the device, a second; None where it is not known.
+    """
+
+    model: Any
+    flops: float
+    peak: float | None
+
+    def row(self, logs: Mapping[str, float], counters: Counters, interval: Interval) -> dict[str, Any]:
+        """One training row of metrics.jsonl, `step` not among it."""
+        seconds = max(1e-9, time.perf_counter() - interval.began - interval.paused)
+        flops = self.flops * interval.tokens + attention_flops(self.model, interval.squares)
+        steps = max(1, interval.steps)
+        return {
+            "tokens": counters.tokens,
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"),
+            "lr": logs["learning_rate"],
+            "tokens_per_s": round(interval.tokens / seconds, 1),
+            "mfu": round(flops / seconds / self.peak, 4) if self.peak else None,
+            "peak_memory_gib": round(peak_memory_gib(), 3),
+            "data_wait_ms": round(1000 * interval.waited / steps, 2),
+            "step_ms": round(1000 * seconds / steps, 2),
+        }

@@ -1,0 +1,95 @@
+"""Whether packed documents see each other on a loaded model: replace one, and look at the others' logits.
+
+The batches are made by the same `Collate` as the training's, from random documents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dumbo.trainer.collate import Collate, Layout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel
+
+LENGTHS = (19, 24, 13)
+"""Tokens of the first, the middle and the last document of the pack."""
+FIRST, MIDDLE, LAST, OTHER = range(4)
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Result of the probe.
+
+    Attributes:
+        leak: largest change of a logit in the other documents when one document is replaced; 0 when isolated.
+        against_alone: largest difference of a logit between packed and alone, relative to the largest logit.
+    """
+
+    leak: float
+    against_alone: float
+
+
+class _Documents:
+    """Four random documents, the last as long as the middle one; what `Collate` needs of a Store."""
+
+    def __init__(self, vocab_size: int) -> None:
+        generator = np.random.default_rng(0)
+        self._ids = [generator.integers(0, vocab_size, size) for size in (*LENGTHS, LENGTHS[MIDDLE])]
+        self.lengths = np.array([len(ids) for ids in self._ids])
+
+    def ids(self, document: int) -> NDArray[np.int64]:
+        return self._ids[document]
+
+    def labels(self, document: int) -> NDArray[np.int64]:
+        return np.full(self.lengths[document], -100)
+
+
+def probe_alone(model: PreTrainedModel, vocab_size: int) -> torch.Tensor:
+    """(T, V) logits of the last document alone, with the attention that the model has now.
+
+    Args:
+        vocab_size: ids are drawn below it.
+    """
+    return _logits(model, "padded", vocab_size, [[LAST]])
+
+
+def probe_packing(model: PreTrainedModel, layout: Layout, vocab_size: int, alone: torch.Tensor) -> Leak:
+    """Packs three documents (and two more in a second, shorter pack), replaces the middle one, and compares.
+
+    Args:
+        layout: of the packs.
+        vocab_size: ids are drawn below it.
+        alone: what `probe_alone` gave.
+    """
+    second = [LAST, FIRST]
+    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second])
+    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second])
+    start = LENGTHS[FIRST] + LENGTHS[MIDDLE]
+    end = start + LENGTHS[LAST]
+    outside = [*range(LENGTHS[FIRST]), *range(start, end)]
+    leak = float((with_middle[outside] - with_other[outside]).abs().max())
+    return Leak(leak, float((with_middle[start:end] - alone).abs().max() / alone.abs().max()))
+
+
+def _logits(model: PreTrainedModel, layout: Layout, vocab_size: int, packs: list[list[int]]) -> torch.Tensor:
+    """(T, V) in float32, of the first row (where there is one token axis: of all packs)."""
+    documents: Any = _Documents(vocab_size)
+    batch = Collate(documents, layout, 0)([np.array(pack) for pack in packs])
+    moved = {
+        key: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+        if key not in ("labels", "documents")
+    }
+    was_training = model.training
+    model.eval()
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    with torch.no_grad(), autocast:
+        logits: torch.Tensor = model(**moved).logits[0].float()
+    model.train(was_training)
+    return logits
