@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from dumbo.errors import UserError
 from dumbo.formatter.control_tokens import Handling
@@ -85,13 +85,26 @@ def _conversations(jinja: Jinja, tokenizer: PreTrainedTokenizerBase) -> Conversa
         raise UserError(f"formatter.template cannot be used for training: {error}.") from error
 
 
+class _Nothing(jinja2.StrictUndefined):
+    """An undefined value that cannot be shown either, not even inside a list."""
+
+    __repr__ = jinja2.StrictUndefined.__str__
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Refuses a forbidden attribute at once; jinja's own sandbox hands out an undefined value for it."""
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        raise SecurityError(f"access to '{attribute}' of a value of type {type(obj).__name__} is refused")
+
+
 def environment() -> ImmutableSandboxedEnvironment:
     """The sandbox: no attributes that begin with an underscore, no changing of what is passed in."""
-    sandbox = ImmutableSandboxedEnvironment(
+    sandbox = _Sandbox(
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
+        undefined=_Nothing,
         extensions=["jinja2.ext.loopcontrols"],
     )
     sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)

@@ -24,6 +24,7 @@ def check_template(text: str, name: str) -> None:
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
         tree = environment.parse(without_generation(text))
+        environment.compile(tree)  # parsing does not look for unknown filters and tests
     except jinja2.TemplateSyntaxError as error:
         line = (text.splitlines() or [""])[max(0, error.lineno - 1) : error.lineno]
         shown = f"\n  {line[0].strip()[:120]}" if line else ""

@@ -46,7 +46,10 @@ def test_every_turn_and_nothing_else(name, file, limit, known, rows_of, spans):
         assert isinstance(example, Example), str(example)
         check(known, row, example)
         said = [m["content"].strip() for m in row.messages if m["role"] == "assistant"]
-        decoded = [text.removesuffix(known.end).removeprefix("<think>\n\n</think>\n\n") for text in spans(known.tokenizer, example)]
+        decoded = [
+            text.removesuffix(known.end).removeprefix("<think>\n\n</think>\n\n")
+            for text in spans(known.tokenizer, example)
+        ]
         assert [text.strip() for text in decoded] == said, str(row.source)
 
 

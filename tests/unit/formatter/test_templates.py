@@ -34,7 +34,10 @@ class TestDropped:
     @pytest.mark.parametrize(
         ("row", "what"),
         [
-            (row_of(user("t?"), says("", tool_calls=[CALL]), Message(role="tool", content="12"), says("noon")), "tool calls"),
+            (
+                row_of(user("t?"), says("", tool_calls=[CALL]), Message(role="tool", content="12"), says("noon")),
+                "tool calls",
+            ),
             (row_of(user("t?"), says("noon"), tools=[TOOL]), "the list of tools"),
             (row_of(user("t?"), says("noon", reasoning_content="the sun")), "reasoning"),
         ],
@@ -50,9 +53,10 @@ class TestDropped:
         (good,) = Chat(tool_calls="as_text").format([row], known.tokenizer)
         assert isinstance(good, Example), str(good)
         text = known.tokenizer.decode(good.input_ids, clean_up_tokenization_spaces=False)
-        assert {"tool calls": '{"name": "get_time", "arguments": {"zone": "CET"}}', "reasoning": "<think>\nthe sun\n</think>"}.get(
-            what, '"get_time"'
-        ) in text
+        assert {
+            "tool calls": '{"name": "get_time", "arguments": {"zone": "CET"}}',
+            "reasoning": "<think>\nthe sun\n</think>",
+        }.get(what, '"get_time"') in text
 
     def test_one_bad_row_does_not_touch_its_neighbours(self, known):
         bad = row_of(user("t?"), says("noon", reasoning_content="the sun"))
@@ -138,7 +142,10 @@ OWN = {
         "{% if add_generation_prompt %}### Answer:\n{% endif %}",
         ["uno", "due{eos}"],
     ),
-    "no generation prompt, no end": ("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", ["uno", "due{eos}"]),
+    "no generation prompt, no end": (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}",
+        ["uno", "due{eos}"],
+    ),
     "eos after each answer": (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}Q: {{ m.content }} A:{% else %}"
         " {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
@@ -169,8 +176,14 @@ def test_templates_of_other_styles(style, known, spans):
 
 
 REFUSED = {
-    "repeats": ("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}", "renders an assistant's answer 2 times"),
-    "drops": ("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}", "answer 0 times"),
+    "repeats": (
+        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+        "renders an assistant's answer 2 times",
+    ),
+    "drops": (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+        "answer 0 times",
+    ),
     "upper": ("{% for m in messages %}{{ m.content | upper }}{% endfor %}", "answer 0 times"),
     "divides by zero": ("{{ 1 / 0 }}{% for m in messages %}{{ m.content }}{% endfor %}", "division by zero"),
     "endless range": ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
@@ -186,7 +199,9 @@ def test_templates_that_cannot_be_masked_are_refused_at_once(fault, known):
 
 
 def test_a_template_that_loses_a_middle_answer_is_a_bad_row(known):
-    template = "{% for m in messages %}{% if m.role == 'user' or loop.last %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' or loop.last %}{{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+    )
     (bad,) = Jinja(template=template).format([TALK], known("smollm").tokenizer)
     assert isinstance(bad, BadRow)
     assert "leaves out" in bad.problem
