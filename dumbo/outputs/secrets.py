@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -12,32 +13,37 @@ SECRET = re.compile(r"(?i)(^|[._])(api_?key|password|passwd|secret|credentials?|
 MASK = "***"
 
 
+ENVIRONMENT = re.compile(r"oc\.env:\s*([A-Za-z_]\w*)")
+
+
 def masked(cfg: DictConfig) -> dict[str, Any]:
-    """Plain values; `${oc.env:…}` is kept as it was typed, values of secret keys become `***`."""
-    plain = _plain(cfg)
+    """Plain values. What `${oc.env:…}` reached, directly or by way of other keys, stays as typed; values of secret keys
+    become `***`.
+    """
+    names = ENVIRONMENT.findall(str(OmegaConf.to_container(cfg, resolve=False)))
+    from_environment = [value for name in names if (value := os.environ.get(name))]
+    plain = _plain(cfg, from_environment)
     assert isinstance(plain, dict)
     return plain
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: Any, secret: list[str]) -> Any:
     if isinstance(node, DictConfig):
-        return {str(key): _child(node, key, str(key)) for key in node}
+        return {str(key): _child(node, key, str(key), secret) for key in node}
     if isinstance(node, ListConfig):
-        return [_child(node, index, "") for index in range(len(node))]
+        return [_child(node, index, "", secret) for index in range(len(node))]
     return node
 
 
-def _child(parent: DictConfig | ListConfig, key: Any, name: str) -> Any:
-    if OmegaConf.is_interpolation(parent, key):
-        raw = OmegaConf.to_container(parent, resolve=False)
-        assert isinstance(raw, dict | list)
-        text = raw[key]
-        if "oc.env" in str(text):
-            return text
+def _child(parent: DictConfig | ListConfig, key: Any, name: str, secret: list[str]) -> Any:
     value = parent[key]
+    if OmegaConf.is_interpolation(parent, key) and isinstance(value, str | int | float):
+        raw: Any = OmegaConf.to_container(parent, resolve=False)
+        if "oc.env" in str(raw[key]) or any(part in str(value) for part in secret):
+            return raw[key]
     if SECRET.search(name) and isinstance(value, str) and value:
         return MASK
-    return _plain(value)
+    return _plain(value, secret)
 
 
 def masked_words(words: list[str]) -> list[str]:
