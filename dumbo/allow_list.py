@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 
 from dumbo.errors import UserError
 from dumbo.suggest import did_you_mean
@@ -67,8 +68,14 @@ def resolve_class(target: object, methods: Sequence[str], config_dirs: Sequence[
             f"a dumbo.conf folder, nor in a module under a --config-dir typed on the command line."
         )
     cls = _import_class(target)
+    if local is not None and not _lies_under(sys.modules[target.rpartition(".")[0]], config_dirs):
+        found = getattr(sys.modules[top], "__file__", None) or "another place"
+        raise UserError(
+            f"_target_ '{target}' means {local}, but Python already has a module '{top}' ({found}).\n"
+            f"  Give yours a name of its own: {local.with_stem(f'my_{local.stem}').name}."
+        )
     home = cls.__module__.split(".")[0]
-    if home != top and home not in packages:
+    if home not in packages and not _lies_under(sys.modules[cls.__module__], config_dirs):
         raise UserError(
             f"_target_ '{target}' is not allowed: it is only an import of {cls.__module__}.{cls.__qualname__}."
         )
@@ -86,6 +93,12 @@ def _module_under(top: str, config_dirs: Sequence[Path]) -> Path | None:
             if candidate.exists() and candidate.suffix in ("", ".py"):
                 return candidate
     return None
+
+
+def _lies_under(module: ModuleType, config_dirs: Sequence[Path]) -> bool:
+    """Whether a module was read from one of the folders typed."""
+    file = getattr(module, "__file__", None)
+    return file is not None and any(Path(file).resolve().is_relative_to(folder) for folder in config_dirs)
 
 
 def _import_class(target: str) -> type:

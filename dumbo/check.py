@@ -12,8 +12,8 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dumbo.allow_list import resolve_class
-from dumbo.conform import misfit
+from dumbo.conform import literals, misfit
 from dumbo.errors import ConfigError, UserError
 from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PreviewOptions, VerifyOptions
 from dumbo.suggest import nearest
@@ -145,8 +145,17 @@ def _resolve_child(parent: DictConfig | ListConfig, key: Any, path: str, report:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         if found := re.search(r"Environment variable '(\w+)' not found", reason):
-            reason = f"the environment variable {found.group(1)} is not set"
-        report.faults.append(f"{path} cannot be resolved: {reason}.")
+            name = found.group(1)
+            reason = (
+                f"the environment variable {name} is not set.\n  Set it, or give a default: {path}=${{oc.env:{name},…}}"
+            )
+        elif found := re.search(r"Interpolation key '([^']+)' not found", reason):
+            reason = (
+                f"there is no key '{found.group(1)}'.\n  ${{…}} takes the full name of another key: ${{trainer.seed}}"
+            )
+        elif found := re.search(r"Unsupported interpolation type (\S+)", reason):
+            reason = f"there is no resolver '{found.group(1)}'.\n  ${{oc.env:NAME}} reads the environment, ${{KEY}} another key."
+        report.faults.append(f"{path} cannot be resolved: {reason.rstrip('.') if reason.endswith('.') else reason}.")
     return None
 
 
@@ -201,6 +210,12 @@ def _build(path: str, node: Any, methods: Sequence[str], report: _Report) -> Any
     """The plugin of one node; None, and faults in the report, when the node does not bind."""
     if not isinstance(node, Mapping) or "_target_" not in node:
         group, _, name = path.partition(".")
+        if node is not None and not isinstance(node, Mapping):
+            report.faults.append(
+                f"{path} is {_shown(node)} where its keys should be.\n"
+                f"  Set them one by one: {path}.KEY=… (dumbo --info {group} lists them)."
+            )
+            return None
         hint = (
             f"{group}={name} chooses it"
             if name and isinstance(node, Mapping)
@@ -219,9 +234,13 @@ def _build(path: str, node: Any, methods: Sequence[str], report: _Report) -> Any
         return None
     before = len(report.faults)
     arguments = {str(key): value for key, value in node.items() if key not in ("_target_", "_convert_")}
+    unbuilt = set()
     for key, value in arguments.items():
+        so_far = len(report.faults)
         arguments[key] = _nested(f"{path}.{key}", value, report)
-    _bind(path, cls, arguments, report)
+        if len(report.faults) > so_far:
+            unbuilt.add(key)
+    _bind(path, cls, arguments, report, unbuilt)
     if len(report.faults) > before:
         return None
     return _construct(path, cls, arguments, report)
@@ -238,8 +257,8 @@ def _nested(path: str, value: Any, report: _Report) -> Any:
     return value
 
 
-def _bind(path: str, cls: type, arguments: Mapping[str, Any], report: _Report) -> None:
-    """Unknown keys, missing keys, and values that do not fit their annotation."""
+def _bind(path: str, cls: type, arguments: Mapping[str, Any], report: _Report, unbuilt: Collection[str]) -> None:
+    """Unknown keys, missing keys, and values that do not fit their annotation (those of `unbuilt` have faults already)."""
     parameters = inspect.signature(cls).parameters
     hints = _hints(cls)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -251,8 +270,8 @@ def _bind(path: str, cls: type, arguments: Mapping[str, Any], report: _Report) -
     for key, value in arguments.items():
         if key not in named and not takes_any:
             report.faults.append(unknown_key(path, key, named))
-        elif key in hints and (wanted := misfit(value, hints[key])):
-            report.faults.append(f"{path}.{key} must be {wanted}, got {_shown(value)}.")
+        elif key in hints and key not in unbuilt and (wanted := misfit(value, hints[key])):
+            report.faults.append(_wrong_type(f"{path}.{key}", wanted, value, hints[key], _default(parameters[key])))
     for name in named:
         if name not in arguments and parameters[name].default is inspect.Parameter.empty:
             report.faults.append(f"{path}.{name} must be set: it has no default.\n  Write {path}.{name}=…")
@@ -265,7 +284,20 @@ def unknown_key(path: str, key: str, valid: Sequence[str]) -> str:
     hint = f" Did you mean {prefix}{near}?" if near else ""
     group = path.split(".")[0] if path else ""
     more = f" (dumbo --info {group})" if group in GROUPS else ""
+    if not near and path in GROUPS and path not in LIST_GROUPS and (others := _choices_with(path, key)):
+        known = [name for name in ("files", "pretrained", "jinja") if name in others] or others
+        hint = f" {path}={known[0]} has one: {path}={known[0]} {path}.{key}=…"
+    if not valid:
+        return f"{path} has no keys at all, and so no '{key}'.{hint}"
     return f"{path or 'The config'} has no key '{key}'.{hint}\n  keys{f' of {path}' if path else ''}: {', '.join(valid)}{more}"
+
+
+def _choices_with(group: str, key: str) -> list[str]:
+    """Choices of a group whose YAML has a key."""
+    from dumbo.search_path import files_of
+
+    found = [name for name, file in files_of(group).items() if re.search(rf"(?m)^{key}:", file.read_text("utf-8"))]
+    return sorted(found)
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -285,11 +317,16 @@ def _hints(cls: type) -> dict[str, Any]:
 def _construct(path: str, cls: type, arguments: Mapping[str, Any], report: _Report) -> Any:
     try:
         return cls(**arguments)
-    except UserError as error:
-        report.faults.append(str(error) if str(error).startswith(f"{path}.") else f"{path}: {error}")
     except (ValueError, TypeError) as error:
-        report.faults.append(f"{path}: {error}")
+        report.faults.append(_named(path, str(error), arguments))
     return None
+
+
+def _named(path: str, text: str, keys: Collection[str]) -> str:
+    """A plugin's own complaint under the full name of what it complains of."""
+    if text.startswith(f"{path}."):
+        return text
+    return f"{path}.{text}" if path and text.split(" ")[0] in keys else f"{path}: {text}" if path else text
 
 
 def _section(path: str, cls: type, node: Any, report: _Report) -> Any:
@@ -308,10 +345,38 @@ def _section(path: str, cls: type, node: Any, report: _Report) -> Any:
             valid = list(hints) if path else [*GROUPS, *SECTIONS, *hints]
             report.faults.append(unknown_key(path, key, valid))
         elif wanted := misfit(value, hints[key]):
-            report.faults.append(f"{name} must be {wanted}, got {_shown(value)}.")
+            default = _default(inspect.signature(cls).parameters[key])
+            report.faults.append(_wrong_type(name, wanted, value, hints[key], default))
     if len(report.faults) > before:
         return None
     return _construct(path, cls, arguments, report)
+
+
+def _wrong_type(name: str, wanted: str, value: Any, annotation: Any, default: Any) -> str:
+    """The fault for a value that does not fit, with what to write: a near option, a rounded number, the default."""
+    text = f"{name} must be {wanted}, got {_shown(value)}."
+    options = literals(annotation)
+    if options and isinstance(value, str) and (near := nearest(value, options)):
+        return f"{text}\n  Did you mean {name}={near}?"
+    if isinstance(value, float) and value.is_integer() and "whole number" in wanted:
+        return f"{text}\n  Write {name}={int(value)}"
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return f"{text}\n  Set its keys one by one: {name}.{next(iter(annotation.__dataclass_fields__))}=…"
+    if isinstance(value, str | int | float) and "a list of" in wanted:
+        return f"{text}\n  Write {name}=[{_plain(value)}]"
+    if default is inspect.Parameter.empty or isinstance(default, list | dict):
+        return f"{text}\n  Write {name}=…, or leave it out."
+    return f"{text}\n  Its default is {name}={_plain(default)}"
+
+
+def _default(parameter: inspect.Parameter) -> Any:
+    return parameter.default if type(parameter.default).__module__ == "builtins" else inspect.Parameter.empty
+
+
+def _plain(value: Any) -> str:
+    from dumbo.override_text import value_text
+
+    return value_text(value)
 
 
 def _shown(value: Any) -> str:

@@ -41,10 +41,14 @@ def run_from_python(overrides: list[str], config_dir: str | None = None) -> dict
     """`dumbo.run`: composes and trains in this process."""
     from dumbo.check import check
     from dumbo.compose import compose, prepare_hydra
+    from dumbo.legacy import translated
     from dumbo.repeat import with_recorded
     from dumbo.train import train
 
-    command = with_recorded(parse([*([f"--config-dir={config_dir}"] if config_dir else []), *overrides]))
+    command = parse([*([f"--config-dir={config_dir}"] if config_dir else []), *overrides])
+    if command.verb != "train" or command.data or command.multirun or command.flags or command.info or command.help:
+        raise UserError("dumbo.run trains one experiment: give it overrides, and no verb, data file or flag.")
+    command = with_recorded(translated(command) if command.file is not None else command)
     composed = compose([*prepare_hydra(command.config_dirs, command.file), *command.overrides])
     plugins = check(composed.cfg, composed.choices, command.config_dirs)
     return train(plugins, composed, command)
@@ -118,12 +122,13 @@ def _run_verb(command: Command, composed: Any) -> int:
 
 def _sweep(command: Command, overrides: list[str]) -> int:
     from dumbo.compose import run_hydra
+    from dumbo.override_text import value_text
     from dumbo.sweep.local import Sweep
 
     if command.verb != "train":
         raise UserError(f"-m sweeps over train; it cannot sweep over {command.verb}.")
     sweep = Sweep.begin(command)
-    run_hydra([*overrides, f"sweep_dir='{sweep.folder}'"], command.flags, sweep.job, multirun=True)
+    run_hydra([*overrides, f"sweep_dir={value_text(str(sweep.folder))}"], command.flags, sweep.job, multirun=True)
     return sweep.finish()
 
 

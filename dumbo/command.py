@@ -6,6 +6,7 @@ dumbo [VERB | FILE.yaml | DATA.jsonl] [flags] [overrides]
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ VERBS = {
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
 LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
+
+KEYS = ("model", "patch", "dataset", "formatter", "trainer", "launch", "tracker", "experiment", "verify", "hydra")
+"""What stands at the top of the config and has keys of its own (check.py's GROUPS, without importing it)."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 PACKED_SUFFIXES = (".gz", ".zst")
@@ -88,6 +92,10 @@ def parse(argv: Sequence[str]) -> Command:
     if verb == "train" and words and file is None and _is_bare(words[0]) and words[0].endswith((".yaml", ".yml")):
         file = _existing(words.pop(0))
     stray = next((word for word in words if _is_bare(word)), None)
+    if stray is not None and stray.lstrip("+").split(".")[0] in KEYS:
+        raise UserError(_unknown_word(stray.lstrip("+")))
+    if stray is not None and stray in VERBS:
+        raise UserError(f"The verb comes first: python -m dumbo {stray} …")
     if stray is not None:
         raise UserError(
             f"'{stray}' is no override: overrides are KEY=VALUE or GROUP=CHOICE.\n"
@@ -161,6 +169,10 @@ def _existing_folder(word: str) -> Path:
 
 
 def _unknown_word(word: str) -> str:
+    if re.fullmatch(r"[\w@/]+\.[\w.]+", word) and word.split(".")[0] in KEYS:
+        return f"'{word}' lacks its value: {word}=VALUE."
+    if word in KEYS:
+        return f"'{word}' lacks its choice: {word}=NAME (dumbo --info {word})."
     if word in LATER_VERBS:
         return f"'{word}' is not built yet. The verbs are: {', '.join(VERBS)}."
     return (

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 
@@ -43,11 +44,22 @@ def _fits(value: Any, annotation: Any) -> bool:
         )
     if container in (list, tuple, Sequence) or _is_subclass(container, Sequence):
         return isinstance(value, list | tuple) and (not args or all(_fits(item, args[0]) for item in value))
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return isinstance(value, annotation | Mapping)  # a plain dataclass without _target_ arrives as its mapping
     return True
 
 
 def _is_subclass(cls: Any, parent: type) -> bool:
     return isinstance(cls, type) and cls is not str and issubclass(cls, parent)
+
+
+def literals(annotation: Any) -> list[str]:
+    """The options of a Literal, alone or in a union."""
+    if get_origin(annotation) is Literal:
+        return [str(option) for option in get_args(annotation)]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [option for arg in get_args(annotation) for option in literals(arg)]
+    return []
 
 
 def describe(annotation: Any) -> str:
@@ -78,6 +90,8 @@ def describe(annotation: Any) -> str:
         return "a mapping" + (f" of {describe(args[0])} to {describe(args[1])}" if args and args[1] is not Any else "")
     if container in (list, tuple, Sequence):
         return "a list" + (f" of {_plural(describe(args[0]))}" if args else "")
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return "a mapping with the keys " + ", ".join(annotation.__dataclass_fields__)
     return getattr(annotation, "__name__", str(annotation))
 
 

@@ -6,11 +6,11 @@ import textwrap
 from pathlib import Path
 
 import dumbo
-from dumbo.allow_list import conf_folders
 from dumbo.check import GROUPS, LIST_GROUPS
 from dumbo.command import VERBS, Command
-from dumbo.compose import DumboSearchPath, conf_folder, prepare_hydra, run_hydra
+from dumbo.compose import prepare_hydra, run_hydra
 from dumbo.errors import UserError
+from dumbo.search_path import DumboSearchPath, files_of
 from dumbo.suggest import did_you_mean
 
 WHAT = {
@@ -76,14 +76,9 @@ def help_text(command: Command) -> str:
     return "\n".join(lines)
 
 
-def _folders(group: str) -> list[Path]:
-    return [folder / group for folder in (*DumboSearchPath.config_dirs, conf_folder(), *conf_folders())]
-
-
 def choices(group: str) -> list[str]:
     """A group's choices, the default first."""
-    names = dict.fromkeys(path.stem for folder in _folders(group) for path in sorted(folder.glob("*.yaml")))
-    return sorted(names, key=lambda name: (DEFAULTS.get(group) != name, name))
+    return sorted(files_of(group), key=lambda name: (DEFAULTS.get(group) != name, name))
 
 
 def info_text(command: Command) -> str:
@@ -112,18 +107,14 @@ def info_text(command: Command) -> str:
     choice = choice or typed.split(",")[0] or (DEFAULTS.get(group, "") if group not in LIST_GROUPS else "")
     if not choice:
         lines = [f"{group}: {WHAT[group]}", ""]
-        lines += [f"  {name:<24} {_first_line(_file(group, name))}" for name in names]
+        lines += [f"  {name:<24} {_first_line(files_of(group)[name])}" for name in names]
         return "\n".join([*lines, "", f"  dumbo --info {group}=NAME lists its keys"])
     if choice not in names:
         raise UserError(
             f"{group} has no choice '{choice}'.{did_you_mean(choice, names)}\n  choices of {group}: {', '.join(names)}"
         )
-    text = _file(group, choice).read_text(encoding="utf-8").strip()
+    text = files_of(group)[choice].read_text(encoding="utf-8").strip()
     return f"{group}={choice}   ({', '.join(names)})\n\n{textwrap.indent(text, '  ')}"
-
-
-def _file(group: str, name: str) -> Path:
-    return next(folder / f"{name}.yaml" for folder in _folders(group) if (folder / f"{name}.yaml").is_file())
 
 
 def _first_line(path: Path) -> str:

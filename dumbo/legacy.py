@@ -10,7 +10,6 @@ Every key is used, or refused by name. The equivalent command line is printed, s
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from omegaconf import OmegaConf
 
 from dumbo.command import Command
 from dumbo.errors import UserError
+from dumbo.override_text import value_text
 from dumbo.suggest import did_you_mean
 
 Handler = Callable[[Any, str], Any]
@@ -139,7 +139,7 @@ class _Translation:
         """Handlers that turn keys into `prefix.name=value`."""
 
         def handler(new: str) -> Handler:
-            return lambda value, at: words.append(f"{prefix}.{new}={_literal(value)}")
+            return lambda value, at: words.append(f"{prefix}.{new}={value_text(value)}")
 
         return {old: handler(new) for old, new in names.items()}
 
@@ -161,7 +161,7 @@ class _Translation:
             path,
             {
                 **plain,
-                "base_model": lambda value, at: self.model.append(f"model.path={_literal(value)}"),
+                "base_model": lambda value, at: self.model.append(f"model.path={value_text(value)}"),
                 "tokenizer": lambda value, at: self._each(value, at, tokens),
                 "liger": self._liger,
                 "peft": self._peft,
@@ -191,7 +191,7 @@ class _Translation:
         known["gradient_checkpointing"] = lambda value, at: (
             self.patches.setdefault("gradient_checkpointing", []) if value else None
         )
-        known["output_dir"] = lambda value, at: self.trainer.append(f"run_dir={_literal(value)}")
+        known["output_dir"] = lambda value, at: self.trainer.append(f"run_dir={value_text(value)}")
         self._each(node, path, {"arguments": lambda value, at: self._each(value, at, known)})
 
     def _datasets(self, node: Any, path: str) -> None:
@@ -252,7 +252,7 @@ class _Translation:
             self._each(node, path, known)
 
     def _validation_split(self, value: Any, path: str) -> None:
-        self.dataset.append(f"dataset.eval_fraction={_literal(value)}")
+        self.dataset.append(f"dataset.eval_fraction={value_text(value)}")
 
     def _wandb(self, node: Any, path: str) -> None:
         words = self.trackers.setdefault("wandb", [])
@@ -281,23 +281,3 @@ class _Translation:
                 self.patches.setdefault("lora", [])
             elif plugin == "wandb":
                 self.trackers.setdefault("wandb", [])
-
-
-def _literal(value: Any) -> str:
-    """A value as Hydra's override grammar reads it."""
-    if value is True or value is False:
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list):
-        return f"[{','.join(_literal(item) for item in value)}]"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{key}:{_literal(item)}' for key, item in value.items())}}}"
-    text = str(value)
-    if text.startswith("${") and text.endswith("}"):
-        return text
-    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text not in ("null", "true", "false"):
-        return text
-    quote = "'" if '"' in text else '"'  # double quotes where possible: the shell's own are single
-    inner = re.sub(rf"(\\*){quote}", lambda found: found.group(1) * 2 + "\\" + quote, text)
-    return quote + re.sub(r"(\\+)$", lambda found: found.group(1) * 2, inner) + quote

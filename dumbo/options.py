@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dumbo.errors import UserError
+
 Format = Literal["text", "json"]
 
 
@@ -37,6 +39,9 @@ class PreviewOptions:
     format: Format = "text"
     fail_on: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _at_least("num_examples", self.num_examples, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
@@ -57,6 +62,15 @@ class ChatOptions:
     temperature: float = 0.0
     seed: int = 0
     format: Format = "text"
+
+    def __post_init__(self) -> None:
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _at_least("temperature", self.temperature, 0)
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} must be at least {least}, got {value:g}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,12 @@ from pathlib import Path
 
 from dumbo.command import Command, parse
 from dumbo.errors import UserError
+from dumbo.outputs.secrets import MASK
+from dumbo.suggest import did_you_mean
+
+CONFIG_DIR = "--config-dir="
+NOT_KEPT = ("run_dir", "resume", "repeat")
+"""Keys that say where a run lies or which one it is: never taken over."""
 
 
 def with_recorded(command: Command) -> Command:
@@ -14,9 +20,9 @@ def with_recorded(command: Command) -> Command:
     repeated = _value(command, "repeat")
     resumed = _value(command, "resume")
     if repeated is not None:
-        return _merged(command, Path(repeated), "repeat", drop=("run_dir", "resume", "repeat"))
+        return _merged(command, Path(repeated), "repeat")
     if resumed not in (None, "auto"):
-        return _merged(command, Path(str(resumed)), "resume", drop=("run_dir", "resume", "repeat"))
+        return _merged(command, Path(str(resumed)), "resume")
     return command
 
 
@@ -27,29 +33,57 @@ def _value(command: Command, key: str) -> str | None:
     return None if value in (None, "null", "") else value
 
 
-def _merged(command: Command, run: Path, key: str, drop: tuple[str, ...]) -> Command:
+def _merged(command: Command, run: Path, key: str) -> Command:
+    words = _recorded(run, key)
+    hidden = [word.partition("=")[0] for word in words if word.endswith(f"={MASK}")]
+    own = command.overrides if key == "resume" else tuple(w for w in command.overrides if not w.startswith("repeat="))
+    chosen = {_key(word) for word in own}
+    if unknown := [name for name in hidden if _key(name) not in chosen]:
+        raise UserError(f"{key}: the value of {unknown[0]} was not written down. Type it again: {unknown[0]}=…")
+    folders = [Path(word.removeprefix(CONFIG_DIR)) for word in words if word.startswith(CONFIG_DIR)]
+    rest = [word for word in words if (not word.startswith(CONFIG_DIR) and "=" in word) or word.startswith("~")]
+    kept = parse([word for word in rest if _key(word) not in chosen and _key(word) not in NOT_KEPT]).overrides
+    return replace(
+        command,
+        overrides=(*kept, *own),
+        file=command.file or _experiment(run, words, key),
+        config_dirs=(*command.config_dirs, *(folder for folder in folders if folder not in command.config_dirs)),
+    )
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").split("=")[0]
+
+
+def _recorded(run: Path, key: str) -> list[str]:
+    """The words of overrides.yaml."""
     import yaml
 
     file = run.expanduser() / "overrides.yaml"
     if not file.is_file():
-        raise UserError(f"{key}: '{run}' is not a run's folder (there is no overrides.yaml in it).")
-    words = [str(word) for word in yaml.safe_load(file.read_text(encoding="utf-8")) or []]
-    recorded = parse([word for word in words if word.lstrip("+").split("=")[0] not in drop])
+        raise UserError(
+            f"{key}: '{run}' is not a run's folder (there is no overrides.yaml in it).{_near(run)}\n"
+            f"  Write {key}=FOLDER of a run, as outputs/DATE/NAME."
+        )
+    return [str(word) for word in yaml.safe_load(file.read_text(encoding="utf-8")) or []]
+
+
+def _near(run: Path) -> str:
+    parent = run.expanduser().parent
+    return did_you_mean(run.name, [entry.name for entry in parent.iterdir()] if parent.is_dir() else [])
+
+
+def _experiment(run: Path, words: list[str], key: str) -> Path | None:
+    """The experiment's YAML file: the copy in the run's folder, or where it was."""
     copy = run.expanduser() / "experiment.yaml"
-    experiment = copy.resolve() if copy.is_file() else recorded.file
-    own = (
-        command.overrides
-        if key == "resume"
-        else tuple(word for word in command.overrides if not word.startswith("repeat="))
-    )
-    chosen = {word.lstrip("+~").split("=")[0] for word in own}
-    kept = tuple(word for word in recorded.overrides if word.lstrip("+~").split("=")[0] not in chosen)
-    return replace(
-        command,
-        overrides=(*kept, *own),
-        file=command.file or experiment,
-        config_dirs=command.config_dirs or recorded.config_dirs,
-    )
+    if copy.is_file():
+        return copy.resolve()
+    named = [Path(word) for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
+    if named and not named[0].is_file():
+        raise UserError(
+            f"{key}: the run's experiment file {named[0]} is gone, and {copy} too.\n  Put one of them back."
+        )
+    return named[0] if named else None
 
 
 def recorded_config_dirs(run: Path) -> tuple[Path, ...]:
@@ -59,8 +93,6 @@ def recorded_config_dirs(run: Path) -> tuple[Path, ...]:
     import yaml
 
     words = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8")) or []
-    folders = tuple(
-        Path(str(word).removeprefix("--config-dir=")) for word in words if str(word).startswith("--config-dir=")
-    )
+    folders = tuple(Path(str(word).removeprefix(CONFIG_DIR)) for word in words if str(word).startswith(CONFIG_DIR))
     sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
     return folders

@@ -19,11 +19,12 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name most like `name`, case and separators aside; None when none is near."""
     by_plain = {_plain(option): option for option in valid}
-    close = get_close_matches(_plain(name), by_plain, n=1, cutoff=0.6)
-    if close:
-        return by_plain[close[0]]
-    starts = sorted(option for plain, option in by_plain.items() if _plain(name) and plain.startswith(_plain(name)))
-    return starts[0] if starts else None
+    plain_name = _plain(name)
+    begins = [option for plain, option in by_plain.items() if len(plain_name) > 2 and plain.startswith(plain_name)]
+    if begins:
+        return begins[0]
+    close = get_close_matches(plain_name, by_plain, n=1, cutoff=0.6)
+    return by_plain[close[0]] if close else None
 
 
 def _plain(name: str) -> str:

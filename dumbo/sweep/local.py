@@ -9,20 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from dumbo.command import Command
+from dumbo.errors import Stopped, UserError
 from dumbo.outputs.console import Console
+from dumbo.override_text import value_text
+from dumbo.refuse import SWEEP_WANTED
+from dumbo.sweep.job import run_job
+from dumbo.trainer.signals import EXIT_CODES
 
 LONGEST_NAME = 80
 
@@ -60,7 +63,8 @@ class Sweep:
 
     @classmethod
     def current(cls) -> Sweep:
-        assert cls._current is not None, "the process launcher serves `dumbo -m` only"
+        if cls._current is None:
+            raise UserError(f"hydra.mode is MULTIRUN: {SWEEP_WANTED}")
         return cls._current
 
     def run_jobs(self, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
@@ -77,11 +81,10 @@ class Sweep:
     def _run_job(self, overrides: list[str], name: str) -> JobReturn:
         run_dir, log = self.folder / name, self.folder / f"{name}.log"
         words = [f"--config-dir={folder}" for folder in self.command.config_dirs]
-        words += ["train", *([str(self.command.file)] if self.command.file else []), *overrides, f"run_dir='{run_dir}'"]
-        with self.console.status(f"{name} is running"), log.open("w", encoding="utf-8") as output:
-            code = subprocess.run(
-                [sys.executable, "-m", "dumbo", *words], stdout=output, stderr=subprocess.STDOUT, check=False
-            ).returncode
+        words += ["train", *([str(self.command.file)] if self.command.file else [])]
+        words += [*overrides, f"run_dir={value_text(str(run_dir))}"]
+        with self.console.status(f"{name} is running"):
+            code, stopped_by = run_job(words, log)
         facts = json.loads((run_dir / "run.json").read_text()) if (run_dir / "run.json").is_file() else {}
         metrics = facts.get("metrics", {})
         self.outcomes.append((name, code, metrics))
@@ -93,11 +96,18 @@ class Sweep:
         else:
             said = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-3:]
             self.console.row("", f"{name}  failed (exit code {code}): {' '.join(said)[:300]}")
-        if code == 130:
-            raise KeyboardInterrupt
+        if stopped_by is not None:
+            self._stop(stopped_by)
         ret = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
         ret.return_value = metrics.get("eval_loss", metrics.get("train_loss", math.nan)) if code == 0 else math.nan
         return ret
+
+    def _stop(self, signal_name: str) -> NoReturn:
+        """Ends the sweep after the job that was running has."""
+        name, code, _ = self.outcomes[-1]
+        saved = " (saved)" if code in (130, 143) and any(self.folder.glob(f"{name}/checkpoints/step-*")) else ""
+        self.console.row("stopped", f"{signal_name}: {name} was running{saved}; the jobs after it were not started")
+        raise Stopped(signal_name, EXIT_CODES[signal_name])
 
     def job(self, cfg: DictConfig) -> dict[str, Any]:
         """What another launcher of Hydra (basic, joblib) calls for each job, in its own process."""
@@ -137,5 +147,7 @@ def _suffix(varied: Sequence[str]) -> str:
     if not varied:
         return ""
     text = "-".join(varied)
-    readable = "".join(char if char.isalnum() or char in "=._-+" else "_" for char in text)[:LONGEST_NAME]
+    readable = "".join(char if (char.isascii() and char.isalnum()) or char in "=._-+" else "_" for char in text)[
+        :LONGEST_NAME
+    ]
     return f"-{readable}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
