@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dumbo.cache import fsync_tree
 from dumbo.errors import RunFailed
@@ -160,9 +161,8 @@ def _write_manifest(folder: Path) -> None:
 
 def verify(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None when it is whole."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())
-    except (OSError, json.JSONDecodeError):
+    files = _manifest(folder)
+    if files is None:
         return f"{folder.name} has no readable {MANIFEST}"
     for name, facts in files.items():
         path = folder / name
@@ -173,3 +173,15 @@ def verify(folder: Path) -> str | None:
         if _hash(path) != facts["blake2b"]:
             return f"{folder.name}: {name} is corrupt (its hash differs from the manifest's)"
     return None
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]] | None:
+    """File name -> bytes and hash; None when it is not there, or not what `_write_manifest` wrote."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(files, dict) or not files:
+        return None
+    good = all(isinstance(facts, dict) and facts.keys() >= {"bytes", "blake2b"} for facts in files.values())
+    return files if good else None

@@ -10,25 +10,23 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 
-def require_schedule(args: TrainingArguments, steps: int) -> None:
+def require_schedule(args: TrainingArguments, steps: int) -> str | None:
     """Makes the schedule on a throw-away optimizer.
 
     Args:
         steps: optimizer steps of the run.
 
+    Returns:
+        what the start panel should say of it, if anything.
+
     Raises:
-        UserError: the schedule needs arguments of its own, or evaluation, or more steps than there are.
+        UserError: the schedule needs arguments of its own, or evaluation.
     """
     import torch
     from transformers import get_scheduler
 
     name = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     warmup = args.get_warmup_steps(steps)
-    if warmup > steps:
-        raise UserError(
-            f"trainer.warmup_steps is {warmup}, but the run has only {steps} steps: it would end before its peak "
-            f"learning rate.\n  Write trainer.warmup_steps=0.1 (a share of all steps)"
-        )
     if name in ("reduce_lr_on_plateau", "greedy") and args.eval_strategy == "no":
         raise UserError(
             f"trainer.lr_scheduler={name} follows the held-out loss, and nothing is held out.\n"
@@ -43,3 +41,6 @@ def require_schedule(args: TrainingArguments, steps: int) -> None:
             f"trainer.lr_scheduler={name} cannot be made: {error}.\n"
             "  Its own arguments go into trainer.extra.lr_scheduler_kwargs={name: value}"
         ) from error
+    if warmup >= steps:
+        return f"warm-up takes {warmup} steps: this run of {steps} ends before its peak learning rate"
+    return None

@@ -58,10 +58,12 @@ class Session:
         batch = self.sft.batch(run.ranks)
         trainer = self._trainer(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
-        require_schedule(trainer.args, steps)
+        schedule = require_schedule(trainer.args, steps)
         resume_from = self._resume(trainer, steps)
         trainer.args.eval_on_start = trainer.args.eval_on_start and resume_from is None
         self._show_plan(trainer, batch, steps)
+        if schedule is not None:
+            console.row("", schedule)
         self._prove(trainer)
         asked = samples.questions(self._held_out, self.tokenizer, self.sft.num_samples)
         how = samples.how_to_answer(self._held_out, self.tokenizer, asked, self.sft.max_new_tokens)

@@ -1,0 +1,351 @@
+"""The mixin over transformers' Trainer: what it overrides, what it measures, what it writes into metrics.jsonl."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import Document, documents, model_of, small_run, splits_of
+
+from dumbo.errors import RunFailed
+from dumbo.trainer import engine as engine_module
+from dumbo.trainer.engine import Engine
+
+
+@pytest.fixture(scope="module")
+def rows(data: Path) -> list[Document]:
+    return documents(data, 32, longest=100)
+
+
+@pytest.fixture
+def shared(rows: list[Document], tmp_path: Path) -> Any:
+    return splits_of(tmp_path, rows[:20], rows[20:])
+
+
+def on_trainer(change: Any) -> Any:
+    """`before` of small_run: calls `change(trainer)` as soon as there is one."""
+
+    def before(session: Any) -> None:
+        make = session._trainer
+
+        def made(batch: Any) -> Any:
+            trainer = make(batch)
+            change(trainer)
+            return trainer
+
+        session._trainer = made
+
+    return before
+
+
+# ---- what is overridden ------------------------------------------------------------------------------------------
+
+
+def _overridden() -> set[str]:
+    from transformers import Trainer
+
+    return {name for name, value in vars(Engine).items() if inspect.isfunction(value) and hasattr(Trainer, name)}
+
+
+def test_the_module_lists_every_method_it_overrides() -> None:
+    said = engine_module.__doc__ or ""
+    for name in _overridden():
+        assert name in said, f"engine.py does not list {name}"
+    assert {name for name in _overridden() if name.startswith("_")} == {"_save_checkpoint", "_save"}
+
+
+def test_transformers_calls_each_of_them(shared: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """By transformers itself, not by us: the frame that calls lies in trainer.py."""
+    called: dict[str, set[str]] = {}
+
+    def noting(name: str, real: Any) -> Any:
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            called.setdefault(name, set()).add(inspect.currentframe().f_back.f_globals["__name__"])  # type: ignore[union-attr]
+            return real(self, *args, **kwargs)
+
+        return wrapper
+
+    for name in _overridden():
+        monkeypatch.setattr(Engine, name, noting(name, getattr(Engine, name)))
+    small_run(tmp_path / "run", shared, max_steps=2, eval_every=1, save_every=1)
+    ours_alone = {"get_eval_dataloader"}  # called by our own evaluate, overridden for Trainer's other callers
+    for name in _overridden() - ours_alone:
+        assert "transformers.trainer" in called.get(name, set()), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state", "_load_from_checkpoint", "_prepare_inputs"],
+)
+def test_the_private_methods_that_are_called_are_there_and_listed(name: str) -> None:
+    from transformers import Trainer
+
+    assert callable(getattr(Trainer, name))
+    assert name in (engine_module.__doc__ or "")
+    assert f"self.{name}(" in inspect.getsource(engine_module)
+
+
+# ---- evaluation --------------------------------------------------------------------------------------------------
+
+
+def held_out_loss(model: Any, rows: list[Document]) -> float:
+    """Each document alone; the sum of the trained tokens' losses over their number."""
+    total, tokens = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for ids, trained in rows:
+            logits = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).logits[0].double()
+            wanted = np.flatnonzero(trained)
+            for place in wanted[wanted > 0]:
+                total -= float(torch.log_softmax(logits[place - 1], -1)[int(ids[place])])
+                tokens += 1
+    return total / tokens
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_held_out_loss_is_a_mean_over_trained_tokens(rows: list[Document], packing: bool, tmp_path: Path) -> None:
+    start = model_of(seed=4)
+    wanted = held_out_loss(copy.deepcopy(start), rows[20:])
+    for micro in (1, 2, 4):
+        shared = splits_of(tmp_path / str(micro), rows[:20], rows[20:])
+        run = small_run(
+            tmp_path / f"run-{micro}",
+            shared,
+            model=copy.deepcopy(start),
+            packing=packing,
+            micro_batch_size=micro,
+            max_steps=1,
+        )
+        first, last = [row["eval_loss"] for row in run.rows if "eval_loss" in row]
+        assert first == pytest.approx(wanted, abs=1e-6)
+        assert last == pytest.approx(held_out_loss(run.model, rows[20:]), abs=1e-6)
+        assert run.metrics["eval_loss"] == last
+        assert run.metrics["eval_loss_before"] == first
+
+
+def test_evaluating_does_not_change_the_training(shared: Any, tmp_path: Path) -> None:
+    """Dropout's random numbers are the same with and without evaluation and saving between the steps."""
+    models = [model_of(attention_dropout=0.2) for _ in range(2)]
+    often = small_run(tmp_path / "often", shared, model=models[0], max_steps=6, eval_every=1, save_every=2)
+    never = small_run(tmp_path / "never", shared, model=models[1], max_steps=6, eval_every=None, eval_at_start=False)
+    assert often.losses == never.losses
+    assert all(torch.equal(p, never.weights()[name]) for name, p in often.weights().items())
+
+
+def test_held_out_rows_without_trained_tokens(rows: list[Document], tmp_path: Path) -> None:
+    silent = [(ids, np.zeros_like(trained)) for ids, trained in rows[20:]]
+    run = small_run(tmp_path / "run", splits_of(tmp_path, rows[:8], silent), max_steps=2)
+    assert "eval_loss" not in run.metrics
+    assert "without a trained token: no held-out loss" in run.said
+
+
+# ---- metrics.jsonl -----------------------------------------------------------------------------------------------
+
+KEYS = {"step", "tokens", "loss", "grad_norm", "lr", "tokens_per_s", "mfu", "peak_memory_gib", "data_wait_ms"}
+
+
+def test_rows_have_all_keys_and_true_counts(rows: list[Document], tmp_path: Path) -> None:
+    shared = splits_of(tmp_path, rows[:20], rows[20:])
+    run = small_run(tmp_path / "run", shared, packing=False, micro_batch_size=2, num_epochs=2)
+    assert all(row.keys() >= KEYS for row in run.training_rows)
+    assert [row["step"] for row in run.training_rows] == list(range(1, 11))
+    assert {row["step"] for row in run.rows if "eval_loss" in row} == {0, 10}
+    tokens = sum(len(ids) for ids, _ in rows[:20])
+    trained = sum(int(mask[1:].sum()) for _, mask in rows[:20])
+    assert run.training_rows[4]["tokens"] == tokens
+    assert run.training_rows[-1]["tokens"] == run.metrics["tokens"] == 2 * tokens
+    assert run.metrics["trained_tokens"] == 2 * trained
+    assert run.metrics["documents"] == 40
+    assert run.metrics["steps"] == 10
+    assert run.metrics["train_loss"] == pytest.approx(sum(run.losses[-10:]) / 10)
+    for row in run.training_rows:
+        assert 0 <= row["data_wait_ms"] <= row["step_ms"]
+        assert 0.05 < row["peak_memory_gib"] < 64
+        assert row["mfu"] is None
+
+
+def test_train_loss_is_the_mean_of_the_last_ten_logged(shared: Any, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", shared, max_steps=14)
+    assert run.metrics["train_loss"] == pytest.approx(sum(run.losses[-10:]) / 10)
+    assert run.metrics["first_loss"] == run.losses[0]
+
+
+def test_log_every_averages_the_steps_between(shared: Any, tmp_path: Path) -> None:
+    every = small_run(tmp_path / "every", shared, max_steps=9)
+    third = small_run(tmp_path / "third", shared, max_steps=9, log_every=3)
+    assert [row["step"] for row in third.training_rows] == [1, 3, 6, 9]
+    steps = every.losses
+    wanted = [steps[0], sum(steps[1:3]) / 2, sum(steps[3:6]) / 3, sum(steps[6:9]) / 3]
+    assert third.losses == pytest.approx(wanted, abs=1e-6)
+    assert [row["lr"] for row in third.training_rows] == [every.training_rows[step - 1]["lr"] for step in (1, 3, 6, 9)]
+
+
+def test_loss_lr_and_gradient_norm_belong_to_one_step(shared: Any, tmp_path: Path) -> None:
+    """What the optimizer really used in step n stands in row n; the norm is the one before clipping."""
+    used: list[tuple[float, float]] = []
+
+    def spy(trainer: Any) -> None:
+        create = trainer.create_optimizer
+
+        def created(*args: Any) -> Any:
+            optimizer = create(*args)
+            optimizer.register_step_pre_hook(
+                lambda o, a, k: used.append((o.param_groups[0]["lr"], norm_of(trainer.model)))
+            )
+            return optimizer
+
+        trainer.create_optimizer = created
+
+    run = small_run(tmp_path / "run", shared, max_steps=8, max_grad_norm=0.01, before=on_trainer(spy))
+    assert [row["lr"] for row in run.training_rows] == [lr for lr, _ in used]
+    assert all(norm == pytest.approx(0.01, rel=1e-3) for _, norm in used), "clipped to 0.01"
+    assert all(row["grad_norm"] > 0.1 for row in run.training_rows), "the norm before clipping"
+
+
+def norm_of(model: Any) -> float:
+    return math.sqrt(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
+
+
+def test_no_clipping(shared: Any, tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    def spy(trainer: Any) -> None:
+        create = trainer.create_optimizer
+
+        def created(*args: Any) -> Any:
+            optimizer = create(*args)
+            optimizer.register_step_pre_hook(lambda o, a, k: norms.append(norm_of(trainer.model)))
+            return optimizer
+
+        trainer.create_optimizer = created
+
+    run = small_run(tmp_path / "run", shared, max_steps=4, max_grad_norm=0, before=on_trainer(spy))
+    assert [row["grad_norm"] for row in run.training_rows] == pytest.approx(norms, rel=1e-4)
+
+
+def test_speed_leaves_out_evaluating_and_saving(shared: Any, tmp_path: Path) -> None:
+    def slow(trainer: Any) -> None:
+        loader, write = trainer.get_eval_dataloader, trainer._write_state
+
+        def waits(*args: Any) -> Any:
+            time.sleep(0.5)
+            return loader(*args)
+
+        def saves(folder: Path) -> None:
+            time.sleep(0.5)
+            write(folder)
+
+        trainer.get_eval_dataloader, trainer._write_state = waits, saves
+
+    run = small_run(tmp_path / "run", shared, max_steps=6, eval_every=1, save_every=1, before=on_trainer(slow))
+    assert all(row["step_ms"] < 500 for row in run.training_rows[1:]), [row["step_ms"] for row in run.training_rows]
+    for before, after in zip(run.training_rows, run.training_rows[1:], strict=False):
+        tokens = after["tokens"] - before["tokens"]
+        assert after["tokens_per_s"] == pytest.approx(1000 * tokens / after["step_ms"], rel=0.01)
+
+
+def test_slow_data_shows_as_waiting(shared: Any, tmp_path: Path) -> None:
+    def slow(trainer: Any) -> None:
+        collate = trainer.collate
+
+        def waits(examples: Any) -> Any:
+            time.sleep(0.05)
+            return collate(examples)
+
+        trainer.collate = waits
+
+    run = small_run(tmp_path / "run", shared, packing=False, max_steps=3, micro_batch_size=2, before=on_trainer(slow))
+    assert all(100 < row["data_wait_ms"] < 400 for row in run.training_rows)
+
+
+# ---- numbers that are not finite ---------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(shared: Any, tmp_path: Path) -> None:
+    """Step and documents are named by file and line; the checkpoint before it is whole, none is written after."""
+    from dumbo.batch import Batch
+    from dumbo.trainer.sampler import GlobalBatches
+
+    def poison(trainer: Any) -> None:
+        step = trainer.compute_loss
+
+        def loss(*args: Any, **kwargs: Any) -> Any:
+            found = step(*args, **kwargs)
+            return found * float("nan") if trainer.state.global_step == 2 and trainer.pending_micro == 1 else found
+
+        fetch = trainer.training_step
+
+        def training_step(*args: Any) -> Any:
+            trainer.pending_micro = (getattr(trainer, "pending_micro", 1) + 1) % 2
+            return fetch(*args)
+
+        trainer.compute_loss, trainer.training_step = loss, training_step
+
+    options: dict[str, Any] = {"packing": False, "micro_batch_size": 2, "max_steps": 8, "save_every": 1}
+    with pytest.raises(RunFailed) as failed:
+        small_run(tmp_path / "run", shared, before=on_trainer(poison), **options)
+    text = str(failed.value)
+    members = GlobalBatches(20, Batch.of(4, 2, 1), 42, shared.train.lengths).global_batches(0)[2][2:]
+    assert text.startswith("The loss is nan at step 3;")
+    assert f"in the batch: {'; '.join(f'rows.jsonl, line {member + 1}' for member in members)}\n" in text
+    assert "lower trainer.lr" in text
+    assert f"resume={tmp_path / 'run'}" in text
+    assert failed.value.exit_code == 1
+    from dumbo.trainer.checkpoint import Checkpoints
+
+    assert Checkpoints(tmp_path / "run" / "checkpoints", 2).steps() == [1, 2]
+
+
+def test_with_log_every_the_first_bad_step_is_named(shared: Any, tmp_path: Path) -> None:
+    def poison(trainer: Any) -> None:
+        step = trainer.compute_loss
+
+        def loss(*args: Any, **kwargs: Any) -> Any:
+            return step(*args, **kwargs) * (float("inf") if trainer.state.global_step >= 3 else 1)
+
+        trainer.compute_loss = loss
+
+    with pytest.raises(RunFailed, match="The loss is inf at step 4"):
+        small_run(tmp_path / "run", shared, max_steps=12, log_every=6, before=on_trainer(poison))
+    import json
+
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] is None
+    assert "loss" in last["not_finite"]
+
+
+def test_a_gradient_that_is_not_finite(shared: Any, tmp_path: Path) -> None:
+    def poison(trainer: Any) -> None:
+        def hook(grad: torch.Tensor) -> torch.Tensor:
+            return grad * float("inf") if trainer.state.global_step == 1 else grad
+
+        next(trainer.model.parameters()).register_hook(hook)
+
+    with pytest.raises(RunFailed, match=r"The gradient norm is (nan|inf) at step 2"):
+        small_run(tmp_path / "run", shared, max_steps=4, before=on_trainer(poison))
+
+
+def test_a_real_divergence_is_caught(shared: Any, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="at step"):
+        small_run(
+            tmp_path / "run", shared, max_steps=60, lr=1e18, warmup_steps=0, lr_scheduler="constant", max_grad_norm=0
+        )
+
+
+def test_a_step_without_trained_tokens_is_no_nan(rows: list[Document], tmp_path: Path) -> None:
+    """Rows whose answer was cut away: the step's loss is 0, and nothing moves."""
+    silent = [(ids, np.zeros_like(trained)) for ids, trained in rows[:4]]
+    model = model_of()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    run = small_run(
+        tmp_path / "run", splits_of(tmp_path, silent), model=model, packing=False, max_steps=2, warmup_steps=0
+    )
+    assert run.losses == [0.0, 0.0]
+    assert all(torch.equal(p, before[name]) for name, p in run.weights().items())
