@@ -46,7 +46,8 @@ def composed_of(cfg: DictConfig) -> Composed:
     choices = OmegaConf.to_container(HydraConfig.get().runtime.choices)
     assert isinstance(choices, dict)
     job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    _drop_keys_of_unchosen(job, list(HydraConfig.get().overrides.task))
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # they may hold ${…}
+    _drop_keys_of_unchosen(job, [str(word) for word in typed])
     OmegaConf.set_struct(job, True)
     return Composed(job, {str(key): value for key, value in choices.items()})
 
@@ -72,6 +73,7 @@ def _drop_keys_of_unchosen(job: DictConfig, words: Sequence[str]) -> None:
 def prepare_hydra(config_dirs: Sequence[Path], file: Path | None) -> list[str]:
     """Makes user folders and FILE.yaml known to Hydra; returns the overrides that choose them."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach us; we say them in the user's words
+    _forget([folder for folder in DumboSearchPath.config_dirs if folder not in config_dirs])
     DumboSearchPath.config_dirs = tuple(config_dirs)
     for folder in config_dirs:
         if str(folder) not in sys.path:
@@ -83,6 +85,15 @@ def prepare_hydra(config_dirs: Sequence[Path], file: Path | None) -> list[str]:
         group=FILE_GROUP, name="experiment", node=_load_experiment(file), package="_global_", provider=file.name
     )
     return [f"+{FILE_GROUP}=experiment"]
+
+
+def _forget(folders: Sequence[Path]) -> None:
+    """Takes earlier --config-dir folders of this process away, with their modules: another folder may use the names."""
+    sys.path[:] = [place for place in sys.path if place not in map(str, folders)]
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and any(Path(file).is_relative_to(folder) for folder in folders):
+            del sys.modules[name]
 
 
 def _load_experiment(file: Path) -> Any:
