@@ -36,10 +36,11 @@ def chat(options: Options, chosen: ChatOptions) -> int:
     if torch.cuda.is_available():
         model = model.to("cuda")  # type: ignore[arg-type]
     prompt = _prompt(tokenizer, chosen, run)
+    room = _room(model, len(prompt))
     ends = getattr(model.generation_config, "eos_token_id", None)
     seen = ends if isinstance(ends, list) else [ends] if ends is not None else []
     how = Generation(
-        max_new_tokens=chosen.max_new_tokens,
+        max_new_tokens=min(chosen.max_new_tokens, room),
         stop_ids=stop_ids(tokenizer, seen),
         temperature=chosen.temperature,
         seed=chosen.seed,
@@ -50,6 +51,20 @@ def chat(options: Options, chosen: ChatOptions) -> int:
     else:
         print(printable(str(reply).strip(), keep="\n"))
     return 0
+
+
+def _room(model: PreTrainedModel, asked: int) -> int:
+    """How many tokens the model's positions leave for the answer.
+
+    Raises:
+        UserError: none.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or asked + (1 << 20)
+    if asked >= context:
+        raise UserError(
+            f"chat.prompt is {asked:,} tokens long; the model's context is {context:,}. Write a shorter one."
+        )
+    return context - asked
 
 
 def load_run(run: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -91,31 +106,58 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, chosen: ChatOptions, run: Path) 
     target = str(OmegaConf.select(config, "formatter._target_") or "")
     messages = [Message(role="system", content=chosen.system)] if chosen.system else []
     messages.append(Message(role="user", content=str(chosen.prompt)))
+    contents = [message["content"] for message in messages]
     if target == "dumbo.formatter.jinja.Jinja":
         text = _jinja_prompt(str(config.formatter.template), messages, tokenizer)
-    elif target in ("dumbo.formatter.text.Text", "dumbo.formatter.completion.Completion"):
-        from dumbo.formatter.text import bos_of
-
+    elif target == "dumbo.formatter.text.Text":
+        text = _with_bos("\n".join(contents), tokenizer)
+    elif target == "dumbo.formatter.completion.Completion":
         separator = str(OmegaConf.select(config, "formatter.separator") or "")
-        text = bos_of(tokenizer) + separator.join(
-            [*(message["content"] for message in messages), ""][: None if separator else -1]
-        )
+        text = _with_bos(separator.join([*contents, ""]), tokenizer)
     elif tokenizer.chat_template:
-        apply: Any = tokenizer.apply_chat_template
-        text = str(apply(messages, tokenize=False, add_generation_prompt=True))
+        text = _chat_prompt(messages, tokenizer)
     else:
         text = str(chosen.prompt)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
+def _with_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    from dumbo.formatter.text import bos_of
+
+    bos = bos_of(tokenizer)
+    return text if text.startswith(bos) else bos + text
+
+
+def _chat_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """As `formatter=chat` renders it.
+
+    Raises:
+        UserError: the template refuses it (some take no system message).
+    """
+    import jinja2
+
+    apply: Any = tokenizer.apply_chat_template
+    try:
+        return str(apply(messages, tokenize=False, add_generation_prompt=True))
+    except jinja2.TemplateError as error:
+        raise UserError(f"The model's chat template refuses this: {error}.") from error
+
+
 def _jinja_prompt(template: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
     """Rendered up to where an answer would begin: with a probe answer, cut there."""
+    import jinja2
+
     from dumbo.formatter.jinja import Jinja, environment
     from dumbo.formatter.loss_mask import PROBE
 
     compiled = environment().from_string(Jinja(template=template).text())
     values = {"tools": None, "bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
     asked = [*messages, Message(role="assistant", content=PROBE)]
-    rendered = compiled.render(messages=asked, add_generation_prompt=False, **values)
+    try:
+        rendered = compiled.render(messages=asked, add_generation_prompt=False, **values)
+    except jinja2.TemplateError as error:
+        raise UserError(f"formatter.template of the run refuses this: {error}.") from error
+    if PROBE not in rendered:
+        raise UserError("formatter.template of the run does not render an answer after this question.")
     return rendered[: rendered.index(PROBE)]

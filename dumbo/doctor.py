@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dumbo.errors import ProofFailed, UserError
 from dumbo.options import DoctorOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.surroundings import hardware, versions
@@ -107,7 +108,10 @@ def _isolated() -> str:
     )
     model: Any = LlamaForCausalLM(config)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return f"usable, {choose_layout(model, True, 'auto')[1]}"
+    try:
+        return f"usable, {choose_layout(model, True, 'auto')[1]}"
+    except ProofFailed as error:
+        return f"not usable: {str(error).splitlines()[0]}"
 
 
 def _varlen() -> str:
@@ -135,7 +139,10 @@ def hub_state() -> str:
 def cache_state() -> str:
     from dumbo.cache import cache_folder
 
-    folder = cache_folder("prepared").parent
+    try:
+        folder = cache_folder("prepared").parent
+    except UserError as error:
+        return str(error).replace("\n", " ")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(folder).free
     return f"{folder}, {size / 2**30:.2f} GiB used, {free / 2**30:.1f} GiB free on that disk"

@@ -15,7 +15,8 @@ from typing import Any
 from dumbo.errors import UserError
 
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+"""What transformers reads: `consolidated.safetensors`, which some repositories hold besides, is the same weights again."""
 PICKLED_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 SECONDS_TO_ANSWER = 5
 
@@ -72,6 +73,7 @@ def fetch(repo: str, revision: str | None, patterns: Sequence[str], *, instead: 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
+        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -91,6 +93,8 @@ def fetch(repo: str, revision: str | None, patterns: Sequence[str], *, instead: 
         raise UserError(f"{repo} has no revision '{revision}'.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(f"There is no model '{repo}': neither a folder here nor on the hub.\n{instead}") from error
+    except HfHubHTTPError as error:
+        raise HubUnreachable(f"The model hub refused {repo} ({str(error).splitlines()[0]}).\n{instead}") from error
     if offline and not any(folder.glob(patterns[0])):
         raise HubUnreachable(f"{repo} is only partly cached here and the model hub is not in reach.\n{instead}")
     return folder

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,11 +26,18 @@ if TYPE_CHECKING:
 
     from dumbo.model.pretrained import Pretrained
 
-FORM = 1
+FORM = 2
 """Changes when the conversion does, so that older folders in the cache are not taken."""
 
-KNOWN_PRE_TOKENIZERS = ("default", "gpt-2", "llama-bpe", "llama3", "qwen2", "smollm")
-"""Values of `tokenizer.ggml.pre` for which the converted tokenizer splits text as the original does."""
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPLITS = {
+    "gpt-2": None,
+    "smollm": None,
+    "llama-bpe": WORDS % r"\p{N}{1,3}",
+    "llama3": WORDS % r"\p{N}{1,3}",
+    "qwen2": WORDS % r"\p{N}",
+}
+"""How text is split before byte-level BPE, by `tokenizer.ggml.pre`: a regular expression, or None for GPT-2's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,34 +140,47 @@ def _convert(file: Path, folder: Path) -> None:
         fields = GGUFReader(str(file)).fields
     except (ValueError, OSError, IndexError) as error:
         raise UserError(f"{file} is not a GGUF file ({error}).") from error
-    meta = {name: entry.contents() for name, entry in fields.items() if not name.startswith("tokenizer.ggml.tok")}
-    pre = str(meta.get("tokenizer.ggml.pre", "default"))
-    byte_level = meta.get("tokenizer.ggml.model") == "gpt2"
-    if byte_level and pre not in KNOWN_PRE_TOKENIZERS:
+
+    def value(name: str) -> Any:
+        return fields[name].contents() if name in fields else None
+
+    pre = str(value("tokenizer.ggml.pre") or "default")
+    byte_level = value("tokenizer.ggml.model") == "gpt2"
+    if byte_level and pre not in SPLITS:
         raise UserError(
             f"{file.name} splits text in the manner '{pre}', which is lost in conversion: ids would differ from the "
-            "original's.\n  Take the model from its hub id or folder instead: model=pretrained model.path=…"
+            f"original's (known: {', '.join(SPLITS)}).\n"
+            "  Take the model from its hub id or folder instead: model=pretrained model.path=…"
         )
+    print(f"converting {file.name}, once", file=sys.stderr, flush=True)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    if byte_level and pre == "smollm":
-        _split_digits(tokenizer)
-    architecture = str(meta.get("general.architecture", ""))
-    if length := meta.get(f"{architecture}.context_length"):
+    if byte_level:
+        _split_as(pre, tokenizer)
+    if length := value(f"{value('general.architecture')}.context_length"):
         tokenizer.model_max_length = int(length)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-    )
-    model.save_pretrained(folder)
+    with redirect_stderr(io.StringIO()):  # progress bars that no switch of the library turns off
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"{file.name}: transformers cannot read this model from a GGUF file ({error}).") from error
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """SmolLM2 splits numbers into single digits before its byte-level BPE; the GGUF reader leaves that out."""
-    from tokenizers import pre_tokenizers
+def _split_as(pre: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Splits text as the original does. The file only names the manner: SmolLM2 takes digits one by one, Llama 3 at
+    most three, Qwen one; Qwen composes characters (NFC) first."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
 
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    first: Any = pre_tokenizers.Digits(individual_digits=True) if pre == "smollm" else None
+    if (pattern := SPLITS[pre]) is not None:
+        first = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    backend: Any = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence([first, bytes_]) if first is not None else bytes_
+    if pre == "qwen2":
+        backend.normalizer = normalizers.NFC()
+    if pre in ("llama-bpe", "llama3"):
+        backend.model.ignore_merges = True  # a whole word of the vocabulary is taken even where no merge makes it

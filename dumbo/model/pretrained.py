@@ -7,12 +7,14 @@ Weights are safetensors: pickled ones, and code that comes with a model, run onl
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dumbo import hub
+from dumbo.cache import content_hash
 from dumbo.errors import UserError
 from dumbo.model.dtype import torch_dtype
 from dumbo.model.special_tokens import SpecialTokens, added_token_ids
@@ -70,9 +72,14 @@ class Pretrained:
             yield f"model.path: '{self.path}' is a file; give a folder with config.json and safetensors, or a .gguf file."
         elif path.is_dir() and not (path / "config.json").is_file():
             yield f"model.path: the folder '{self.path}' has no config.json."
+        elif path.suffix == ".gguf" and importlib.util.find_spec("gguf") is None:
+            yield "model.path: reading GGUF files needs the package gguf.\n  pip install 'dumbo[gguf]'"
 
     def provenance(self) -> dict[str, Any]:
         """Which weights exactly, for run.json."""
+        path = Path(self.path).expanduser()
+        if path.suffix == ".gguf":
+            return {"path": path.name, "sha256": content_hash(path)}
         return {"path": self.path, "commit": hub.commit_of(self._folder(hub.TOKENIZER_FILES))}
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -121,13 +128,12 @@ class Pretrained:
         if self.from_scratch:
             model = self._random(load_kwargs)
         else:
-            patterns = (*hub.TOKENIZER_FILES, *hub.WEIGHT_FILES, *(hub.PICKLED_FILES if self.allow_pickle else ()))
-            folder = self._folder(patterns)
-            self._require_weights(folder)
+            folder, safe = self._weights()
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 trust_remote_code=self.trust_remote_code,
-                use_safetensors=None if self.allow_pickle else True,
+                use_safetensors=safe,
+                weights_only=True,  # a pickle may hold tensors, and nothing that runs
                 **load_kwargs,
             )
         resize_embeddings(model, tokenizer)
@@ -163,9 +169,21 @@ class Pretrained:
         except ValueError as error:
             raise UserError(f"{self.path}: transformers does not know this model ({_first_line(error)}).") from error
 
-    def _require_weights(self, folder: Path) -> None:
-        if any(folder.glob("*.safetensors")) or (self.allow_pickle and any(folder.glob("pytorch_model*.bin"))):
-            return
+    def _weights(self) -> tuple[Path, bool]:
+        """The folder with the weights, and whether they are safetensors; pickled ones are only looked for without."""
+        folder = self._folder((*hub.TOKENIZER_FILES, *hub.WEIGHT_FILES))
+        if any(folder.glob("*.safetensors")):
+            return folder, True
+        if self.allow_pickle:
+            folder = self._folder((*hub.TOKENIZER_FILES, *hub.PICKLED_FILES))
+            if any(folder.glob("pytorch_model*.bin")):
+                return folder, False
+        if hub.commit_of(folder) is not None and not hub.in_reach():
+            raise hub.HubUnreachable(
+                f"{self.path} is cached here without its weights, and the model hub is not in reach.\n{INSTEAD}"
+            )
+        if self.allow_pickle:
+            raise UserError(f"{self.path} has neither safetensors weights nor pytorch_model.bin.")
         raise UserError(
             f"{self.path} has no safetensors weights.\n"
             "  If it has pytorch_model.bin and you trust it: model.allow_pickle=true (still loaded without running code)."

@@ -60,12 +60,15 @@ class Freeze:
             if not any(re.search(pattern, name) for name in names):
                 parts = last_parts(name.removesuffix(".weight").removesuffix(".bias") for name in names)
                 raise UserError(
-                    f"patch.freeze: '{pattern}' matches no parameter.{did_you_mean(pattern, parts)}\n  parts of names: {', '.join(parts)}"
+                    f"patch.freeze: '{pattern}' matches no parameter.{did_you_mean(pattern, parts)}{_tied(model, pattern)}\n"
+                    f"  parts of names: {', '.join(parts)}"
                 )
         named = {name: any(re.search(pattern, name) for pattern in self._patterns()) for name in names}
         trains = named if self.train is not None else {name: not hit for name, hit in named.items()}
         if not any(trains.values()):
             raise UserError("patch.freeze: nothing is left to train.")
+        if all(trains.values()):
+            raise UserError("patch.freeze: nothing is frozen by it.\n  Leave it out: patch=[…] without freeze.")
         return trains
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -79,3 +82,15 @@ class Freeze:
         if not frozen:
             raise RuntimeError("freeze left every parameter trainable")
         return f"{sum(frozen):,} parameters frozen in {len(frozen)} tensors"
+
+
+def _tied(model: PreTrainedModel, pattern: str) -> str:
+    """What to say when the output head was meant and shares the embedding's weight, under the embedding's name."""
+    head = model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    tied = head is not None and (head.weight is embedding.weight or model.config.get_text_config().tie_word_embeddings)
+    named = next((name for name, module in model.named_modules() if module is head), "")
+    if not (tied and named and re.search(pattern, f"{named}.weight")):
+        return ""
+    shared = next(name for name, module in model.named_modules() if module is embedding)
+    return f"\n  The output head shares its weight with the embedding here: write {shared.split('.')[-1]}."

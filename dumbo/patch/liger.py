@@ -127,6 +127,7 @@ class Liger:
             "geglu": found["mlps"],
             "fused_linear_cross_entropy": found["loss"],
             "rope": found["rope"],
+            "cross_entropy": found["cross_entropy"],
         }
         if absent := [name for name in wanted if seen.get(name) == 0]:
             raise RuntimeError(f"Liger's {', '.join(sorted(absent))} did not take on {type(base).__name__}")
@@ -134,7 +135,7 @@ class Liger:
         parts += [
             "rope" * bool(found["rope"]),
             "fused loss" * bool(found["loss"]),
-            "loss" * ("cross_entropy" in wanted),
+            "cross entropy" * bool(found["cross_entropy"]),
         ]
         return "kernels in " + ", ".join(part for part in parts if part)
 
@@ -143,7 +144,10 @@ def _replaced(model: Any) -> dict[str, int]:
     """How many modules of each kind run Liger's code now."""
     import sys
 
+    from torch.nn import functional
+
     counts = {"norms": 0, "mlps": 0, "loss": int(_is_ligers(model.forward)), "rope": 0}
+    counts["cross_entropy"] = int(_is_ligers(functional.cross_entropy))  # Liger replaces torch's own, for the process
     for module in model.modules():
         if module is model or not _is_ligers(module.forward):
             continue

@@ -5,6 +5,7 @@ Pipeline: load -> patch (stage ADAPTER, after kernels, before memory savers) -> 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +69,28 @@ class LoRA:
 
     def check(self, skeleton: PreTrainedModel) -> None:
         """Names of modules, before weights are loaded."""
-        if self.path is None and self.target_modules != "all-linear":
-            wanted = [self.target_modules] if isinstance(self.target_modules, str) else self.target_modules
-            require_modules(linear_names(skeleton), wanted, "linear layer", "patch.lora.target_modules")
+        if self.path is not None:
+            targets, key = self._stored_targets(), f"patch.lora.path: the adapter in '{self.path}' is for another model"
+        else:
+            targets, key = self.target_modules, "patch.lora.target_modules"
+        if targets != "all-linear":
+            wanted = [targets] if isinstance(targets, str) else targets
+            require_modules(linear_names(skeleton), wanted, "linear layer", key)
         if self.modules_to_save:
             names = [name for name, _ in skeleton.named_modules() if name]
             require_modules(names, self.modules_to_save, "module", "patch.lora.modules_to_save")
+
+    def _stored_targets(self) -> str | list[str]:
+        """The target modules of the adapter in `path`; "all-linear" where it names them by a pattern of its own.
+
+        Raises:
+            UserError: the adapter is no LoRA.
+        """
+        stored = json.loads((Path(str(self.path)).expanduser() / "adapter_config.json").read_text(encoding="utf-8"))
+        if stored.get("peft_type") != "LORA":
+            raise UserError(f"patch.lora.path: '{self.path}' holds a {stored.get('peft_type')} adapter, no LoRA.")
+        targets = stored.get("target_modules")
+        return sorted(targets) if isinstance(targets, list) else "all-linear"
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """Returns peft's wrapper. Rows of tokens that the config added to the vocabulary stay trainable."""
@@ -104,15 +121,15 @@ class LoRA:
         return get_peft_model(model, config)  # type: ignore[return-value]
 
     def _added_tokens(self, model: PreTrainedModel) -> Any:
-        """Rows that peft keeps trainable; None when there are none, or the embedding is saved whole anyway."""
+        """Embedding's (and untied head's) name -> rows that peft keeps trainable; those saved whole need none."""
         added = list(getattr(model, "added_token_ids", []))
-        if not added or any("embed" in name for name in self.modules_to_save or []):
-            return None
-        embedding = _name_of(model, model.get_input_embeddings())
         head = model.get_output_embeddings()
-        if head is None or head.weight is model.get_input_embeddings().weight:
-            return {embedding: added}
-        return {embedding: added, _name_of(model, head): added}
+        layers = [model.get_input_embeddings()]
+        if head is not None and head.weight is not model.get_input_embeddings().weight:
+            layers.append(head)
+        names = [_name_of(model, layer) for layer in layers]
+        whole = [name.split(".")[-1] for name in self.modules_to_save or []]
+        return {name: added for name in names if added and name not in whole} or None
 
     def evidence(self, model: PreTrainedModel) -> str:
         """What shows that it took, for the start panel; raises when nothing does."""

@@ -6,6 +6,7 @@ trackio show
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ class Trackio:
             yield "trackio is not installed.\n  pip install 'dumbo[trackio]'"
 
     def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         import trackio
 
         self._run = trackio.init(

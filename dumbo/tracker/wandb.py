@@ -34,9 +34,10 @@ class Wandb:
             yield "wandb is not installed.\n  pip install 'dumbo[wandb]'"
 
     def start(self, run_dir: Path, name: str, config: dict[str, Any]) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its makers' own crash reports
         import wandb
 
-        os.environ.setdefault("WANDB_SILENT", "true")
         self._run = wandb.init(
             project=self.project,
             entity=self.entity,

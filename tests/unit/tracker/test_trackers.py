@@ -1,0 +1,140 @@
+"""Trackers get every logged number, read back here with each library's own reader."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import dumbo
+from dumbo.errors import UserError
+from dumbo.tracker.tensorboard import TensorBoard
+
+SHORT = [
+    "dataset.limit=40", "trainer.max_steps=2", "trainer.warmup_steps=0", "trainer.num_answers=0", "trainer.num_samples=0",
+    "trainer.save_every=null", "trainer.eval_every=null", "trainer.global_batch_size=2", "trainer.micro_batch_size=2",
+    "verify.mode=off", "run_dir=run",
+]  # fmt: skip
+
+
+def needs(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"the extra {module} is not installed (pip install 'dumbo[{module}]')")
+
+
+def trained(tmp_path: Path, *words: str) -> tuple[dict[int, float], dict[str, object]]:
+    """A run of two steps: its losses by step, and its final metrics."""
+    dumbo.run([*words, *SHORT])
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}, json.loads(
+        (tmp_path / "run" / "run.json").read_text()
+    )["metrics"]
+
+
+def test_tensorboard(tmp_path):
+    needs("tensorboard")
+    losses, metrics = trained(tmp_path, "tracker=[tensorboard]")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {e.step: e.value for e in events.Scalars("loss")} == pytest.approx(losses, rel=1e-6)
+    assert len(losses) == 2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = {row["step"]: row["lr"] for row in rows if "lr" in row}
+    assert {e.step: e.value for e in events.Scalars("lr")} == pytest.approx(rates, rel=1e-6)
+    assert events.Scalars("final/train_loss")[0].value == pytest.approx(metrics["train_loss"], rel=1e-6)
+    assert events.Scalars("eval_loss")
+    assert any(tag.startswith("config") for tag in events.Tags()["tensors"])
+
+
+def test_a_failed_run_closes_its_tracker(tmp_path, monkeypatch):
+    needs("tensorboard")
+    ended: list[str] = []
+    monkeypatch.setattr(TensorBoard, "finish", lambda self, status, metrics: ended.append(status))
+    with pytest.raises(UserError):
+        dumbo.run(["tracker=[tensorboard]", "patch=[lora]", "patch.lora.target_modules=[nothing]", *SHORT])
+    assert ended == ["failed"]
+
+
+def test_none_is_the_default(tmp_path):
+    from dumbo.tracker.none import NoTracker
+
+    tracker = NoTracker()
+    tracker.start(tmp_path, "name", {})
+    tracker.log({"loss": 1.0}, 1)
+    tracker.finish("finished", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_missing_extra_ends_with_what_to_install(name, monkeypatch, capsys):
+    from dumbo import cli
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda module, *rest: None if module == name else real(module, *rest)
+    )
+    assert cli.main([f"tracker=[{name}]", *SHORT]) == 2
+    err = capsys.readouterr().err
+    assert f"{name} is not installed" in err
+    assert f"pip install 'dumbo[{name}]'" in err
+
+
+@pytest.mark.full
+def test_wandb_offline(tmp_path, monkeypatch):
+    needs("wandb")
+    for key in [key for key in os.environ if key.startswith("WANDB_")]:
+        monkeypatch.delenv(key)
+    losses, metrics = trained(tmp_path, "tracker=[wandb]", "tracker.wandb.mode=offline", "tracker.wandb.tags=[a]")
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store = DataStore()
+    store.open_for_scan(str(next((tmp_path / "run").rglob("*.wandb"))))
+    seen: dict[int, float] = {}
+    summary: dict[str, float] = {}
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        history = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        if "loss" in history:
+            seen[int(history["_step"])] = history["loss"]
+        for item in record.summary.update:
+            summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    assert seen == pytest.approx(losses)
+    assert summary["final/train_loss"] == pytest.approx(metrics["train_loss"])
+    assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+
+
+@pytest.mark.full
+def test_mlflow_in_the_runs_folder(tmp_path, monkeypatch):
+    needs("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    losses, metrics = trained(tmp_path, "tracker=[mlflow]", "tracker.mlflow.name=mine")
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("dumbo")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "mine"
+    assert {m.step: m.value for m in client.get_metric_history(run.info.run_id, "loss")} == pytest.approx(losses)
+    assert run.data.metrics["final/train_loss"] == pytest.approx(metrics["train_loss"])
+    assert run.data.params["trainer.max_steps"] == "2"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+@pytest.mark.full
+def test_trackio(tmp_path, monkeypatch):
+    needs("trackio")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    losses, metrics = trained(tmp_path, "tracker=[trackio]", "tracker.trackio.name=mine")
+    import trackio
+
+    (run,) = [run for run in trackio.Api().runs("dumbo") if run.name == "mine"]
+    rows = run.history() if callable(getattr(run, "history", None)) else run.logs
+    assert {int(row["step"]): row["loss"] for row in rows if row.get("loss") is not None} == pytest.approx(losses)
+    assert any(row.get("final/train_loss") == pytest.approx(metrics["train_loss"]) for row in rows)
