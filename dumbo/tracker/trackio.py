@@ -6,8 +6,11 @@ trackio show
 from __future__ import annotations
 
 import importlib.util
+import io
+import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ class Trackio:
     Args:
         project: where runs go.
         name: of the run; null: MODEL-DATA-PATCHES.
-        space_id: a hub Space to mirror it to; null: nothing leaves this machine.
+        space_id: a hub Space to mirror it to; null: TRACKIO_SPACE_ID, and without that nothing leaves this machine.
     """
 
     project: str = "dumbo"
@@ -37,9 +40,10 @@ class Trackio:
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         import trackio
 
-        self._run = trackio.init(
-            project=self.project, name=self.name or name, config=config, space_id=self.space_id, embed=False
-        )
+        with _quiet():
+            self._run = trackio.init(
+                project=self.project, name=self.name or name, config=config, space_id=self.space_id, embed=False
+            )
 
     def log(self, row: dict[str, float], step: int) -> None:
         self._run.log(row, step=step)
@@ -47,5 +51,15 @@ class Trackio:
     def finish(self, status: str, metrics: dict[str, float]) -> None:
         import trackio
 
-        self._run.log({f"final/{key}": value for key, value in metrics.items()})
-        trackio.finish()
+        with _quiet():
+            self._run.log({f"final/{key}": value for key, value in metrics.items()})
+            trackio.finish()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library prints, in colour, also into a pipe: into the log with it."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        yield
+    logging.getLogger("trackio").info(said.getvalue())

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dumbo.errors import UserError
+
 
 @dataclass(kw_only=True)
 class Wandb:
@@ -38,15 +40,21 @@ class Wandb:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its makers' own crash reports
         import wandb
 
-        self._run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            name=self.name or name,
-            mode=self.mode,
-            tags=self.tags,
-            config=config,
-            dir=str(run_dir),
-        )
+        try:
+            self._run = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                name=self.name or name,
+                mode=self.mode,
+                tags=self.tags,
+                config=config,
+                dir=str(run_dir),
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"tracker.wandb: wandb could not start ({str(error).splitlines()[0]}).\n"
+                "  Log in with wandb login, or write tracker.wandb.mode=offline and wandb sync the run later."
+            ) from error
 
     def log(self, row: dict[str, float], step: int) -> None:
         self._run.log(row, step=step)

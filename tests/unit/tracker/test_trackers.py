@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,25 @@ def test_missing_extra_ends_with_what_to_install(name, monkeypatch, capsys):
     assert f"pip install 'dumbo[{name}]'" in err
 
 
+def wandb_records(data: bytes) -> Iterator[bytes]:
+    """Records of a .wandb file: 7 bytes, then LevelDB's log format (blocks of 32 KiB; checksum, length, part of a record)."""
+    place, parts = 7, b""
+    while place + 7 <= len(data):
+        room = 32768 - place % 32768
+        if room < 7:
+            place += room
+            continue
+        length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if kind == 0:
+            place += room
+            continue
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""
+
+
 @pytest.mark.full
 def test_wandb_offline(tmp_path, monkeypatch):
     needs("wandb")
@@ -90,13 +111,10 @@ def test_wandb_offline(tmp_path, monkeypatch):
         monkeypatch.delenv(key)
     losses, metrics = trained(tmp_path, "tracker=[wandb]", "tracker.wandb.mode=offline", "tracker.wandb.tags=[a]")
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store = DataStore()
-    store.open_for_scan(str(next((tmp_path / "run").rglob("*.wandb"))))
     seen: dict[int, float] = {}
     summary: dict[str, float] = {}
-    while (data := store.scan_data()) is not None:
+    for data in wandb_records(next((tmp_path / "run").rglob("*.wandb")).read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         history = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
@@ -107,6 +125,18 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert seen == pytest.approx(losses)
     assert summary["final/train_loss"] == pytest.approx(metrics["train_loss"])
     assert os.environ["WANDB_ERROR_REPORTING"] == "false"
+
+
+@pytest.mark.full
+def test_wandb_without_a_key_says_what_to_write(tmp_path, monkeypatch):
+    needs("wandb")
+    from dumbo.tracker.wandb import Wandb
+
+    for key in [key for key in os.environ if key.startswith("WANDB_")]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"wandb could not start[\s\S]*tracker\.wandb\.mode=offline"):
+        Wandb().start(tmp_path, "name", {})
 
 
 @pytest.mark.full
@@ -128,13 +158,18 @@ def test_mlflow_in_the_runs_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_trackio(tmp_path, monkeypatch):
+def test_trackio(tmp_path, monkeypatch, capfd):
     needs("trackio")
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     losses, metrics = trained(tmp_path, "tracker=[trackio]", "tracker.trackio.name=mine")
+    out, err = capfd.readouterr()
+    assert "\x1b" not in out + err, "the library's own words go nowhere near a pipe"
+    assert "rackio" not in out
     import trackio
+    from trackio.sqlite_storage import SQLiteStorage
 
     (run,) = [run for run in trackio.Api().runs("dumbo") if run.name == "mine"]
-    rows = run.history() if callable(getattr(run, "history", None)) else run.logs
+    rows = SQLiteStorage.get_logs("dumbo", "mine", run_id=run.id)
+    assert run.config["trainer"]["max_steps"] == 2
     assert {int(row["step"]): row["loss"] for row in rows if row.get("loss") is not None} == pytest.approx(losses)
     assert any(row.get("final/train_loss") == pytest.approx(metrics["train_loss"]) for row in rows)
