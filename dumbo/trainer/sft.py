@@ -135,10 +135,13 @@ class Sft:
             batch: the arithmetic.
             evaluates: whether anything is held out.
         """
+        import torch
         from transformers import TrainingArguments
 
         from dumbo.model.dtype import resolved_precision
+        from dumbo.trainer.schedule import require_held_out
 
+        require_held_out(self.lr_scheduler, evaluates and self.eval_every is not None)
         never = 10**12
         own: dict[str, Any] = {
             "output_dir": str(folder),
@@ -170,11 +173,13 @@ class Sft:
             "report_to": "none",
             "disable_tqdm": True,
             "remove_unused_columns": False,
+            "use_cpu": not torch.accelerator.is_available(),  # else it refuses bf16 there
         }
         try:
-            return TrainingArguments(**own, **self.extra)
+            return TrainingArguments(**{**own, **self.extra})
         except (TypeError, ValueError, ImportError) as error:
-            raise UserError(f"trainer.extra: transformers refuses it: {str(error).strip()}") from error
+            where = "trainer.extra" if self.extra else "trainer"
+            raise UserError(f"{where}: transformers refuses it: {str(error).strip()}") from error
 
     def train(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir
