@@ -100,6 +100,7 @@ class Pretrained:
                 f"The tokenizer of {self.path} has no fast form, which masks need (offsets of tokens in the text)."
             )
         self.tokenizer.apply(tokenizer)
+        tokenizer.of_another_model = self.tokenizer.path is not None
         tokenizer.model_max_length = (
             self.context_length or _positions(self._config(folder)) or tokenizer.model_max_length
         )
@@ -212,7 +213,8 @@ def resize_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
     A model whose embedding is already longer than its vocabulary (padded for speed) is not shrunk; the rows of
     added tokens are set there too. Tied weights stay tied. Source of the mean: Hewitt 2021,
-    https://nlp.stanford.edu/~johnhew/vocab-expansion.html. The ids are left in `model.added_token_ids`.
+    https://nlp.stanford.edu/~johnhew/vocab-expansion.html. The ids are left in `model.added_token_ids`, those of a
+    model's own tokenizer that is longer than its embedding (Gemma 3 1B, by an image token) not among them.
     """
     import torch
 
@@ -232,7 +234,8 @@ def resize_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
                     weight = layer.weight
                     weight[new] = weight[:old].float().mean(0).to(weight.dtype)
     assert _tied(model) == tied, "resizing untied the embeddings"
-    model.added_token_ids = new  # type: ignore[assignment]
+    foreign = getattr(tokenizer, "of_another_model", False)
+    model.added_token_ids = new if foreign else added  # type: ignore[assignment]
 
 
 def _tied(model: PreTrainedModel) -> bool:

@@ -82,6 +82,18 @@ def test_padded_vocabulary_is_not_shrunk(tie, tmp_path, smollm_folder):
     assert (weights(model)[0] is weights(model)[1]) == tie
 
 
+def test_tokenizer_that_is_longer_by_itself(tmp_path, smollm_folder):
+    """Every token gets a row, but nothing was added by the user: adapters leave that row alone."""
+    folder = random_model(tmp_path / "m", "llama", smollm_folder, vocab_size=49151)
+    tokenizer, model = load(folder)
+    assert len(weights(model)[0]) == len(tokenizer) == 49152
+    assert model.added_token_ids == []
+    _, with_own = load(folder, added_tokens=["<tool>"])
+    assert with_own.added_token_ids == [49152]
+    _, elsewhere = load(folder, path=str(smollm_folder))
+    assert elsewhere.added_token_ids == [49151]
+
+
 def test_tokens_that_exist_are_not_added(tied):
     tokenizer, model = load(
         tied, pad_token="<|endoftext|>", eos_token="<|im_end|>", added_tokens=["<|im_start|>", "the"]
