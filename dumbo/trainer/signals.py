@@ -27,6 +27,7 @@ class StopRequests:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._interrupts = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -36,9 +37,10 @@ class StopRequests:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self.reason == "SIGINT" and name == "SIGINT":
-            raise KeyboardInterrupt
         self.reason = name
+        self._interrupts += name == "SIGINT"
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
 
     def raise_if_any(self) -> None:
         """Raises Stopped when something asked."""
