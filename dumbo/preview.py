@@ -13,7 +13,7 @@ from dumbo.errors import GateFailed
 from dumbo.outputs.console import Console
 from dumbo.outputs.printable import printable
 from dumbo.prepare.audit import check_thresholds, lines_of, over_thresholds
-from dumbo.verify.quick import spans_of
+from dumbo.verify.mask import spans_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -40,7 +40,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     from dumbo.prepare.plan import plan_length, prepare_for
     from dumbo.trainer.precision import dtype_for
     from dumbo.trainer.seeds import seed_all
-    from dumbo.verify.quick import mask_proof
+    from dumbo.verify.mask import mask_proof
 
     tokenizer = plugins.model.load_tokenizer()
     patches = order.in_order(plugins.patches)
