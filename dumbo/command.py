@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dumbo.errors import UserError
+from dumbo.override_text import quoted
 from dumbo.suggest import did_you_mean
 
 VERBS = {
@@ -187,11 +188,10 @@ def _with_plus(word: str) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A prompt is free text: quoted for Hydra's grammar unless it is quoted already."""
+    """A prompt is free text: quoted for Hydra's grammar unless it is quoted already, a `${` in it no reference."""
     for key in ("chat.prompt=", "chat.system="):
         if word.startswith(key):
             value = word[len(key) :]
             if not (len(value) > 1 and value[0] == value[-1] and value[0] in "'\"") and value != "null":
-                escaped = value.replace("\\", "\\\\") if value.endswith("\\") else value
-                return key + '"' + escaped.replace('"', '\\"') + '"'
+                return key + quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
     return word

@@ -113,8 +113,8 @@ def run_hydra(
 ) -> None:
     """Lets Hydra's own entry point compose, or show (`--cfg`), or sweep (`-m`), and call `job` with the config."""
     refuse_early(overrides, multirun=multirun)
-    saved = sys.argv
-    sys.argv = [saved[0], *flags, *(["--multirun"] if multirun else []), *overrides]
+    saved = sys.argv  # its first word becomes the command's name in shell completion
+    sys.argv = ["dumbo", *flags, *(["--multirun"] if multirun else []), *overrides]
     try:
         with translated(overrides), warnings.catch_warnings():
             warnings.filterwarnings("error", message=r".*provider=.*is not available.*", category=UserWarning)
