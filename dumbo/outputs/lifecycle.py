@@ -71,9 +71,7 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
         status="running", run_dir=str(run.path), name=name, config_hash=config_hash(config), error=None, patches={},
         versions=versions(), git=git_state(), started=run.facts.get("started", _now()), seed=config.get("trainer", {}).get("seed"),
     )  # fmt: skip
-    for tracker in plugins.trackers.values():
-        tracker.start(run.path, name, config)
-        run.trackers.append(tracker)
+    run.to_track = (list(plugins.trackers.values()), config)
     return run
 
 
@@ -174,6 +172,7 @@ def closing(run: RunDir) -> Iterator[None]:
         RunFailed: for any failure that is not the user's to mend; its text is the last line of the traceback.
     """
     try:
+        _start_trackers(run)
         yield
     except Stopped as stop:
         saved = sorted((run.path / "checkpoints").glob("step-*"))
@@ -204,6 +203,14 @@ def closing(run: RunDir) -> Iterator[None]:
         raise RunFailed(said) from error
     else:
         _end(run, "finished", None)
+
+
+def _start_trackers(run: RunDir) -> None:
+    """Only those that started are told of the end."""
+    trackers, config = run.to_track
+    for tracker in trackers:
+        tracker.start(run.path, str(run.facts["name"]), config)
+        run.trackers.append(tracker)
 
 
 def _why(error: Exception, run: RunDir) -> str:

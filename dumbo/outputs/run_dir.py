@@ -44,6 +44,7 @@ class RunDir:
         ranks: processes of the run.
         verify_quick: whether the quick proofs are asked for.
         attn_implementation: what the model plugin asks for.
+        to_track: tracker plugins to start, and the config they are told.
         trackers: tracker plugins, started.
         facts: run.json.
         proofs: what was proven, in words, for the start panel.
@@ -57,6 +58,7 @@ class RunDir:
     ranks: int = 1
     verify_quick: bool = True
     attn_implementation: str = "auto"
+    to_track: tuple[list[Any], dict[str, Any]] = field(default_factory=lambda: ([], {}))
     trackers: list[Any] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     proofs: list[str] = field(default_factory=list)

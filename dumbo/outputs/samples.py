@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 LONGEST_ANSWER = 256
 """Tokens generated at most, unless told otherwise."""
+ROLES = ("assistant", "model", "gpt")
+"""What templates write before an answer."""
 LONGEST_OPENING = 32
 """Tokens of plain text given to go on from."""
 
@@ -77,7 +79,7 @@ def _question(prompt: list[int], reply: list[int], source: str, tokenizer: PreTr
 
 
 def _last_said(prompt: list[int], specials: set[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The longest of the last two stretches between control tokens: the question, not the header of the answer."""
+    """What stands before the header of the answer: the last text between control tokens that is more than a role."""
     stretches: list[list[int]] = [[]]
     for token in prompt:
         if token in specials:
@@ -85,7 +87,9 @@ def _last_said(prompt: list[int], specials: set[int], tokenizer: PreTrainedToken
         else:
             stretches[-1].append(token)
     texts = [text for stretch in stretches if (text := _text(tokenizer, stretch).strip())]
-    said = max(texts[-3:], key=len, default="")
+    if len(texts) > 1 and texts[-1].lower() in ROLES:
+        texts.pop()
+    said = texts[-1] if texts else ""
     return re.sub(r"^(user|human)\s*\n", "", said)
 
 

@@ -3,7 +3,8 @@
 transformers passes `cu_seq_lens_q`, where each document begins on the one token axis, down to the attention. Here
 the documents are gathered into batches of like length (right-padded; causal attention never looks right), attended
 to with the library's own SDPA function, and put back. No mask of T x T exists, sliding windows hold within each
-document, and no document can see another. Without `cu_seq_lens_q` (generation, padded batches) it is plain SDPA.
+document, and no document can see another. On a GPU in bf16 torch's own kernel for such batches takes over
+(`varlen.py`). Without `cu_seq_lens_q` (generation, padded batches) it is plain SDPA.
 
 Registered with transformers' public AttentionInterface under the name `isolated`.
 """
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from dumbo.trainer import varlen
 
 NAME = "isolated"
 PADDING_ALLOWED = 1.15
@@ -89,7 +92,12 @@ def isolated_attention(
     if strange := [name for name in NOT_HONOURED if kwargs.get(name) is not None]:
         raise CannotIsolate(f"{type(module).__name__} needs {', '.join(strange)}")
     if cu_seq_lens_q is None:
+        if attention_mask is None and query.shape[2] == key.shape[2]:  # no mask was made: a window must not be lost
+            attention_mask = _window(query.shape[2], sliding_window, query.device)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if varlen.usable(query, value, float(kwargs.get("dropout") or 0.0)):
+        longest = int(kwargs.get("max_length_q") or query.shape[2])
+        return varlen.attend(query, key, value, cu_seq_lens_q, longest, sliding_window, kwargs.get("scaling")), None
     for name in ("cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", "use_cache"):
         kwargs.pop(name, None)
     plan = _plan(cu_seq_lens_q)

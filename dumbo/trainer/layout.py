@@ -24,12 +24,15 @@ TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 """How far packed may be from alone, relative to the largest logit: sums in another order, nothing else."""
 
 
-def choose_layout(model: PreTrainedModel, packing: bool, attn_implementation: str) -> tuple[Layout, str]:
+def choose_layout(
+    model: PreTrainedModel, packing: bool, attn_implementation: str, *, bf16: bool = False
+) -> tuple[Layout, str]:
     """The layout for a model, and its proof in words.
 
     Args:
         packing: `trainer.packing`.
         attn_implementation: `model.attn_implementation`; auto lets dumbo choose.
+        bf16: whether training computes in bf16: probed is what will run.
 
     Raises:
         ProofFailed: packed documents would see each other, in every layout this model can take.
@@ -39,7 +42,7 @@ def choose_layout(model: PreTrainedModel, packing: bool, attn_implementation: st
     base = base_of(model)
     before = base.config._attn_implementation
     vocab_size = base.config.get_text_config().vocab_size
-    alone = probe_alone(model, vocab_size)  # by the model's own attention: any other must give the same
+    alone = probe_alone(model, vocab_size, bf16)  # by the model's own attention: any other must give the same
     tried: list[str] = []
     for layout, implementation in _candidates(attn_implementation, before):
         if implementation == attention.NAME:
@@ -49,11 +52,11 @@ def choose_layout(model: PreTrainedModel, packing: bool, attn_implementation: st
                 continue
             base.set_attn_implementation(implementation)
         try:
-            found = probe_packing(model, layout, vocab_size, alone)
+            found = probe_packing(model, layout, vocab_size, alone, bf16)
         except attention.CannotIsolate as error:
             tried.append(f"{implementation}: {error}")
             continue
-        if _isolated(found, model.dtype):
+        if _isolated(found, torch.bfloat16 if bf16 else model.dtype):
             return layout, f"pack leak {found.leak:.0f} ({base.config._attn_implementation} attention)"
         tried.append(f"{implementation}: leak {found.leak:.2g}, {found.against_alone:.1g} from alone")
     if base._can_set_attn_implementation():

@@ -107,7 +107,9 @@ class Session:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        self.layout, self.isolation = choose_layout(self.model, self.sft.packing, run.attn_implementation)
+        self.layout, self.isolation = choose_layout(
+            self.model, self.sft.packing, run.attn_implementation, bf16=trainer.args.bf16
+        )
         trainer.equip(
             store=data.train.store,
             examples=examples,
@@ -201,7 +203,7 @@ class Session:
             if len(unlike) > 1:
                 tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
                 proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
-        self.run.console.row("proofs", "   ".join(proofs))
+        self.run.console.row("proofs", "\n".join(proofs))
         self.run.update(proofs=proofs)
 
     def _before(self, asked: list[samples.Question], how: Any) -> list[str]:

@@ -50,26 +50,30 @@ class _Documents:
         return np.full(self.lengths[document], -100)
 
 
-def probe_alone(model: PreTrainedModel, vocab_size: int) -> torch.Tensor:
+def probe_alone(model: PreTrainedModel, vocab_size: int, bf16: bool = False) -> torch.Tensor:
     """(T, V) logits of the last document alone, with the attention that the model has now.
 
     Args:
         vocab_size: ids are drawn below it.
+        bf16: in the arithmetic of training under bf16.
     """
-    return _logits(model, "padded", vocab_size, [[LAST]])
+    return _logits(model, "padded", vocab_size, [[LAST]], bf16)
 
 
-def probe_packing(model: PreTrainedModel, layout: Layout, vocab_size: int, alone: torch.Tensor) -> Leak:
+def probe_packing(
+    model: PreTrainedModel, layout: Layout, vocab_size: int, alone: torch.Tensor, bf16: bool = False
+) -> Leak:
     """Packs three documents (and two more in a second, shorter pack), replaces the middle one, and compares.
 
     Args:
         layout: of the packs.
         vocab_size: ids are drawn below it.
         alone: what `probe_alone` gave.
+        bf16: in the arithmetic of training under bf16.
     """
     second = [LAST, FIRST]
-    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second])
-    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second])
+    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second], bf16)
+    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second], bf16)
     start = LENGTHS[FIRST] + LENGTHS[MIDDLE]
     end = start + LENGTHS[LAST]
     outside = [*range(LENGTHS[FIRST]), *range(start, end)]
@@ -77,7 +81,9 @@ def probe_packing(model: PreTrainedModel, layout: Layout, vocab_size: int, alone
     return Leak(leak, float((with_middle[start:end] - alone).abs().max() / alone.abs().max()))
 
 
-def _logits(model: PreTrainedModel, layout: Layout, vocab_size: int, packs: list[list[int]]) -> torch.Tensor:
+def _logits(
+    model: PreTrainedModel, layout: Layout, vocab_size: int, packs: list[list[int]], bf16: bool
+) -> torch.Tensor:
     """(T, V) in float32, of the first row (where there is one token axis: of all packs)."""
     documents: Any = _Documents(vocab_size)
     batch = Collate(documents, layout, 0)([np.array(pack) for pack in packs])
@@ -88,7 +94,7 @@ def _logits(model: PreTrainedModel, layout: Layout, vocab_size: int, packs: list
     }
     was_training = model.training
     model.eval()
-    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16 or model.dtype == torch.bfloat16)
     with torch.no_grad(), autocast:
         logits: torch.Tensor = model(**moved).logits[0].float()
     model.train(was_training)

@@ -1,0 +1,82 @@
+"""Attention within each document in one kernel: torch's own variable-length flash attention, for packs on a GPU.
+
+What `attention.py` does group by group, without gathering. It is part of torch since 2.10 (no other package), needs
+an Ampere GPU or newer and computes in bf16 or fp16; everything else takes the groups.
+https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+
+WIDEST_HEAD = 256
+"""Flash attention's widest head."""
+
+
+def usable(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+    """Whether the kernel can take these tensors, (1, heads, T, width) each."""
+    return (
+        query.device.type == "cuda"
+        and dropout == 0
+        and query.shape[-1] == value.shape[-1] <= WIDEST_HEAD
+        and query.shape[-1] % 8 == 0
+        and arithmetic(value) in (torch.bfloat16, torch.float16)
+        and _has_kernel(query.device.index or 0)
+    )
+
+
+def arithmetic(value: torch.Tensor) -> torch.dtype:
+    """The dtype in which attention is computed here: autocast's where that is on, else the values' own."""
+    kind = value.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+
+
+@functools.cache
+def _has_kernel(device: int) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0) and _kernel() is not None
+
+
+@functools.cache
+def _kernel() -> tuple[Any, dict[str, Any]] | None:
+    """torch's function, and the arguments that newer versions of it want for grouped-query attention."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    wants = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return varlen_attn, {"enable_gqa": True} if wants else {}
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    longest: int,
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """Causal attention within documents.
+
+    Args:
+        query: (1, heads, T, width); key and value: (1, key-value heads, T, width).
+        bounds: (documents + 1,) int32, where each document begins.
+        longest: tokens of the longest document.
+        window: tokens that a token may look back to, itself included; None: all.
+        scale: of the scores; None: one over the root of the width.
+
+    Returns:
+        (1, T, heads, width), in the dtype of the arithmetic.
+    """
+    found = _kernel()
+    assert found is not None
+    function, extra = found
+    dtype = arithmetic(value)
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
+    back = -1 if window is None or window >= longest else window - 1
+    out: torch.Tensor = function(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(back, 0), **extra)
+    return out[None]
