@@ -47,6 +47,7 @@ def composed_of(cfg: DictConfig) -> Composed:
     assert isinstance(choices, dict)
     job = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # they may hold ${…}
+    assert isinstance(typed, list)
     _drop_keys_of_unchosen(job, [str(word) for word in typed])
     OmegaConf.set_struct(job, True)
     return Composed(job, {str(key): value for key, value in choices.items()})

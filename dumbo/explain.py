@@ -5,6 +5,7 @@ compose.py catches; here the error becomes one text: what was set, what there is
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from dumbo.allow_list import resolve_class
 from dumbo.check import GROUPS, LIST_GROUPS, SECTIONS, unknown_key
+from dumbo.errors import UserError
 from dumbo.refuse import SWEEP_WANTED, unreadable
-from dumbo.search_path import choices_of
+from dumbo.search_path import DumboSearchPath, choices_of
 from dumbo.suggest import did_you_mean
 
 FILE_GROUP = "from_file"
@@ -109,9 +112,21 @@ def _explain_key(key: str, chain: Sequence[BaseException], overrides: Sequence[s
         return f"{key} cannot be set: {head} has no keys of its own."
     if not head and last in GROUPS:
         return f"{last} takes names of choices, not keys.\n  Write {last}=NAME (dumbo --info {last})."
+    if _takes(node, last):
+        return f"The YAML file of {head} leaves out '{last}': add it with +{key}=…, or write it into the file."
     if not head:
         valid = [*GROUPS, *SECTIONS, *[v for v in valid if v not in GROUPS and v not in SECTIONS]]
     return unknown_key(head, last, valid)
+
+
+def _takes(node: Any, key: str) -> bool:
+    """Whether the class of a plugin's node has an argument that its YAML file does not state."""
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    try:
+        cls = resolve_class(target, (), DumboSearchPath.config_dirs) if target else None
+    except UserError:
+        return False
+    return cls is not None and key in inspect.signature(cls).parameters
 
 
 def _has(error: BaseException, key: str) -> bool:

@@ -235,7 +235,11 @@ def _end(run: RunDir, status: str, error: str | None) -> None:
         numbers = {
             key: float(value) for key, value in run.facts.get("metrics", {}).items() if isinstance(value, int | float)
         }
-        tracker.finish(status, numbers)
+        try:
+            tracker.finish(status, numbers)
+        except Exception as failure:  # said and logged: a copy of the numbers must not hide how the run itself ended
+            run.console.log(traceback.format_exc())
+            run.console.row("tracker", f"{type(tracker).__name__} could not end: {type(failure).__name__}: {failure}")
     run.trackers.clear()
 
 

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 import dumbo
-from dumbo.check import GROUPS
+from dumbo.check import GROUPS, check
 from dumbo.command import VERBS, parse
+from dumbo.compose import compose
 from dumbo.errors import UserError
 from dumbo.search_path import choices_of
 
@@ -163,7 +164,7 @@ def test_words_become_overrides(words, overrides) -> None:
     assert parse(words).overrides == overrides
 
 
-def test_a_prompt_of_any_characters_arrives_as_typed(cli) -> None:
+def test_a_prompt_of_any_characters_arrives_as_typed() -> None:
     for prompt in (
         "two words",
         "a=b, {c} [d] (e)",
@@ -175,9 +176,8 @@ def test_a_prompt_of_any_characters_arrives_as_typed(cli) -> None:
         "$(x) ${y",
         "100%",
     ):
-        said = cli("chat", f"chat.prompt={prompt}", "--cfg", "job", "--resolve")
-        assert said.code == 0, said.err
-        assert yaml.safe_load(said.out)["chat"]["prompt"] == prompt
+        composed = compose(parse(["chat", f"chat.prompt={prompt}"]).overrides)
+        assert check(composed.cfg, composed.choices).chat.prompt == prompt
 
 
 def test_a_data_file_or_an_experiment_is_known_by_its_ending(tmp_path) -> None:
