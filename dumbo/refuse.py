@@ -40,6 +40,24 @@ def refuse_early(words: Sequence[str], *, multirun: bool) -> None:
             _refuse_group(word, key, override)
 
 
+def typed_text(words: Sequence[str], key: str) -> str | None:
+    """The last text typed for a top-level key, out of its quotes; None when it was not typed, or is null.
+
+    Raises:
+        UserError: several values (a sweep over it), which no such key takes.
+    """
+    typed = [word for word in words if word.lstrip("+").startswith(f"{key}=")]
+    if not typed:
+        return None
+    try:
+        value = OverridesParser.create().parse_override(typed[-1]).value()
+    except HydraException as error:
+        raise UserError(unreadable(typed[-1], str(error))) from error
+    if isinstance(value, Sweep | list | dict):
+        raise UserError(f"{key} takes one folder, got {typed[-1].partition('=')[2]}.")
+    return None if value in (None, "") else str(value)
+
+
 def unreadable(word: str, text: str) -> str:
     """The fault for an override that the grammar does not take."""
     lines = [line for line in text.splitlines() if line.strip()] or ["it follows no rule of Hydra's grammar"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from dumbo.command import Command, parse
 from dumbo.errors import UserError
 from dumbo.outputs.secrets import MASK
+from dumbo.refuse import typed_text
 from dumbo.suggest import did_you_mean
 
 CONFIG_DIR = "--config-dir="
@@ -17,20 +18,13 @@ NOT_KEPT = ("run_dir", "resume", "repeat")
 
 def with_recorded(command: Command) -> Command:
     """The command with the words of the run that it repeats or resumes in front of its own."""
-    repeated = _value(command, "repeat")
-    resumed = _value(command, "resume")
+    repeated = typed_text(command.overrides, "repeat")
+    resumed = typed_text(command.overrides, "resume")
     if repeated is not None:
         return _merged(command, Path(repeated), "repeat")
     if resumed not in (None, "auto"):
         return _merged(command, Path(str(resumed)), "resume")
     return command
-
-
-def _value(command: Command, key: str) -> str | None:
-    """The last value typed for a top-level key; None when it was not typed, or is null."""
-    words = [word for word in command.overrides if word.startswith(f"{key}=")]
-    value = words[-1].removeprefix(f"{key}=").strip("'\"") if words else None
-    return None if value in (None, "null", "") else value
 
 
 def _merged(command: Command, run: Path, key: str) -> Command:

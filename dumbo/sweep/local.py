@@ -23,7 +23,7 @@ from dumbo.command import Command
 from dumbo.errors import Stopped, UserError
 from dumbo.outputs.console import Console
 from dumbo.override_text import value_text
-from dumbo.refuse import SWEEP_WANTED
+from dumbo.refuse import SWEEP_WANTED, typed_text
 from dumbo.sweep.job import run_job
 from dumbo.trainer.signals import EXIT_CODES
 
@@ -49,12 +49,10 @@ class Sweep:
     @classmethod
     def begin(cls, command: Command) -> Sweep:
         """Chooses the folder: `sweep_dir=`, or multirun_outputs/DATE/TIME."""
-        typed = [
-            word.removeprefix("sweep_dir=").strip("'\"") for word in command.overrides if word.startswith("sweep_dir=")
-        ]
+        typed = typed_text(command.overrides, "sweep_dir")
         now = datetime.now()
         folder = (
-            Path(typed[-1]).expanduser()
+            Path(typed).expanduser()
             if typed
             else Path("multirun_outputs") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
         )
