@@ -23,6 +23,8 @@ from dumbo.command import Command
 from dumbo.errors import UserError
 from dumbo.override_text import value_text
 from dumbo.suggest import did_you_mean
+from dumbo.trainer.extra import refusal
+from dumbo.trainer.names import training_argument_names
 
 Handler = Callable[[Any, str], Any]
 """Takes a key's value and its full name."""
@@ -36,8 +38,16 @@ TRAINER_KEYS = {
     "max_grad_norm": "max_grad_norm", "optim": "optimizer", "optimizer": "optimizer", "num_train_epochs": "num_epochs", "epochs": "num_epochs",
     "num_epochs": "num_epochs", "max_steps": "max_steps", "seed": "seed", "eval_steps": "eval_every", "save_steps": "save_every",
     "logging_steps": "log_every", "max_seq_len": "max_seq_len", "max_seq_length": "max_seq_len", "max_length": "max_seq_len",
-    "packing": "packing", "save_total_limit": "save_total_limit",
+    "packing": "packing", "save_total_limit": "save_total_limit", "per_device_train_batch_size": "micro_batch_size",
 }  # fmt: skip
+HINTS = {
+    "gradient_accumulation_steps": "It is batch_size / physical_batch_size: leave it out.",
+    "fp16": "Write bf16: true, or leave it out (bf16 where the GPU has it, else fp32).",
+    "task_type": "It is always CAUSAL_LM: leave it out.",
+}
+"""What to do about keys that follow from others."""
+MOST_NAMED = 30
+"""Keys listed in an error; further TrainingArguments are known too."""
 TOKENIZER_KEYS = ("pad_token", "eos_token", "bos_token", "chat_template", "added_tokens")
 LIGER_KEYS = ("rope", "rms_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
 LORA_KEYS = {
@@ -97,6 +107,12 @@ def translate(data: Mapping[str, Any], name: str) -> list[str]:
     return _Translation(name).run(data)
 
 
+def _hint(key: str) -> str | None:
+    """What to do about a key of transformers or peft that is set otherwise here."""
+    why = refusal(key)
+    return HINTS.get(key) or (f"Leave it out here: {why}" if why else None)
+
+
 @dataclass
 class _Translation:
     name: str
@@ -106,6 +122,7 @@ class _Translation:
     formatter: list[str] = field(default_factory=list)
     trainer: list[str] = field(default_factory=list)
     trackers: dict[str, list[str]] = field(default_factory=dict)
+    off: list[str] = field(default_factory=list)
 
     def run(self, data: Mapping[str, Any]) -> list[str]:
         known: dict[str, Handler] = {
@@ -113,6 +130,7 @@ class _Translation:
             "plugins": self._plugins, "liger": self._liger, "peft": self._peft, "transformers": self._transformers, "wandb": self._wandb,
             "validation_split": self._validation_split,
         }  # fmt: skip
+        self._require(data)
         self._each(data, "", known)
         words = [*self.model]
         if self.patches:
@@ -120,7 +138,37 @@ class _Translation:
         words += [*self.dataset, *self.formatter, *self.trainer]
         if self.trackers:
             words += [f"tracker=[{','.join(self.trackers)}]", *[word for own in self.trackers.values() for word in own]]
-        return words
+        self._refuse_contradictions(words)
+        return list(dict.fromkeys(words))
+
+    def _require(self, data: Mapping[str, Any]) -> None:
+        """An experiment of that format names its model and its data; dumbo's own defaults are not meant."""
+        transformers = data.get("transformers")
+        places = [data.get("model"), transformers.get("model") if isinstance(transformers, Mapping) else None]
+        if not any(isinstance(place, Mapping) and place.get("base_model") for place in places):
+            raise UserError(f"{self.name}: it names no model.\n  Write model: {{base_model: HUB_ID_OR_FOLDER}}")
+        if not (data.get("datasets") or data.get("dataset")):
+            raise UserError(f"{self.name}: it names no data set.\n  Write datasets: [{{path: …, type: json_polars}}]")
+
+    def _refuse_contradictions(self, words: list[str]) -> None:
+        said: dict[str, str] = {}
+        for word in words:
+            key, _, value = word.partition("=")
+            if said.setdefault(key, value) != value:
+                raise UserError(
+                    f"{self.name}: {key} is set twice, to {said[key]} and to {value}.\n  Leave one of them out."
+                )
+        for name in self.off:
+            if name in self.patches or name in self.trackers:
+                raise UserError(f"{self.name}: {name} is false, but chosen too.\n  Leave one of them out.")
+
+    def _chosen(self, node: Any, path: str, chosen: dict[str, list[str]], name: str) -> list[str] | None:
+        """The words of a patch or tracker that a section turns on; None when it turns it off, or has no keys."""
+        if node is False:
+            self.off.append(name)
+            return None
+        words = chosen.setdefault(name, [])
+        return None if node is True else words
 
     def _each(self, node: Any, path: str, known: Mapping[str, Handler]) -> None:
         """Hands each key of a mapping to its handler; refuses the others by name."""
@@ -129,9 +177,14 @@ class _Translation:
         for key, value in node.items():
             at = f"{path}.{key}" if path else str(key)
             if str(key) not in known:
-                raise UserError(
-                    f"{self.name}: the key '{at}' has no counterpart.{did_you_mean(str(key), known)}\n  keys known there: {', '.join(known)}"
+                hint = _hint(str(key)) if path.endswith(("arguments", "lora")) else None
+                near = "" if hint else did_you_mean(str(key), known)
+                hint = hint or f"keys known there: {', '.join(list(known)[:MOST_NAMED])}" + ", …" * (
+                    len(known) > MOST_NAMED
                 )
+                raise UserError(f"{self.name}: the key '{at}' has no counterpart.{near}\n  {hint}")
+            if value is None and str(key) in ("liger", "lora", "peft", "wandb"):
+                raise UserError(f"{self.name}: '{at}' is empty.\n  Write its keys, or leave it out.")
             if value is not None:
                 known[str(key)](value, at)
 
@@ -169,8 +222,8 @@ class _Translation:
         )
 
     def _liger(self, node: Any, path: str) -> None:
-        words = self.patches.setdefault("liger", [])
-        if node is True:
+        words = self._chosen(node, path, self.patches, "liger")
+        if words is None:
             return
         self._each(node, path, self._into(words, "patch.liger", {key: key for key in LIGER_KEYS}))
 
@@ -178,8 +231,8 @@ class _Translation:
         self._each(node, path, {"lora": self._lora})
 
     def _lora(self, node: Any, path: str) -> None:
-        words = self.patches.setdefault("lora", [])
-        if node is not True:
+        words = self._chosen(node, path, self.patches, "lora")
+        if words is not None:
             self._each(node, path, self._into(words, "patch.lora", LORA_KEYS))
 
     def _transformers(self, node: Any, path: str) -> None:
@@ -192,6 +245,8 @@ class _Translation:
             self.patches.setdefault("gradient_checkpointing", []) if value else None
         )
         known["output_dir"] = lambda value, at: self.trainer.append(f"run_dir={value_text(value)}")
+        extra = [key for key in training_argument_names() if key not in known and refusal(key) is None]
+        known |= self._into(self.trainer, "++trainer.extra", {key: key for key in extra})
         self._each(node, path, {"arguments": lambda value, at: self._each(value, at, known)})
 
     def _datasets(self, node: Any, path: str) -> None:
@@ -255,8 +310,8 @@ class _Translation:
         self.dataset.append(f"dataset.eval_fraction={value_text(value)}")
 
     def _wandb(self, node: Any, path: str) -> None:
-        words = self.trackers.setdefault("wandb", [])
-        if node is not True:
+        words = self._chosen(node, path, self.trackers, "wandb")
+        if words is not None:
             self._each(
                 node,
                 path,
