@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -251,9 +252,9 @@ def formatter_fingerprint(formatter: Formatter) -> str:
         *(package / "dataset" / name for name in ("columns.py", "turns.py", "files.py", "reading.py", "hub.py")),
     ]
     sources += [here / "prepare.py", here / "store.py"]
-    own = inspect.getsourcefile(type(formatter))
-    if own is not None and Path(own) not in sources:
-        sources.append(Path(own))
+    own = _source_of(type(formatter))
+    if own is not None and own not in sources:
+        sources.append(own)
     options: Any = (
         asdict(formatter) if is_dataclass(formatter) and not isinstance(formatter, type) else repr(vars(formatter))
     )
@@ -262,6 +263,27 @@ def formatter_fingerprint(formatter: Formatter) -> str:
         "class": f"{type(formatter).__module__}.{type(formatter).__qualname__}",
         "options": options,
         "template": text() if callable(text) else None,
+        "code": None if own is not None else _code_of(type(formatter)),
         "sources": [hashlib.sha256(source.read_bytes()).hexdigest() for source in sources],
     }
     return key_of(parts)
+
+
+def _source_of(kind: type) -> Path | None:
+    """The file that a class is written in; None for one typed into a notebook or an interpreter."""
+    try:
+        file = inspect.getsourcefile(kind)
+    except (TypeError, OSError):
+        return None
+    return Path(file) if file is not None and Path(file).is_file() else None
+
+
+def _code_of(kind: type) -> list[str]:
+    """The compiled methods of a class without a file."""
+    methods = sorted((name, value.__code__) for name, value in vars(kind).items() if inspect.isfunction(value))
+    return [f"{name} {_compiled(code)}" for name, code in methods]
+
+
+def _compiled(code: CodeType) -> str:
+    constants = [_compiled(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"

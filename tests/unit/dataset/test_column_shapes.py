@@ -128,11 +128,12 @@ class TestRealData:
         assert sum(row.tools is not None for row in rows) > 20
 
 
-class TestMadeShapes:
-    ASKED = [("user", "ask"), ("assistant", "answer")]
-    SAID = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"}]
-    PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "sk"}]
+ASKED = [("user", "ask"), ("assistant", "answer")]
+SAID = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "answer"}]
+PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "sk"}]
 
+
+class TestMadeShapes:
     @pytest.mark.parametrize(
         ("raw", "wanted"),
         [
@@ -194,7 +195,7 @@ class TestMadeShapes:
 class TestNames:
     def test_renamed(self, tmp_path):
         row = one(tmp_path, {"frage": "ask", "antwort": "answer"}, columns={"question": "frage", "answer": "antwort"})
-        assert talk(row) == TestMadeShapes.ASKED
+        assert talk(row) == ASKED
 
     def test_renamed_against_a_column_of_that_name(self, tmp_path):
         """A file may have a `text` that is not meant."""
@@ -210,7 +211,7 @@ class TestNames:
     def test_the_named_format_wins(self, tmp_path):
         raw = {"question": "ask", "answer": "answer", "text": "plain"}
         assert one(tmp_path, raw, data_format="text").text == "plain"
-        assert talk(one(tmp_path, raw)) == TestMadeShapes.ASKED
+        assert talk(one(tmp_path, raw)) == ASKED
 
     def test_a_ready_choice_reads_local_files(self, data):
         """`dataset=gsm8k dataset.path=FILE` needs no hub."""

@@ -57,12 +57,12 @@ def peak_mib(source: Path, times: int, formatter: str, tmp_path: Path) -> tuple[
 
 
 def test_four_times_the_data(data, tmp_path):
-    """16.7 MB of JSON lines against 4.2 MB; 29,892 rows cost 60 bytes each and nothing more is kept."""
+    """16.7 MB of JSON lines against 4.2 MB; kept rows or tokens would add 140 MiB (12.5 M tokens, 22,419 rows)."""
     source = data / "gsm8k" / "train.jsonl"
     rows, once = peak_mib(source, 1, "Bytes", tmp_path)
     more_rows, four_times = peak_mib(source, 4, "Bytes", tmp_path)
     assert (rows, more_rows) == (7473, 29892)
-    assert four_times - once < 16, f"{once:.0f} MiB, then {four_times:.0f}"
+    assert four_times - once < 40, f"{once:.0f} MiB, then {four_times:.0f}"
 
 
 @pytest.mark.full
