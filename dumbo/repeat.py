@@ -29,7 +29,7 @@ def with_recorded(command: Command) -> Command:
 
 def _merged(command: Command, run: Path, key: str) -> Command:
     words = _recorded(run, key)
-    hidden = [word.partition("=")[0] for word in words if word.endswith(f"={MASK}")]
+    hidden = [word.partition("=")[0] for word in words if MASK in word]
     own = command.overrides if key == "resume" else tuple(w for w in command.overrides if not w.startswith("repeat="))
     chosen = {_key(word) for word in own}
     if unknown := [name for name in hidden if _key(name) not in chosen]:

@@ -101,7 +101,9 @@ class Console:
         """Says what is being done while it is done."""
         self.log(f"{text} …")
         if self.fancy:
-            with self.rich.status(printable(text)):
+            from rich.text import Text
+
+            with self.rich.status(Text(printable(text))):  # a Text: what stands in brackets is no markup
                 yield
         else:
             print(f"{'':<{LABEL}}{printable(text)} …", file=self.stream, flush=True)

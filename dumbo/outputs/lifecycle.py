@@ -24,7 +24,7 @@ import dumbo
 from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.config_hash import config_hash, differences
 from dumbo.outputs.console import Console, clock
-from dumbo.outputs.run_dir import RunDir, read_facts
+from dumbo.outputs.run_dir import RunDir, facts_if_whole, read_facts
 from dumbo.outputs.secrets import masked, masked_words
 from dumbo.outputs.surroundings import git_state, versions
 
@@ -54,14 +54,24 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
         attn_implementation=str(getattr(plugins.model, "attn_implementation", "auto")),
     )
     run.claim()
-    run.console.log_to(run.path / "dumbo.log")
-    _title(run)
-    if resuming:
+    try:
+        run.console.log_to(run.path / "dumbo.log")
+        _title(run)
+        _write_down(run, plugins, config, command, name)
+    except BaseException:  # whoever mends it in this process (a notebook) must find the folder free
+        run.release()
+        raise
+    return run
+
+
+def _write_down(run: RunDir, plugins: Plugins, config: dict[str, Any], command: Command, name: str) -> None:
+    """What is about to be done, into the folder; nothing for a run that is finished already."""
+    if run.resuming:
         run.facts = read_facts(run.path)
         if run.facts.get("status") == "finished":
             run.console.row("resume", "this run is finished already")
-            return run
-        _require_same(run, config, command)
+            return
+        _require_same(run, config)
     run.write("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     run.write("overrides.yaml", yaml.safe_dump(masked_words(command.typed), allow_unicode=True))
     if command.file is not None and command.file != (run.path / "experiment.yaml").resolve():
@@ -72,7 +82,6 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
         versions=versions(), git=git_state(), started=run.facts.get("started", _now()), seed=config.get("trainer", {}).get("seed"),
     )  # fmt: skip
     run.to_track = (list(plugins.trackers.values()), config)
-    return run
 
 
 def _title(run: RunDir) -> None:
@@ -124,17 +133,17 @@ def _unfinished(config: Mapping[str, Any]) -> Path | None:
     """The newest run below outputs/ that did not finish and has the same config."""
     wanted = config_hash(config)
     found = [(facts["started"], path.parent) for path in Path().glob("outputs/*/*/run.json")
-             if (facts := read_facts(path.parent)).get("config_hash") == wanted and facts.get("status") != "finished"]  # fmt: skip
+             if (facts := facts_if_whole(path.parent)).get("config_hash") == wanted and facts.get("status") != "finished"]  # fmt: skip
     return max(found)[1] if found else None
 
 
-def _require_same(run: RunDir, config: Mapping[str, Any], command: Command) -> None:
+def _require_same(run: RunDir, config: Mapping[str, Any]) -> None:
     """With resume=auto the config must be the run's; with resume=RUN a change was typed on purpose, and is shown."""
     before = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     changed = differences(before, config)
     if not changed:
         return
-    if any(word.replace("'", "") == "resume=auto" for word in command.overrides):
+    if config.get("resume") == "auto":
         listed = "\n  ".join(changed)
         raise UserError(
             f"resume=auto: the run in {run.path} was started with another config:\n  {listed}\n"

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -229,10 +230,26 @@ def _finite(value: Any) -> Any:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """run.json of a folder; empty when there is none."""
+    """run.json of a folder; empty when there is none.
+
+    Raises:
+        UserError: it is no JSON object (dumbo replaces it whole: something else wrote it).
+    """
     file = folder / "run.json"
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is not what a run writes ({error}).\n  Take another folder.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{file} is not what a run writes (no JSON object).\n  Take another folder.")
     return facts
+
+
+def facts_if_whole(folder: Path) -> dict[str, Any]:
+    """The same, empty for a folder whose run.json is broken: one of many that are looked through."""
+    with suppress(UserError):
+        return read_facts(folder)
+    return {}
 
 
 def find_run(asked: str | None) -> Path:
@@ -251,4 +268,4 @@ def find_run(asked: str | None) -> Path:
     found = [path for pattern in RUNS for path in Path().glob(pattern)]
     if not found:
         raise UserError("run=last: there is no run below outputs/ or multirun_outputs/ here.\n  Write run=FOLDER.")
-    return max(found, key=lambda path: str(read_facts(path.parent).get("started", ""))).parent
+    return max(found, key=lambda path: str(facts_if_whole(path.parent).get("started", ""))).parent

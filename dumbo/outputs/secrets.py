@@ -8,7 +8,10 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-SECRET = re.compile(r"(?i)(^|[._])(api_?key|password|passwd|secret|credentials?|auth_token|access_token|hf_token)$")
+NAMES = r"(api_?key|password|passwd|secret|credentials?|auth_token|access_token|hf_token)"
+SECRET = re.compile(rf"(?i)(^|[._]){NAMES}$")
+IN_A_MAPPING = re.compile(rf"(?i)([{{,]\s*(?:\w+_)?{NAMES}\s*:)(?!\s*\$\{{)[^,}}]+")
+"""`{api_key: abc}` inside an override's value."""
 """Names of keys whose values are not written."""
 MASK = "***"
 
@@ -54,4 +57,6 @@ def masked_words(words: list[str]) -> list[str]:
 def _masked_word(word: str) -> str:
     key, found, value = word.partition("=")
     hide = found and value and "oc.env" not in value and SECRET.search(key.lstrip("+~"))
-    return f"{key}={MASK}" if hide else word
+    if hide:
+        return f"{key}={MASK}"
+    return key + found + IN_A_MAPPING.sub(lambda match: match.group(1) + MASK, value)
