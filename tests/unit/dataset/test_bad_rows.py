@@ -218,7 +218,10 @@ SHAREGPT = {
     "an unknown speaker": ([{"from": "humn", "value": "x"}], "turn 1 is from 'humn', which is no known speaker. Did you mean 'human'?"),
     "no value": ([{"from": "human"}], "turn 1 lacks 'from' or 'value'"),
     "an empty value": ([{"from": "human", "value": ""}], "'value of turn 1' is empty"),
-    "a call that is no JSON": ([{"from": "human", "value": "x"}, {"from": "function_call", "value": "f(1)"}], "the function_call in turn 2 is not JSON"),
+    "a call that is no JSON": (
+        [{"from": "human", "value": "x"}, {"from": "function_call", "value": "f(1)"}],
+        "the function_call in turn 2 is not JSON",
+    ),
     "no list": ("x", "'conversations' must be a list of turns"),
 }  # fmt: skip
 
