@@ -5,6 +5,7 @@ argv -> refuse.py -> Hydra, over the folders of search_path.py -> check.py; what
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -114,6 +115,8 @@ def run_hydra(
 ) -> None:
     """Lets Hydra's own entry point compose, or show (`--cfg`), or sweep (`-m`), and call `job` with the config."""
     refuse_early(overrides, multirun=multirun)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     saved = sys.argv  # its first word becomes the command's name in shell completion
     sys.argv = ["dumbo", *flags, *(["--multirun"] if multirun else []), *overrides]
     try:
@@ -122,6 +125,7 @@ def run_hydra(
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
     finally:
         sys.argv = saved
+        root.handlers[:], root.level = handlers, level  # --info makes Hydra log to what is standard output just now
 
 
 def compose(overrides: Sequence[str]) -> Composed:
