@@ -24,6 +24,9 @@ class Single:
         Raises:
             Stopped: by a signal, before or after the training loop (which saves first).
         """
+        # Threads that wait for each other by spinning make a step many times slower as soon as anything else runs on
+        # the machine. Read when torch is loaded, which is after this.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is None or "," in visible:
             # transformers' Trainer would spread one process over all visible GPUs (DataParallel).
