@@ -68,7 +68,9 @@ def test_four_times_the_data(data, tmp_path):
 @pytest.mark.full
 @pytest.mark.parametrize("formatter", ["Bytes", "Chat"])
 def test_sixteen_times_the_data(formatter, data, tmp_path):
+    """133 MB against 8 MB. Reading ahead takes some 150 MiB and then no more (2 GB, 3.6 million rows: 380 MiB above the
+    start, 200 of them the index); kept tokens and labels alone would add 900 MiB here, or 400 with the template."""
     source = data / "gsm8k" / "train.jsonl"
     _, once = peak_mib(source, 2, formatter, tmp_path)
     _, more = peak_mib(source, 32, formatter, tmp_path)
-    assert more - once < 64, f"{once:.0f} MiB, then {more:.0f}"
+    assert more - once < 200, f"{once:.0f} MiB, then {more:.0f}"
