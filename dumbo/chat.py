@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def chat(options: Options, chosen: ChatOptions) -> int:
+def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()) -> int:
     """Answers once."""
     if not chosen.prompt:
         raise UserError('What should it answer? Write chat.prompt="…".')
@@ -32,7 +33,7 @@ def chat(options: Options, chosen: ChatOptions) -> int:
 
     library.set_verbosity_error()
     library.disable_progress_bar()
-    model, tokenizer = load_run(run)
+    model, tokenizer = load_run(run, config_dirs)
     if torch.cuda.is_available():
         model = model.to("cuda")  # type: ignore[arg-type]
     prompt = _prompt(tokenizer, chosen, run)
@@ -67,7 +68,7 @@ def _room(model: PreTrainedModel, asked: int) -> int:
     return context - asked
 
 
-def load_run(run: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_run(run: Path, config_dirs: Sequence[Path] = ()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A run's model as it was saved; adapters are put on the base that the run's config loads."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -77,7 +78,7 @@ def load_run(run: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         return AutoModelForCausalLM.from_pretrained(folder), tokenizer
     from peft import PeftModel
 
-    loader = _loader(run)
+    loader = _loader(run, config_dirs)
     base = loader.load_model(loader.load_tokenizer())
     model: Any = PeftModel.from_pretrained(base, str(folder))
     if (folder / "generation_config.json").is_file():
@@ -87,15 +88,14 @@ def load_run(run: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def _loader(run: Path) -> Any:
-    """The run's model plugin, from its config.yaml."""
+def _loader(run: Path, config_dirs: Sequence[Path]) -> Any:
+    """The run's model plugin, from its config.yaml. Code of the user's own is run only from folders typed now."""
     from omegaconf import OmegaConf
 
     from dumbo.check import build_one
-    from dumbo.repeat import recorded_config_dirs
 
     config = OmegaConf.load(run / "config.yaml")
-    return build_one("model", OmegaConf.to_container(config.model, resolve=True), recorded_config_dirs(run))
+    return build_one("model", OmegaConf.to_container(config.model, resolve=True), config_dirs)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, chosen: ChatOptions, run: Path) -> list[int]:

@@ -109,7 +109,7 @@ def _run_verb(command: Command, composed: Any) -> int:
     if command.verb == "chat":
         from dumbo.chat import chat
 
-        return chat(plugins.options, plugins.chat)
+        return chat(plugins.options, plugins.chat, command.config_dirs)
     if command.verb == "doctor":
         from dumbo.doctor import doctor
 

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 
 from dumbo.command import Command
 from dumbo.errors import UserError
+from dumbo.outputs.printable import printable
 from dumbo.override_text import value_text
 from dumbo.suggest import did_you_mean
 from dumbo.trainer.extra import refusal
@@ -74,7 +75,8 @@ def translated(command: Command) -> Command:
         return command
     overrides = translate(data, str(command.file))
     line = " ".join(shlex.quote(word) for word in (*overrides, *command.overrides))
-    print(f"{command.file.name} is in the older plugin format. The same as:\n  python -m dumbo {line}", file=sys.stderr)
+    said = f"{command.file.name} is in the older plugin format. The same as:\n  python -m dumbo {line}"
+    print(printable(said, keep="\n"), file=sys.stderr)
     return replace(command, file=None, overrides=(*overrides, *command.overrides))
 
 

@@ -35,13 +35,17 @@ def _merged(command: Command, run: Path, key: str) -> Command:
     if unknown := [name for name in hidden if _key(name) not in chosen]:
         raise UserError(f"{key}: the value of {unknown[0]} was not written down. Type it again: {unknown[0]}=…")
     folders = [Path(word.removeprefix(CONFIG_DIR)) for word in words if word.startswith(CONFIG_DIR)]
+    if unasked := [folder for folder in folders if folder not in command.config_dirs]:
+        raise UserError(
+            f"{key}: the run used plugins from {unasked[0]}, whose code would run.\n"
+            f"  Type --config-dir={unasked[0]} again if you trust it."
+        )
     rest = [word for word in words if (not word.startswith(CONFIG_DIR) and "=" in word) or word.startswith("~")]
     kept = parse([word for word in rest if _key(word) not in chosen and _key(word) not in NOT_KEPT]).overrides
     return replace(
         command,
         overrides=(*kept, *own),
         file=command.file or _experiment(run, words, key),
-        config_dirs=(*command.config_dirs, *(folder for folder in folders if folder not in command.config_dirs)),
     )
 
 
@@ -71,6 +75,10 @@ def _experiment(run: Path, words: list[str], key: str) -> Path | None:
     """The experiment's YAML file: the copy in the run's folder, or where it was."""
     copy = run.expanduser() / "experiment.yaml"
     if copy.is_file():
+        if MASK in copy.read_text(encoding="utf-8"):
+            raise UserError(
+                f"{key}: {copy} holds values that were not written down ({MASK}).\n  Put them back, as ${{oc.env:NAME}}."
+            )
         return copy.resolve()
     named = [Path(word) for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]
     if named and not named[0].is_file():
@@ -78,15 +86,3 @@ def _experiment(run: Path, words: list[str], key: str) -> Path | None:
             f"{key}: the run's experiment file {named[0]} is gone, and {copy} too.\n  Put one of them back."
         )
     return named[0] if named else None
-
-
-def recorded_config_dirs(run: Path) -> tuple[Path, ...]:
-    """The --config-dir folders a run was started with."""
-    import sys
-
-    import yaml
-
-    words = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8")) or []
-    folders = tuple(Path(str(word).removeprefix(CONFIG_DIR)) for word in words if str(word).startswith(CONFIG_DIR))
-    sys.path += [str(folder) for folder in folders if str(folder) not in sys.path]
-    return folders

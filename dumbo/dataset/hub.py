@@ -69,7 +69,8 @@ class Hub:
         fingerprint: dict[str, object] = {
             "train": _contents(train),
             "eval": _contents(held_out) if held_out is not None else None,
-            "reading": [self.data_format, self.columns, self.limit, self.split, self.eval_split, self.eval_limit],
+            "reading": [self.data_format, self.columns, self.limit, self.split, self.eval_split],
+            "eval_limit": self.eval_limit if held_out is not None else None,
         }
         files = None
         if self.eval_path is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from dumbo.formatter.control_tokens import (
     CannotEscape,
@@ -33,6 +33,8 @@ class Text:
 
     append_eos: bool = True
     special_tokens_in_text: Handling = "error"
+
+    loss_on: ClassVar[str] = "all"
 
     def format(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Example | BadRow]:
         """The bos that the tokenizer itself would add is added, once."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dumbo.errors import UserError
 from dumbo.trainer.signals import interruptible
 
 
@@ -22,8 +23,14 @@ class Single:
         """Runs the job and returns its metrics.
 
         Raises:
+            UserError: something started several processes.
             Stopped: by a signal, before or after the training loop (which saves first).
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                f"launch=single is one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']} (torchrun, accelerate launch).\n"
+                "  Start it with python -m dumbo"
+            )
         # Threads that wait for each other by spinning make a step many times slower as soon as anything else runs on
         # the machine. Read when torch is loaded, which is after this.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -6,6 +6,7 @@ terminal is there to be drawn on.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import textwrap
@@ -61,6 +62,14 @@ class Console:
         if self._log is not None:
             self._log.close()
 
+    def say(self, text: str) -> None:
+        """A line for the stream. When nobody reads it any more (`| head`) the run goes on, into its log."""
+        try:
+            print(text, file=self.stream, flush=True)
+        except BrokenPipeError:
+            self.log("standard output is closed; from here on only this file is written")
+            self.stream = io.StringIO()
+
     def plain(self, text: str) -> None:
         """A line as it is, made safe."""
         safe = printable(text, keep="\n")
@@ -68,14 +77,14 @@ class Console:
         if self.fancy:
             self.rich.print(safe, markup=False, highlight=False, soft_wrap=True)
         else:
-            print(safe, file=self.stream, flush=True)
+            self.say(safe)
 
     def row(self, label: str, text: str) -> None:
         """A label and what it says; long texts go on under themselves."""
         safe = printable(text, keep="\n")
         self.log(f"{label:<{LABEL}}{safe}")
         if not self.fancy:
-            print(f"{label:<{LABEL}}{safe}".replace("\n", "\n" + " " * LABEL).rstrip(), file=self.stream, flush=True)
+            self.say(f"{label:<{LABEL}}{safe}".replace("\n", "\n" + " " * LABEL).rstrip())
             return
         from rich.text import Text
 
@@ -94,7 +103,7 @@ class Console:
 
             self.rich.print(Text(safe, style="bold"))
         else:
-            print(safe, file=self.stream, flush=True)
+            self.say(safe)
 
     @contextmanager
     def status(self, text: str) -> Iterator[None]:
@@ -106,7 +115,7 @@ class Console:
             with self.rich.status(Text(printable(text))):  # a Text: what stands in brackets is no markup
                 yield
         else:
-            print(f"{'':<{LABEL}}{printable(text)} …", file=self.stream, flush=True)
+            self.say(f"{'':<{LABEL}}{printable(text)} …")
             yield
 
     @contextmanager
@@ -181,7 +190,7 @@ class TrainingBar:
         if row is not None and (now - self._said > SECONDS_BETWEEN_LINES or step == self._steps):
             self._said = now
             text = f"{'training':<{LABEL}}{step}/{self._steps}  {numbers(row)}{self._left(step, now)}"
-            print(text, file=self._console.stream, flush=True)
+            self._console.say(text)
 
     def _left(self, step: int, now: float) -> str:
         done = step - self._first

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 import secrets as random_source
-import shutil
 import time
 import traceback
 import warnings
@@ -25,7 +24,7 @@ from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.config_hash import config_hash, differences
 from dumbo.outputs.console import Console, clock
 from dumbo.outputs.run_dir import RunDir, facts_if_whole, read_facts
-from dumbo.outputs.secrets import masked, masked_words
+from dumbo.outputs.secrets import masked, masked_text, masked_words
 from dumbo.outputs.surroundings import git_state, versions
 
 if TYPE_CHECKING:
@@ -68,17 +67,22 @@ def _write_down(run: RunDir, plugins: Plugins, config: dict[str, Any], command: 
     """What is about to be done, into the folder; nothing for a run that is finished already."""
     if run.resuming:
         run.facts = read_facts(run.path)
-        if run.facts.get("status") == "finished":
+        changed = _require_same(run, config)
+        if run.facts.get("status") == "finished" and not changed:
             run.console.row("resume", "this run is finished already")
             return
-        _require_same(run, config)
-    run.write("config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
-    run.write("overrides.yaml", yaml.safe_dump(masked_words(command.typed), allow_unicode=True))
+    run.to_write = {
+        "config.yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "overrides.yaml": yaml.safe_dump(masked_words(command.typed), allow_unicode=True),
+    }
     if command.file is not None and command.file != (run.path / "experiment.yaml").resolve():
-        shutil.copyfile(command.file, run.path / "experiment.yaml")
+        run.to_write["experiment.yaml"] = masked_text(command.file.read_text(encoding="utf-8"))
+    run.to_hash = config_hash(config)
+    if not run.resuming:
+        run.write_down()
     run.facts.pop("ended", None)
     run.update(
-        status="running", run_dir=str(run.path), name=name, config_hash=config_hash(config), error=None, patches={},
+        status="running", run_dir=str(run.path), name=name, error=None, patches={},
         versions=versions(), git=git_state(), started=run.facts.get("started", _now()), seed=config.get("trainer", {}).get("seed"),
     )  # fmt: skip
     run.to_track = (list(plugins.trackers.values()), config)
@@ -137,19 +141,37 @@ def _unfinished(config: Mapping[str, Any]) -> Path | None:
     return max(found)[1] if found else None
 
 
-def _require_same(run: RunDir, config: Mapping[str, Any]) -> None:
-    """With resume=auto the config must be the run's; with resume=RUN a change was typed on purpose, and is shown."""
+TAKES_EFFECT = (
+    "trainer.max_steps", "trainer.num_epochs", "trainer.eval_every", "trainer.eval_at_start", "trainer.load_best_at_end",
+    "trainer.num_samples", "trainer.num_answers", "trainer.max_new_tokens", "dataset.path", "dataset.eval_path", "model.path",
+)  # fmt: skip
+"""Keys whose change is taken up on resuming: how long, what is measured, and where the same files lie now."""
+
+
+def _require_same(run: RunDir, config: Mapping[str, Any]) -> list[str]:
+    """With resume=auto the config must be the run's; with resume=RUN what can change was typed on purpose, and is shown.
+
+    Raises:
+        UserError: another config, or a change that the checkpoint (optimizer, schedule, order of the data) would ignore.
+    """
     before = yaml.safe_load((run.path / "config.yaml").read_text(encoding="utf-8"))
     changed = differences(before, config)
     if not changed:
-        return
+        return []
     if config.get("resume") == "auto":
         listed = "\n  ".join(changed)
         raise UserError(
             f"resume=auto: the run in {run.path} was started with another config:\n  {listed}\n"
-            f"  Write another run_dir=FOLDER, or resume={run.path} with the changes typed, to go on with them."
+            f"  Write another run_dir=FOLDER; to go on for longer: resume={run.path} trainer.max_steps=…"
+        )
+    if stuck := [line for line in changed if line.partition(":")[0] not in TAKES_EFFECT]:
+        listed = "\n  ".join(stuck)
+        raise UserError(
+            f"resume: the checkpoint fixes these, a change of them would not take effect:\n  {listed}\n"
+            f"  Leave them out, or start a run of its own with them: repeat={_short(run.path)}"
         )
     run.console.row("changed", "\n".join(changed))
+    return changed
 
 
 def silence_libraries(run: RunDir) -> None:

@@ -45,6 +45,8 @@ class RunDir:
         ranks: processes of the run.
         verify_quick: whether the quick proofs are asked for.
         attn_implementation: what the model plugin asks for.
+        to_write: files that say what was typed; on resuming they are written once the data has proven to be the run's.
+        to_hash: the config's hash, likewise.
         to_track: tracker plugins to start, and the config they are told.
         trackers: tracker plugins, started.
         facts: run.json.
@@ -59,6 +61,8 @@ class RunDir:
     ranks: int = 1
     verify_quick: bool = True
     attn_implementation: str = "auto"
+    to_write: dict[str, str] = field(default_factory=dict)
+    to_hash: str | None = None
     to_track: tuple[list[Any], dict[str, Any]] = field(default_factory=lambda: ([], {}))
     trackers: list[Any] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -102,6 +106,14 @@ class RunDir:
         aside.write_text(text, encoding="utf-8")
         aside.replace(self.path / name)
 
+    def write_down(self) -> None:
+        """What was typed, into the folder."""
+        for name, text in self.to_write.items():
+            self.write(name, text)
+        self.to_write = {}
+        if self.to_hash is not None:
+            self.facts["config_hash"] = self.to_hash
+
     def update(self, **facts: Any) -> None:
         """Changes keys of run.json."""
         self.facts.update(facts)
@@ -144,6 +156,7 @@ class RunDir:
                 f"resume: the data, tokenizer or template is no longer what the run in {self.path} was trained on "
                 f"(fingerprint {before} then, {data.fingerprint} now).\n  Restore it, or start a new run."
             )
+        self.write_down()
         audit = data.audit
         parts = [
             f"{data.name}  {data.train.rows:,} train"
@@ -180,6 +193,17 @@ class RunDir:
         total = sum(p.numel() for p in model.parameters())
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         origin = plugin.provenance() if hasattr(plugin, "provenance") else {}
+        before = self.facts.get("model", {})
+        for key in ("commit", "sha256"):
+            if self.resuming and before.get(key) and origin.get(key) != before[key]:
+                raise UserError(
+                    f"resume: the base model is another one now ({key} {before[key]} then, {origin.get(key)} now).\n  "
+                    + (
+                        f"Write model.revision={before[key]}"
+                        if key == "commit"
+                        else "Restore the file, or start a new run."
+                    )
+                )
         name = str(getattr(plugin, "name", type(plugin).__name__))
         machine = hardware()
         dtype = str(model.dtype).removeprefix("torch.")

@@ -8,11 +8,17 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-NAMES = r"(api_?key|password|passwd|secret|credentials?|auth_token|access_token|hf_token)"
-SECRET = re.compile(rf"(?i)(^|[._]){NAMES}$")
+NAMES = (
+    r"((?:\w+_)?(?:api_?key|access_key|secret_key|private_key|password|passwd|passphrase|secret|credentials?)"
+    r"|(?:api|auth|access|hf|bearer|refresh)_token|token)"
+)
+SECRET = re.compile(rf"(?i)(^|\.){NAMES}$")
+"""Names of keys whose values are not written (pad_token and its like are none)."""
+USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+"""`name:password@` of an address."""
+IN_YAML = re.compile(rf"(?im)^(\s*(?:-\s*)?{NAMES}\s*:[ \t]*)(?!null\b|\$\{{|['\"]?\$\{{)\S.*$")
 IN_A_MAPPING = re.compile(rf"(?i)([{{,]\s*(?:\w+_)?{NAMES}\s*:)(?!\s*\$\{{)[^,}}]+")
 """`{api_key: abc}` inside an override's value."""
-"""Names of keys whose values are not written."""
 MASK = "***"
 
 
@@ -46,7 +52,16 @@ def _child(parent: DictConfig | ListConfig, key: Any, name: str, secret: list[st
             return raw[key]
     if SECRET.search(name) and isinstance(value, str) and value:
         return MASK
-    return _plain(value, secret)
+    return _without_user(_plain(value, secret))
+
+
+def _without_user(value: Any) -> Any:
+    return USER_INFO.sub(f"{MASK}@", value) if isinstance(value, str) and "://" in value else value
+
+
+def masked_text(text: str) -> str:
+    """A YAML file's text, comments and order kept, with the values of secret keys masked."""
+    return USER_INFO.sub(f"{MASK}@", IN_YAML.sub(lambda match: match.group(1) + MASK, text))
 
 
 def masked_words(words: list[str]) -> list[str]:
@@ -59,4 +74,5 @@ def _masked_word(word: str) -> str:
     hide = found and value and "oc.env" not in value and SECRET.search(key.lstrip("+~"))
     if hide:
         return f"{key}={MASK}"
+    value = USER_INFO.sub(f"{MASK}@", value)
     return key + found + IN_A_MAPPING.sub(lambda match: match.group(1) + MASK, value)

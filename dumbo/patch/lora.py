@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -62,6 +62,10 @@ class LoRA:
             raise UserError(f"dropout is a probability, from 0 to below 1; got {self.dropout}.")
         if self.alpha <= 0:
             raise UserError(f"alpha must be above 0, got {self.alpha}.")
+        typed = [option.name for option in fields(self) if getattr(self, option.name) != option.default]
+        if self.path is not None and typed != ["path"]:
+            other = next(name for name in typed if name != "path")
+            raise UserError(f"{other}: the adapter in patch.lora.path has its own.\n  Leave patch.lora.{other} out.")
 
     def problems(self) -> Iterable[str]:
         if self.path is not None and not (Path(self.path).expanduser() / "adapter_config.json").is_file():
@@ -98,7 +102,13 @@ class LoRA:
 
         self.check(model)
         if self.path is not None:
-            return PeftModel.from_pretrained(model, str(Path(self.path).expanduser()), is_trainable=True)  # type: ignore[return-value]
+            wrapped: Any = PeftModel.from_pretrained(model, str(Path(self.path).expanduser()), is_trainable=True)
+            if getattr(model, "added_token_ids", None) and not wrapped.peft_config["default"].trainable_token_indices:
+                raise UserError(
+                    "patch.lora.path: the adapter trains no added tokens, their rows would stay as they are.\n"
+                    "  Leave model.tokenizer.added_tokens out, or train a new adapter."
+                )
+            return _kept_in_float32(wrapped)
         names = {"default": True, "random": False}
         targets = (
             [self.target_modules]
@@ -118,7 +128,7 @@ class LoRA:
             trainable_token_indices=self._added_tokens(model),
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return _kept_in_float32(get_peft_model(model, config))
 
     def _added_tokens(self, model: PreTrainedModel) -> Any:
         """Embedding's (and untied head's) name -> rows that peft keeps trainable; those saved whole need none."""
@@ -138,6 +148,16 @@ class LoRA:
         assert adapters, "peft returned a model without trainable adapters"
         text = f"{sum(p.numel() for p in adapters):,} trainable parameters in {len(adapters)} tensors"
         return text + (f", {sum(p.numel() for p in others):,} beside them" if others else "")
+
+
+def _kept_in_float32(wrapped: Any) -> Any:
+    """Whatever trains beside a base in bf16 (modules saved whole, biases): small steps are lost in half precision."""
+    import torch
+
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+    return wrapped
 
 
 def _name_of(model: PreTrainedModel, wanted: Any) -> str:

@@ -265,7 +265,12 @@ class Engine(_Base):
         self.state = TrainerState.load_from_json(str(checkpoint / STATE))
         self.accelerator.prepare_model(self.model, evaluation_mode=True)  # the arithmetic (bf16) of training
         if self.evaluate_first:
-            self.evaluate()
+            self.evaluate_left_out()
+
+    def evaluate_left_out(self) -> None:
+        """The evaluation that a stop left out at the step gone on from; that step may be the best one."""
+        self.evaluate()
+        self.counters.note_saved(self.state.global_step, self.held_out)
 
 
 def trained_tokens(batch: dict[str, Any]) -> int:
@@ -296,7 +301,7 @@ class _Beginnings(TrainerCallback):
         state.compute_steps(args, state.max_steps)  # on resuming Trainer would keep the earlier log_every, save_every
         self.engine.interval = Interval()
         if self.engine.evaluate_first:
-            self.engine.evaluate()
+            self.engine.evaluate_left_out()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # At the start of an epoch, and on resuming inside one. Trainer itself counts epochs in this way.

@@ -15,7 +15,7 @@ from dumbo.errors import ProofFailed
 from dumbo.patch.modules import base_of
 from dumbo.trainer import attention
 from dumbo.trainer.collate import Layout
-from dumbo.verify.pack_leak import Leak, probe_alone, probe_packing
+from dumbo.verify.pack_leak import Leak, lengths_past, probe_alone, probe_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 
 
 def choose_layout(
-    model: PreTrainedModel, packing: bool, attn_implementation: str, *, bf16: bool = False
+    model: PreTrainedModel, packing: bool, attn_implementation: str, *, bf16: bool = False, longest: int = 1 << 30
 ) -> tuple[Layout, str]:
     """The layout for a model, and its proof in words.
 
@@ -33,6 +33,7 @@ def choose_layout(
         packing: `trainer.packing`.
         attn_implementation: `model.attn_implementation`; auto lets dumbo choose.
         bf16: whether training computes in bf16: probed is what will run.
+        longest: tokens of the longest document; a window or chunk of attention shorter than that is probed too.
 
     Raises:
         ProofFailed: packed documents would see each other, in every layout this model can take.
@@ -42,7 +43,8 @@ def choose_layout(
     base = base_of(model)
     before = base.config._attn_implementation
     vocab_size = base.config.get_text_config().vocab_size
-    alone = probe_alone(model, vocab_size, bf16)  # by the model's own attention: any other must give the same
+    sizes = lengths_past(base.config.get_text_config(), longest)
+    alone = probe_alone(model, vocab_size, bf16, sizes)  # by the model's own attention: any other must give the same
     tried: list[str] = []
     for layout, implementation in _candidates(attn_implementation, before):
         if implementation == attention.NAME:
@@ -52,7 +54,7 @@ def choose_layout(
                 continue
             base.set_attn_implementation(implementation)
         try:
-            found = probe_packing(model, layout, vocab_size, alone, bf16)
+            found = probe_packing(model, layout, vocab_size, alone, bf16, sizes)
         except attention.CannotIsolate as error:
             tried.append(f"{implementation}: {error}")
             continue

@@ -105,10 +105,14 @@ class Session:
             processing_class=self.tokenizer,
             callbacks=[_Flow(held_out is not None)],
         )
+        if trainer.args.n_gpu > 1:  # CUDA was there before launch=single could choose a device (a notebook)
+            raise UserError(
+                f"One process would be spread over {trainer.args.n_gpu} GPUs.\n  Set CUDA_VISIBLE_DEVICES=0 before Python starts."
+            )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         self.layout, self.isolation = choose_layout(
-            self.model, self.sft.packing, run.attn_implementation, bf16=trainer.args.bf16
+            self.model, self.sft.packing, run.attn_implementation, bf16=trainer.args.bf16, longest=data.max_seq_len
         )
         trainer.equip(
             store=data.train.store,

@@ -7,6 +7,7 @@ be trained stands in the trained tokens, in order; no other message does; and th
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,17 @@ def mask_proof(splits: Splits, train: Split, tokenizer: PreTrainedTokenizerBase,
     Raises:
         ProofFailed: a turn is missing from the trained tokens, another message is among them, or an end token is not.
     """
-    loss_on = str(getattr(formatter, "loss_on", "all"))
+    loss_on = getattr(formatter, "loss_on", None)
+    if loss_on is None:
+        return "mask not proven: the formatter does not say what its loss is on (loss_on)"
     rows = _first_rows(splits)
+    numbers, pieces = np.unique(np.asarray(train.store.origin)[:, 0], return_counts=True)
+    in_pieces = set(numbers[pieces > 1].tolist())  # rows that were split for their length
     proven = 0
     for document in train.documents[: 4 * ROWS_PROVEN].tolist():
         row = rows.get(str(train.store.source(document)))
         ids = train.store.ids(document)
-        cut = len(ids) >= train.store.meta["max_seq_len"]
+        cut = len(ids) >= train.store.meta["max_seq_len"] or int(train.store.origin[document, 0]) in in_pieces
         unknown = (
             tokenizer.unk_token_id is not None
             and (ids == tokenizer.unk_token_id).any()
@@ -53,6 +58,8 @@ def mask_proof(splits: Splits, train: Split, tokenizer: PreTrainedTokenizerBase,
         proven += 1
         if proven == ROWS_PROVEN:
             break
+    if not proven:
+        return "mask not proven: no row among the first is whole"
     return (
         f"trained tokens are the assistant's turns in {proven} rows"
         if loss_on != "all"
@@ -81,6 +88,10 @@ def _prove_row(
 ) -> None:
     said = [str(message.get("content", "")) for message in _expected(row.messages, loss_on)] or [row.text or ""]
     if loss_on == "all":
+        if not trained[1:].all():
+            raise ProofFailed(
+                f"The mask is wrong at {where}: {int((~trained[1:]).sum())} tokens are not trained, though loss_on=all."
+            )
         trained = np.ones_like(trained)
     spans = spans_of(trained)
     decoded = [
@@ -113,9 +124,11 @@ def _prove_row(
 def _prove_no_more(row: Row, rest: str, loss_on: str, where: str) -> None:
     """None of the messages that should not be trained stands in what is trained besides the turns."""
     expected = _expected(row.messages, loss_on)
+    calls = [json.dumps(turn.get("tool_calls", []), ensure_ascii=False) for turn in expected]
+    own = _squeezed("".join([*calls, *(str(turn.get("reasoning_content", "")) for turn in expected)]))
     for message in row.messages:
         asked = _squeezed(message.get("content", ""))
-        if any(message is turn for turn in expected) or len(asked) < SHORTEST or asked not in rest:
+        if any(message is turn for turn in expected) or len(asked) < SHORTEST or asked not in rest or asked in own:
             continue
         raise ProofFailed(f"The mask is wrong at {where}: the {message['role']}'s turn is trained.\n  {asked[:100]}")
 

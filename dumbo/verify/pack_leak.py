@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 LENGTHS = (19, 24, 13)
 """Tokens of the first, the middle and the last document of the pack."""
 FIRST, MIDDLE, LAST, OTHER = range(4)
+REACHES = ("sliding_window", "attention_chunk_size")
+"""Config keys that say how far a token sees. Some models keep that in their mask alone, which packs go without."""
+
+
+def lengths_past(config: Any, longest: int) -> tuple[int, int, int]:
+    """Lengths for the probe: past the model's window where documents can be, else short.
+
+    Args:
+        config: the (text) model's.
+        longest: tokens of the longest document.
+    """
+    reach = min((number for key in REACHES if (number := getattr(config, key, None))), default=0)
+    return (LENGTHS[FIRST], reach + 24, reach + 13) if 0 < reach < longest else LENGTHS
 
 
 @dataclass(frozen=True)
@@ -38,9 +51,9 @@ class Leak:
 class _Documents:
     """Four random documents, the last as long as the middle one; what `Collate` needs of a Store."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, lengths: tuple[int, int, int]) -> None:
         generator = np.random.default_rng(0)
-        self._ids = [generator.integers(0, vocab_size, size) for size in (*LENGTHS, LENGTHS[MIDDLE])]
+        self._ids = [generator.integers(0, vocab_size, size) for size in (*lengths, lengths[MIDDLE])]
         self.lengths = np.array([len(ids) for ids in self._ids])
 
     def ids(self, document: int) -> NDArray[np.int64]:
@@ -50,18 +63,26 @@ class _Documents:
         return np.full(self.lengths[document], -100)
 
 
-def probe_alone(model: PreTrainedModel, vocab_size: int, bf16: bool = False) -> torch.Tensor:
+def probe_alone(
+    model: PreTrainedModel, vocab_size: int, bf16: bool = False, lengths: tuple[int, int, int] = LENGTHS
+) -> torch.Tensor:
     """(T, V) logits of the last document alone, with the attention that the model has now.
 
     Args:
         vocab_size: ids are drawn below it.
         bf16: in the arithmetic of training under bf16.
+        lengths: of the first, middle and last document.
     """
-    return _logits(model, "padded", vocab_size, [[LAST]], bf16)
+    return _logits(model, "padded", vocab_size, [[LAST]], bf16, lengths)
 
 
 def probe_packing(
-    model: PreTrainedModel, layout: Layout, vocab_size: int, alone: torch.Tensor, bf16: bool = False
+    model: PreTrainedModel,
+    layout: Layout,
+    vocab_size: int,
+    alone: torch.Tensor,
+    bf16: bool = False,
+    lengths: tuple[int, int, int] = LENGTHS,
 ) -> Leak:
     """Packs three documents (and two more in a second, shorter pack), replaces the middle one, and compares.
 
@@ -70,22 +91,28 @@ def probe_packing(
         vocab_size: ids are drawn below it.
         alone: what `probe_alone` gave.
         bf16: in the arithmetic of training under bf16.
+        lengths: of the first, middle and last document.
     """
     second = [LAST, FIRST]
-    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second], bf16)
-    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second], bf16)
-    start = LENGTHS[FIRST] + LENGTHS[MIDDLE]
-    end = start + LENGTHS[LAST]
-    outside = [*range(LENGTHS[FIRST]), *range(start, end)]
+    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second], bf16, lengths)
+    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second], bf16, lengths)
+    start = lengths[FIRST] + lengths[MIDDLE]
+    end = start + lengths[LAST]
+    outside = [*range(lengths[FIRST]), *range(start, end)]
     leak = float((with_middle[outside] - with_other[outside]).abs().max())
     return Leak(leak, float((with_middle[start:end] - alone).abs().max() / alone.abs().max()))
 
 
 def _logits(
-    model: PreTrainedModel, layout: Layout, vocab_size: int, packs: list[list[int]], bf16: bool
+    model: PreTrainedModel,
+    layout: Layout,
+    vocab_size: int,
+    packs: list[list[int]],
+    bf16: bool,
+    lengths: tuple[int, int, int],
 ) -> torch.Tensor:
     """(T, V) in float32, of the first row (where there is one token axis: of all packs)."""
-    documents: Any = _Documents(vocab_size)
+    documents: Any = _Documents(vocab_size, lengths)
     batch = Collate(documents, layout, 0)([np.array(pack) for pack in packs])
     moved = {
         key: value.to(model.device) if isinstance(value, torch.Tensor) else value

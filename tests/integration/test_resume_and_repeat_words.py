@@ -164,8 +164,11 @@ def test_a_users_folder_travels(starts: Starts, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     try:
         starts("--config-dir=my", "dataset=mine", "run_dir=old")
-        assert starts("repeat=old", "run_dir=new")[0]["dataset"]["seed"] == 7
-        assert starts("--config-dir=other", "repeat=old", "run_dir=newer")[0]["dataset"]["seed"] == 7
+        for words in (["repeat=old"], ["--config-dir=other", "repeat=old"], ["resume=old"]):
+            with pytest.raises(UserError, match=r"the run used plugins from .*my, whose code would run"):
+                with_recorded(parse(words))  # a run's folder from somebody else must not bring code along
+        assert starts("--config-dir=my", "repeat=old", "run_dir=new")[0]["dataset"]["seed"] == 7
+        assert starts("--config-dir=other", "--config-dir=my", "repeat=old", "run_dir=newer")[0]["dataset"]["seed"] == 7
     finally:
         prepare_hydra([], None)
 
@@ -192,13 +195,17 @@ def test_a_secret_is_written_nowhere_and_asked_for(starts: Starts, tmp_path: Pat
         assert "correct-horse" not in written
         assert "battery" not in written
         with pytest.raises(UserError, match=r"the value of tracker\.t\.api_key was not written down"):
-            with_recorded(parse(["repeat=old"]))
-        again, _ = starts("repeat=old", "tracker.t.api_key=${oc.env:MY_KEY}", "tracker.t.more=null", "run_dir=new")
+            with_recorded(parse(["--config-dir=my", "repeat=old"]))
+        again, _ = starts(
+            "--config-dir=my", "repeat=old", "tracker.t.api_key=${oc.env:MY_KEY}", "tracker.t.more=null", "run_dir=new"
+        )
         assert again["tracker"]["t"]["api_key"] == "hunter2hunter2"
         written = "".join(file.read_text() for file in (tmp_path / "new").iterdir() if file.is_file())
         assert "hunter2" not in written
         assert "${oc.env:MY_KEY}" in written
-        assert starts("repeat=new", "run_dir=newer")[0]["tracker"]["t"]["api_key"] == "hunter2hunter2"
+        assert (
+            starts("--config-dir=my", "repeat=new", "run_dir=newer")[0]["tracker"]["t"]["api_key"] == "hunter2hunter2"
+        )
     finally:
         prepare_hydra([], None)
 
@@ -242,13 +249,17 @@ def test_auto_refuses_another_config_and_shows_what_differs(word: str, starts: S
 
 
 def test_resume_with_a_change_goes_on_and_shows_it(starts: Starts, capsys) -> None:
-    starts("run_dir=old", "trainer.lr=1e-3")
+    starts("run_dir=old", "trainer.max_steps=4")
     capsys.readouterr()
-    on, run = starts("resume=old", "trainer.lr=2e-3")
-    assert on["trainer"]["lr"] == 2e-3
-    assert "changed   trainer.lr: 0.001 -> 0.002" in capsys.readouterr().out
-    assert yaml.safe_load((run.path / "config.yaml").read_text())["trainer"]["lr"] == 2e-3
-    assert starts("resume=old")[0]["trainer"]["lr"] == 2e-3, "the change is part of the run now"
+    on, run = starts("resume=old", "trainer.max_steps=8")
+    assert on["trainer"]["max_steps"] == 8
+    assert "changed   trainer.max_steps: 4 -> 8" in capsys.readouterr().out
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["trainer"]["max_steps"] == 4, (
+        "not before the data is known"
+    )
+    run.write_down()
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["trainer"]["max_steps"] == 8
+    assert starts("resume=old")[0]["trainer"]["max_steps"] == 8, "the change is part of the run now"
 
 
 def test_a_folder_is_free_again_after_a_refused_start(starts: Starts, capsys) -> None:

@@ -95,3 +95,19 @@ def test_numbers_and_clock() -> None:
     assert numbers(ROW) == "loss 1.234  grad 0.50  lr 1.0e-04  11.2k tok/s  2.6 GiB"
     assert numbers({"loss": None, "mfu": 0.415}) == "loss not finite  MFU 41.5%"
     assert (clock(252), clock(3723)) == ("4:12", "1:02:03")
+
+
+def test_a_closed_pipe_does_not_end_the_run(tmp_path: Path) -> None:
+    """As with `python -m dumbo | head -1`: the reader goes, the log goes on."""
+    code = (
+        "import sys, time; from pathlib import Path; from dumbo.outputs.console import Console; c = Console(); c.log_to(Path(sys.argv[1]))\n"
+        "for n in range(5): c.plain(f'line {n}'); time.sleep(0.2)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "line 0\n"
+    child.stdout.close()
+    assert child.wait() == 0
+    assert "line 4" in (tmp_path / "log").read_text()
