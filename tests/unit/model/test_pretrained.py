@@ -69,7 +69,9 @@ def test_safetensors_win_over_a_pickle(folder, tmp_path):
     copy = tmp_path / "both"
     shutil.copytree(folder, copy)
     (copy / "pytorch_model.bin").write_bytes(b"no pickle")
-    load(copy, allow_pickle=True)
+    wanted = dict(load(folder).named_parameters())
+    found = dict(load(copy, allow_pickle=True).named_parameters())
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_code_of_a_model_does_not_run(folder, tmp_path):

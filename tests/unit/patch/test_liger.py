@@ -60,6 +60,7 @@ def test_unknown_architecture_is_an_error_on_a_cpu_too(no_gpu):
 @pytest.mark.parametrize("kind", ["llama", "smollm3", "qwen3", "gemma3", "mistral"])
 def test_knows_the_architectures_of_the_model_choices(kind):
     Liger().check(skeleton(kind))
+    assert Liger()._arguments(skeleton(kind))[1]["fused_linear_cross_entropy"] is True
 
 
 def test_unknown_kernel_for_an_architecture(no_gpu, monkeypatch):
