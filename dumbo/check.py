@@ -62,11 +62,11 @@ class Plugins:
     doctor: DoctorOptions
 
 
-def check(cfg: DictConfig, choices: Mapping[str, Any], config_dirs: Sequence[Path] = ()) -> Plugins:
+def check(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], config_dirs: Sequence[Path] = ()) -> Plugins:
     """Builds the plugins of a composed config.
 
     Args:
-        cfg: the config without its `hydra` node.
+        cfg: the config without its `hydra` node; plain values where it is resolved already.
         choices: what was chosen in each group (`hydra.runtime.choices`).
         config_dirs: folders typed as `--config-dir`.
 

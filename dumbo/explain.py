@@ -78,7 +78,6 @@ def _explain_missing(error: MissingConfigException) -> str:
 LATER = (
     {("patch", n) for n in ("varlen", "compile", "qlora", "neftune")}
     | {("trainer", n) for n in ("dpo", "kto", "orpo", "simpo", "grpo", "reward")}
-    | {("launch", n) for n in ("auto", "ddp", "fsdp")}
     | {("dataset", "mixture")}
 )
 

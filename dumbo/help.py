@@ -28,7 +28,7 @@ DEFAULTS = {
     "dataset": "quiz",
     "formatter": "chat",
     "trainer": "sft",
-    "launch": "single",
+    "launch": "auto",
     "tracker": "none",
 }
 EXAMPLES = (

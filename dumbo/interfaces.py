@@ -10,7 +10,7 @@ nothing heavy; the one method does the work. A plugin may also have
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dumbo.launch.job import Job
     from dumbo.outputs.run_dir import RunDir
     from dumbo.prepare.store import PreparedSplits
 
@@ -189,9 +190,11 @@ class Trainer(Protocol):
 
 @runtime_checkable
 class Launch(Protocol):
-    """Group `launch`: in how many processes a job runs."""
+    """Group `launch`: in how many processes a job runs. `ranks` says how many; absent: one."""
 
-    def launch(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]: ...
+    def launch(self, job: Job) -> dict[str, Any]:
+        """Runs the job (`job.here()`, in this process) and returns its metrics."""
+        ...
 
 
 @runtime_checkable

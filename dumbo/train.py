@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dumbo.check import Plugins
-from dumbo.outputs.lifecycle import begin, closing, show_end, silence_libraries
+from dumbo.launch.frozen import freeze
+from dumbo.launch.job import Job
+from dumbo.outputs.lifecycle import closing, enter, show_end, silence_libraries, tracking
 from dumbo.outputs.model_card import write_model_card
 from dumbo.patch import order
 
@@ -16,28 +18,61 @@ if TYPE_CHECKING:
     from dumbo.command import Command
     from dumbo.compose import Composed
     from dumbo.outputs.run_dir import RunDir
+    from dumbo.prepare.store import PreparedSplits
 
 
 def train(plugins: Plugins, composed: Composed, command: Command) -> dict[str, Any]:
-    """Claims a folder and runs the experiment in it.
+    """Claims a folder and runs the experiment in it, in as many processes as `launch` says.
 
     Returns:
         the final metrics (run.json, `metrics`).
     """
-    run = begin(plugins, composed, command)
+    run = enter(plugins, composed, command)
     if run.facts.get("status") == "finished":
         return show_end(run)
+    job = Job(
+        run,
+        here=lambda: tracked(plugins, run),
+        prepare=lambda: prepared_here(plugins, run),
+        freeze=lambda: freeze(composed, command.config_dirs, run.path),
+    )
     with closing(run):
-        metrics = plugins.launch.launch(lambda: experiment(plugins, run))
+        metrics = plugins.launch.launch(job)
         run.update(metrics=metrics)
         write_model_card(run)
     return show_end(run)
 
 
+def tracked(plugins: Plugins, run: RunDir) -> dict[str, Any]:
+    """The experiment in this process, which may be one rank of several, its numbers told to the trackers."""
+    with tracking(run):
+        metrics = experiment(plugins, run)
+        run.update(metrics=metrics)
+    run.world.barrier()  # what rank 0 writes is there when any of them returns
+    return metrics
+
+
+def prepared_here(plugins: Plugins, run: RunDir) -> None:
+    """What can be done once, before any rank exists: names of modules are checked, the data is prepared."""
+    silence_libraries(run)
+    tokenizer = plugins.model.load_tokenizer()
+    order.check_skeleton(order.in_order(plugins.patches), plugins.model, tokenizer)
+    _prepare(plugins, run, tokenizer)
+
+
+def _prepare(plugins: Plugins, run: RunDir, tokenizer: Any) -> tuple[Any, PreparedSplits]:
+    from dumbo.prepare.plan import plan_length, prepare_for
+
+    max_seq_len = plan_length(plugins.trainer, tokenizer)
+    splits = plugins.dataset.load()
+    with run.world.one_first():
+        data = prepare_for(plugins.trainer, splits, plugins.formatter, tokenizer, max_seq_len, run.console)
+    return splits, data
+
+
 def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     """The run itself, in the order in which things happen."""
     silence_libraries(run)
-    from dumbo.prepare.plan import plan_length, prepare_for
     from dumbo.trainer.precision import dtype_for
     from dumbo.trainer.seeds import seed_all
     from dumbo.verify.mask import mask_proof
@@ -45,10 +80,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     tokenizer = plugins.model.load_tokenizer()
     patches = order.in_order(plugins.patches)
     order.check_skeleton(patches, plugins.model, tokenizer)  # names of modules, before any weight is loaded
-    max_seq_len = plan_length(plugins.trainer, tokenizer)
-
-    splits = plugins.dataset.load()
-    data = prepare_for(plugins.trainer, splits, plugins.formatter, tokenizer, max_seq_len, run.console)
+    splits, data = _prepare(plugins, run, tokenizer)
     run.note_data(data)
     if run.verify_quick:
         run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))

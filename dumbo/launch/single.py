@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from dumbo.errors import UserError
+from dumbo.launch.job import Job
 from dumbo.trainer.signals import interruptible
 
 
@@ -19,18 +19,19 @@ class Single:
     def ranks(self) -> int:
         return 1
 
-    def launch(self, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def require_many(self) -> None:
+        """Raises UserError: something started several processes."""
+        raise UserError(
+            f"launch=single is one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']} (torchrun, accelerate launch).\n"
+            "  Write launch=auto, ddp or fsdp, or start it with python -m dumbo"
+        )
+
+    def launch(self, job: Job) -> dict[str, Any]:
         """Runs the job and returns its metrics.
 
         Raises:
-            UserError: something started several processes.
             Stopped: by a signal, before or after the training loop (which saves first).
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                f"launch=single is one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']} (torchrun, accelerate launch).\n"
-                "  Start it with python -m dumbo"
-            )
         # Threads that wait for each other by spinning make a step many times slower as soon as anything else runs on
         # the machine. Read when torch is loaded, which is after this.
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -39,4 +40,4 @@ class Single:
             # transformers' Trainer would spread one process over all visible GPUs (DataParallel).
             os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
         with interruptible():
-            return job()
+            return job.here()

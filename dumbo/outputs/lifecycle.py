@@ -6,6 +6,7 @@ begin -> claim the folder, write what was typed -> closing(the experiment) -> sh
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import secrets as random_source
 import time
@@ -21,6 +22,7 @@ import yaml
 
 import dumbo
 from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
+from dumbo.launch.world import World, asked_by_environment, join
 from dumbo.outputs.config_hash import config_hash, differences
 from dumbo.outputs.console import Console, clock
 from dumbo.outputs.run_dir import RunDir, facts_if_whole, read_facts
@@ -31,6 +33,43 @@ if TYPE_CHECKING:
     from dumbo.check import Plugins
     from dumbo.command import Command
     from dumbo.compose import Composed
+
+
+def enter(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
+    """The run's folder: claimed; or, for a process that torchrun started as one of several, the one rank 0 claims.
+
+    Raises:
+        UserError: as `begin`; on every rank when rank 0 cannot begin.
+    """
+    if not asked_by_environment():
+        return begin(plugins, composed, command)
+    plugins.launch.require_many()
+    world = join(plugins.launch.seconds_an_exchange)
+    world.agree("config", config_hash(masked(composed.cfg)))
+    told: Any = None
+    if world.main:
+        try:
+            run = begin(plugins, composed, command)
+            told = run.attachment()
+        except UserError as error:
+            told = str(error)
+            world.share(told)
+            raise
+    told = world.share(told)
+    if isinstance(told, str):
+        raise UserError("Rank 0 could not begin; what it said stands above.")
+    if world.main:
+        run.world = world
+        return run
+    return attach(told, world)
+
+
+def attach(told: Mapping[str, Any], world: World) -> RunDir:
+    """The run as a rank has it that did not claim its folder; only rank 0 speaks on the terminal."""
+    silent = Console(None if world.main else io.StringIO())
+    run = RunDir.attached(told, world, silent)
+    run.console.log_to(run.path / ("dumbo.log" if world.main else f"rank-{world.rank}.log"))
+    return run
 
 
 def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
@@ -48,7 +87,8 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
         console=Console(),
         started=time.time(),
         resuming=resuming,
-        ranks=getattr(plugins.launch, "ranks", 1),
+        wrapper=str(getattr(plugins.launch, "wrapper", "none")),
+        fsdp=dict(getattr(plugins.launch, "fsdp", {})),
         verify_quick=plugins.verify.mode == "quick",
         attn_implementation=str(getattr(plugins.model, "attn_implementation", "auto")),
     )
@@ -178,7 +218,8 @@ def silence_libraries(run: RunDir) -> None:
     """Sends what libraries log and warn of into dumbo.log instead of the terminal."""
     import transformers.utils.logging as library
 
-    handler = logging.FileHandler(run.path / "dumbo.log")
+    name = "dumbo.log" if run.world.main else f"rank-{run.world.rank}.log"
+    handler = logging.FileHandler(run.path / name)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s", "%H:%M:%S"))
     handler.setLevel(logging.INFO)
     root = logging.getLogger()
@@ -197,13 +238,12 @@ def silence_libraries(run: RunDir) -> None:
 
 @contextmanager
 def closing(run: RunDir) -> Iterator[None]:
-    """Runs the experiment; whatever ends it stands in run.json, dumbo.log and the trackers afterwards.
+    """Runs the experiment; whatever ends it stands in run.json and dumbo.log afterwards.
 
     Raises:
         RunFailed: for any failure that is not the user's to mend; its text is the last line of the traceback.
     """
     try:
-        _start_trackers(run)
         yield
     except Stopped as stop:
         saved = sorted((run.path / "checkpoints").glob("step-*"))
@@ -228,7 +268,7 @@ def closing(run: RunDir) -> Iterator[None]:
         text = traceback.format_exc()
         with suppress(OSError):
             run.console.log(text)
-        said = str(error) if isinstance(error, RunFailed) else _why(error, run)
+        said = why_failed(error, run)
         _end(run, "failed", said)
         run.release()
         raise RunFailed(said) from error
@@ -236,12 +276,46 @@ def closing(run: RunDir) -> Iterator[None]:
         _end(run, "finished", None)
 
 
-def _start_trackers(run: RunDir) -> None:
-    """Only those that started are told of the end."""
-    trackers, config = run.to_track
-    for tracker in trackers:
-        tracker.start(run.path, str(run.facts["name"]), config)
-        run.trackers.append(tracker)
+def _end(run: RunDir, status: str, error: str | None) -> None:
+    with suppress(OSError):  # a full disk must not hide why the run failed
+        run.update(status=status, error=error, ended=_now())
+
+
+@contextmanager
+def tracking(run: RunDir) -> Iterator[None]:
+    """Starts the trackers, in the process that logs, and tells them how the run ended."""
+    started, config = run.to_track
+    try:
+        for tracker in started if run.world.main else ():
+            tracker.start(run.path, str(run.facts["name"]), config)
+            run.trackers.append(tracker)  # only those that started are told of the end
+        yield
+    except Stopped:
+        _finish_trackers(run, "preempted")
+        raise
+    except BaseException:
+        _finish_trackers(run, "failed")
+        raise
+    else:
+        _finish_trackers(run, "finished")
+
+
+def _finish_trackers(run: RunDir, status: str) -> None:
+    numbers = {
+        key: float(value) for key, value in run.facts.get("metrics", {}).items() if isinstance(value, int | float)
+    }
+    for tracker in run.trackers:
+        try:
+            tracker.finish(status, numbers)
+        except Exception as failure:  # said and logged: a copy of the numbers must not hide how the run itself ended
+            run.console.log(traceback.format_exc())
+            run.console.row("tracker", f"{type(tracker).__name__} could not end: {type(failure).__name__}: {failure}")
+    run.trackers.clear()
+
+
+def why_failed(error: Exception, run: RunDir) -> str:
+    """A failure in the user's words."""
+    return str(error) if isinstance(error, RunFailed) else _why(error, run)
 
 
 def _why(error: Exception, run: RunDir) -> str:
@@ -257,21 +331,6 @@ def _why(error: Exception, run: RunDir) -> str:
     last = traceback.format_exception_only(error)[-1].strip()
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"The run failed: {last}\n  at {frame.filename}, line {frame.lineno}, in {frame.name}\n  {log}"
-
-
-def _end(run: RunDir, status: str, error: str | None) -> None:
-    with suppress(OSError):  # a full disk must not hide why the run failed
-        run.update(status=status, error=error, ended=_now())
-    for tracker in run.trackers:
-        numbers = {
-            key: float(value) for key, value in run.facts.get("metrics", {}).items() if isinstance(value, int | float)
-        }
-        try:
-            tracker.finish(status, numbers)
-        except Exception as failure:  # said and logged: a copy of the numbers must not hide how the run itself ended
-            run.console.log(traceback.format_exc())
-            run.console.row("tracker", f"{type(tracker).__name__} could not end: {type(failure).__name__}: {failure}")
-    run.trackers.clear()
 
 
 def show_end(run: RunDir) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dumbo.errors import UserError
+from dumbo.launch.world import World
 from dumbo.outputs.console import Console
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ class RunDir:
         console: where it speaks.
         started: when this process began (time.time()).
         resuming: whether it goes on from an earlier process.
-        ranks: processes of the run.
+        world: the processes of the run; only rank 0 writes into the folder.
+        wrapper: what the launch plugin wants around the model: none, DDP or FSDP2.
+        fsdp: options of FSDP2, by transformers' names.
         verify_quick: whether the quick proofs are asked for.
         attn_implementation: what the model plugin asks for.
         to_write: files that say what was typed; on resuming they are written once the data has proven to be the run's.
@@ -58,7 +61,9 @@ class RunDir:
     console: Console
     started: float
     resuming: bool = False
-    ranks: int = 1
+    world: World = field(default_factory=World)
+    wrapper: str = "none"
+    fsdp: dict[str, Any] = field(default_factory=dict)
     verify_quick: bool = True
     attn_implementation: str = "auto"
     to_write: dict[str, str] = field(default_factory=dict)
@@ -69,6 +74,10 @@ class RunDir:
     proofs: list[str] = field(default_factory=list)
     samples: list[tuple[Question, str, str]] = field(default_factory=list)
     _lock: TextIO | None = None
+
+    @property
+    def ranks(self) -> int:
+        return self.world.size
 
     # ---- the claim --------------------------------------------------------------------------------------------
 
@@ -98,10 +107,47 @@ class RunDir:
         if self._lock is not None:
             self._lock.close()
 
+    # ---- other processes --------------------------------------------------------------------------------------
+
+    def attachment(self) -> dict[str, Any]:
+        """What another process of the same run needs to know of it."""
+        shared = (
+            "started",
+            "resuming",
+            "wrapper",
+            "fsdp",
+            "verify_quick",
+            "attn_implementation",
+            "to_write",
+            "to_hash",
+        )
+        return {"path": str(self.path), **{name: getattr(self, name) for name in shared}}
+
+    @classmethod
+    def attached(cls, told: Mapping[str, Any], world: World, console: Console) -> RunDir:
+        """The run as one of its ranks has it: the folder is claimed by the process that started it."""
+        path = Path(told["path"])
+        return cls(**{**told, "path": path}, console=console, world=world, facts=read_facts(path))
+
+    def take_result(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """What rank 0 hands back; returns the metrics."""
+        from dumbo.outputs.samples import Question
+
+        for question, before, after in result.get("samples", ()):
+            lists: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in question.items()}
+            self.samples.append((Question(**lists), before, after))
+        return dict(result.get("metrics", {}))
+
+    def reload(self) -> None:
+        """Takes up what another process wrote into run.json."""
+        self.facts = read_facts(self.path)
+
     # ---- files ------------------------------------------------------------------------------------------------
 
     def write(self, name: str, text: str) -> None:
         """A file of the folder, whole or as it was."""
+        if not self.world.main:
+            return
         aside = self.path / f".{name}.{os.getpid()}"
         aside.write_text(text, encoding="utf-8")
         aside.replace(self.path / name)
@@ -121,6 +167,8 @@ class RunDir:
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl. Numbers that are not finite become null, and are named under `not_finite`."""
+        if not self.world.main:
+            return
         strange = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
         line = {**_finite(dict(row)), **({"not_finite": strange} if strange else {})}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -12,12 +12,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dumbo.cache import fsync_tree
 from dumbo.errors import RunFailed
+from dumbo.launch.world import World
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -34,12 +35,14 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: where they lie.
+        folder: where they lie; with several ranks a file system that all of them see.
         keep: how many to keep, the best one not counted.
+        world: the ranks; each writes its part, rank 0 makes the whole of it visible.
     """
 
     folder: Path
     keep: int
+    world: World = field(default_factory=World)
 
     def path(self, step: int) -> Path:
         return self.folder / f"{PREFIX}{step:06d}"
@@ -56,23 +59,42 @@ class Checkpoints:
             RunFailed: it could not be written (disk full); the older ones are as they were.
         """
         target = self.path(step)
-        staging = self.folder / f".{target.name}.{os.getpid()}"
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            write(staging)
-            _write_manifest(staging)
-            fsync_tree(staging)
-            if target.exists():  # a corrupt one, passed over on resuming
-                self._remove(target)
-            staging.rename(target)
-            fsync_folder(self.folder)
-        except Exception as error:
-            why = self._why(error, target)  # before the staging folder is gone: it is what fills the disk
-            shutil.rmtree(staging, ignore_errors=True)
-            raise RunFailed(why) from error
-        self._rotate(best_step)
+        staging = self.folder / self.world.share(f".{target.name}.{os.getpid()}")
+        self._together(target, staging, lambda: self._begin(staging), rank_0_only=True)
+        self._together(target, staging, lambda: write(staging))
+        self._together(target, staging, lambda: self._complete(staging, target, best_step), rank_0_only=True)
         return target
+
+    def _begin(self, staging: Path) -> None:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+
+    def _complete(self, staging: Path, target: Path, best_step: int | None) -> None:
+        _write_manifest(staging)
+        fsync_tree(staging)
+        if target.exists():  # a corrupt one, passed over on resuming
+            self._remove(target)
+        staging.rename(target)
+        fsync_folder(self.folder)
+        self._rotate(best_step)
+
+    def _together(self, target: Path, staging: Path, part: Callable[[], None], *, rank_0_only: bool = False) -> None:
+        """A part of saving; when it fails on one rank, it has failed on all, and nothing half written stays."""
+        failure: Exception | None = None
+        try:
+            if self.world.main or not rank_0_only:
+                part()
+        except Exception as error:
+            failure = error
+        why = (
+            None if failure is None else self._why(failure, target)
+        )  # before the staging folder, which fills the disk, is gone
+        first = next((said for said in self.world.gather(why) if said is not None), None)
+        if first is None:
+            return
+        if self.world.main:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise RunFailed(first) from failure
 
     def _why(self, error: Exception, target: Path) -> str:
         free = shutil.disk_usage(self.folder if self.folder.is_dir() else self.folder.parent).free
@@ -98,6 +120,8 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Removes what a killed process left half written."""
+        if not self.world.main:
+            return
         for leftover in (*self.folder.glob(f".{PREFIX}*"), *self.folder.glob(".old-*")):
             shutil.rmtree(leftover, ignore_errors=True)
 

@@ -56,7 +56,12 @@ class Collate:
     pad_id: int
 
     def __call__(self, examples: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
-        """Tensors for the model, and under `documents` the numbers of the documents, for reports."""
+        """Tensors for the model, and under `documents` the numbers of the documents, for reports.
+
+        No examples: a row that bears no loss, for a rank that ran out of them before the others did.
+        """
+        if not examples:
+            return self._unlabelled()
         if self.layout == "tokens":
             batch = self._tokens(np.concatenate(list(examples)))
         elif self.layout == "rows":
@@ -64,6 +69,13 @@ class Collate:
         else:
             batch = self._padded([int(example[0]) for example in examples])
         batch["documents"] = np.concatenate(list(examples))
+        return batch
+
+    def _unlabelled(self) -> dict[str, Any]:
+        shortest = int(np.argmin(self.store.lengths))
+        batch = self([np.array([shortest])])
+        batch["labels"] = torch.full_like(batch["labels"], IGNORE)
+        batch["documents"] = np.array([], dtype=np.int64)
         return batch
 
     def _tokens(self, documents: NDArray[np.int64]) -> dict[str, Any]:

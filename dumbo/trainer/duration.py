@@ -7,7 +7,7 @@ from dumbo.errors import UserError
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def seconds_of(text: float | str | None) -> float | None:
+def seconds_of(text: float | str | None, name: str = "max_time") -> float | None:
     """`90`, `90s`, `1.5h`, `2h30m` in seconds; None stays None.
 
     Raises:
@@ -22,5 +22,5 @@ def seconds_of(text: float | str | None) -> float | None:
         elif char in UNITS and number:
             total, number = total + float(number) * UNITS[char], ""
         else:
-            raise UserError(f"max_time is seconds, or as in 90m or 2h30m; got '{text}'.")
+            raise UserError(f"{name} is seconds, or as in 90m or 2h30m; got '{text}'.")
     return total + (float(number) if number else 0.0)

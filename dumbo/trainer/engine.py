@@ -8,9 +8,10 @@ pyproject.toml:
 
     _save_checkpoint      complete or absent, in dumbo's folder names
     _save                 no training_args.bin (a pickle)
+    _load_from_checkpoint, _load_optimizer_and_scheduler   shards, on any number of ranks
 
 Private ones called: _save_optimizer_and_scheduler, _save_scaler, _save_rng_state (their files in our folder),
-_load_from_checkpoint (weights alone), _prepare_inputs.
+_prepare_inputs; accelerate's AcceleratorState._reset_state.
 
 What is not overridden: the loop, the optimizer and scheduler, gradient clipping, mixed precision, loading state.
 """
@@ -18,24 +19,31 @@ What is not overridden: the loop, the optimizer and scheduler, gradient clipping
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.trainer import SCHEDULER_NAME
 
 from dumbo.interfaces import IGNORE
+from dumbo.launch.world import World
 from dumbo.prepare.store import Store
+from dumbo.trainer import sharded_state
 from dumbo.trainer.bad_numbers import Watch
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
+from dumbo.trainer.sharded import is_sharded, shard_on_cpu
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 if TYPE_CHECKING:
@@ -65,6 +73,7 @@ class Engine(_Base):
         eval_collate: Collate | None,
         checkpoints: Checkpoints,
         on_row: Callable[[dict[str, Any]], None],
+        world: World,
     ) -> None:
         """Gives the trainer its data, its checkpoints and where its numbers go.
 
@@ -74,7 +83,9 @@ class Engine(_Base):
             eval_examples, eval_collate: what is held out; None: nothing.
             checkpoints: where state is saved.
             on_row: called with every row for metrics.jsonl.
+            world: the ranks of the run.
         """
+        self.world = world
         self.store, self.examples, self.order, self.collate = store, examples, sampler, collate
         self.eval_examples, self.eval_collate = eval_examples, eval_collate
         self.checkpoints, self.on_row = checkpoints, on_row
@@ -89,6 +100,14 @@ class Engine(_Base):
         self.meter = Meter(self.model, flops_per_token(self.model), peak)
         self.add_callback(_Beginnings(self))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Accelerate's own, and FSDP2 on CPU ranks too, where it would put DDP around the model without a word."""
+        AcceleratorState._reset_state()  # of an earlier run in this process, which may have been sharded or bf16
+        super().create_accelerator_and_postprocess()
+        if self.args.fsdp_plugin_args is not None and self.args.device.type == "cpu":
+            shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
+            self.is_fsdp_enabled = True
+
     # ---- data -------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -98,11 +117,14 @@ class Engine(_Base):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Held-out batches, in the data's order."""
+        """A rank's held-out batches, in the data's order; as many on every rank."""
         assert self.eval_examples is not None
-        size = self.order.batch.micro
+        size, ranks = self.order.batch.micro, self.world.size
+        mine = range(self.world.rank, len(self.eval_examples), ranks)
+        rounds = math.ceil(math.ceil(len(self.eval_examples) / ranks) / size)
+        batches = [list(mine[start : start + size]) for start in range(0, rounds * size, size)]
         return torch.utils.data.DataLoader(
-            self.eval_examples, batch_size=size, shuffle=False, collate_fn=self.eval_collate, **self._loading(0)
+            self.eval_examples, batch_sampler=batches, collate_fn=self.eval_collate, **self._loading(0)
         )
 
     def _loading(self, seed: int) -> dict[str, Any]:
@@ -126,23 +148,26 @@ class Engine(_Base):
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self.interval.waited += time.perf_counter() - began
         self.interval.steps += 1
-        self.counters.trained_tokens += sum(trained_tokens(batch) for batch in batches)
-        items = self.items_of(batches, device)
         for batch in batches:
-            documents = batch.pop("documents")
-            lengths = self.store.lengths[documents]
-            self.counters.documents += len(documents)
-            self.counters.tokens += int(lengths.sum())
-            self.interval.add(lengths)
-            self.pending.append(documents)
-        return batches, items
+            self.pending.append(batch.pop("documents"))
+        documents = self.documents_of_step(self.state.global_step)
+        lengths = self.store.lengths[documents]
+        trained = self.store.trained_tokens(documents)
+        self.counters.trained_tokens += trained
+        self.counters.documents += len(documents)
+        self.counters.tokens += int(lengths.sum())
+        self.interval.add(lengths)
+        return batches, torch.tensor(max(1, trained), device=device)
+
+    def documents_of_step(self, number: int) -> NDArray[np.int64]:
+        """The documents of an optimizer step (from 0) on all ranks: known without asking them, the order is a function."""
+        return np.concatenate([self.examples[example] for example in self.order.step(number).tolist()])
 
     def items_of(self, batches: Sequence[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """What the sum of the tokens' losses is divided by: the trained tokens of these batches, on all ranks."""
-        items = torch.tensor(sum(trained_tokens(batch) for batch in batches), device=device)
-        if self.args.world_size > 1:
-            items = self.accelerator.gather(items).sum()
-        return items.clamp(min=1)  # a step of cut-off rows may have none: its loss is 0, not 0/0
+        own = torch.tensor(sum(trained_tokens(batch) for batch in batches))
+        # a step of cut-off rows may have none: its loss is 0, not 0/0
+        return self.world.total(own).clamp(min=1).to(device)
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
@@ -182,17 +207,19 @@ class Engine(_Base):
         was_training = model.training
         model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        tokens = 0
+        tokens = 0  # of this rank
         one = torch.ones((), device=self.args.device)
         with torch.no_grad():
             for batch in self.get_eval_dataloader():
                 tokens += trained_tokens(batch)
                 inputs = self._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
                 with self.compute_loss_context_manager():
-                    total += self.compute_loss(model, inputs, num_items_in_batch=one).detach().double()
+                    loss = self.compute_loss(model, inputs, num_items_in_batch=one).detach().double()
+                    total += loss / self.args.world_size  # compute_loss answers for the mean over ranks
         model.train(was_training)
-        assert tokens, "nothing is held out that could be measured"
-        metrics = {f"{metric_key_prefix}_loss": float(total) / tokens}
+        summed, counted = self.world.total(torch.stack([total.cpu(), torch.tensor(float(tokens)).double()])).tolist()
+        assert counted, "nothing is held out that could be measured"
+        metrics = {f"{metric_key_prefix}_loss": summed / counted}
         self.held_out = (self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -236,13 +263,23 @@ class Engine(_Base):
         self.interval.paused += self.save_seconds
 
     def _write_state(self, folder: Path) -> None:
-        """Model or adapters, optimizer, scheduler, random states, Trainer's state, our counters."""
-        self.save_model(str(folder), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_scaler(str(folder))
+        """Model or adapters, optimizer, scheduler, random states, Trainer's state, our counters: each rank its part."""
+        model: Any = self.model
+        schedule: Any = self.lr_scheduler
+        if is_sharded(model):
+            sharded_state.save(model, self._plain_optimizer, folder, self.world)
+            if self.world.main:
+                torch.save(schedule.state_dict(), folder / SCHEDULER_NAME)
+        elif self.world.main:
+            self.save_model(str(folder), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(folder))
+            names = sharded_state.names_in_order(model, self._plain_optimizer)
+            (folder / sharded_state.NAMES).write_text(json.dumps(names))
+        if self.world.main:
+            self._save_scaler(str(folder))
+            self.state.save_to_json(str(folder / STATE))
+            (folder / COUNTERS).write_text(json.dumps(asdict(self.counters)))
         self._save_rng_state(str(folder))
-        self.state.save_to_json(str(folder / STATE))
-        (folder / COUNTERS).write_text(json.dumps(asdict(self.counters)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Safetensors and the tokenizer."""
@@ -250,6 +287,42 @@ class Engine(_Base):
         save_weights(self.accelerator.unwrap_model(self.model), Path(output_dir))
         assert self.processing_class is not None
         self.processing_class.save_pretrained(output_dir)
+
+    @property
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """Without accelerate's wrapper."""
+        wrapped: Any = self.optimizer
+        optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
+        return optimizer
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Before `train`: whole weights go into the model before it is sharded."""
+        if self.is_fsdp_enabled and not sharded_state.is_sharded_checkpoint(checkpoint):
+            super()._load_from_checkpoint(str(checkpoint))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Weights; Trainer's own way when neither the checkpoint nor the model is sharded."""
+        checkpoint, model = Path(resume_from_checkpoint), self.model if model is None else model
+        if sharded_state.is_sharded_checkpoint(checkpoint):
+            sharded_state.load_weights(model, checkpoint, self.world)
+        elif not is_sharded(model):  # else `take_up` has put them in before it was sharded
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Optimizer state and schedule; Trainer's own way when neither the checkpoint nor the model is sharded."""
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        model: Any = self.model
+        schedule: Any = self.lr_scheduler
+        if sharded_state.is_sharded_checkpoint(folder):
+            sharded_state.load_optimizer(model, self._plain_optimizer, folder, self.world)
+        elif is_sharded(model):
+            sharded_state.load_whole_optimizer(model, self._plain_optimizer, folder)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        schedule.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
 
     def restore_counters(self, checkpoint: Path) -> None:
         """Takes the sums up where a checkpoint left them."""
@@ -278,12 +351,16 @@ def trained_tokens(batch: dict[str, Any]) -> int:
     return int((batch["labels"][:, 1:] != IGNORE).sum())
 
 
-def save_weights(model: Any, folder: Path) -> None:
-    """A model, or adapters alone, as safetensors. peft is told not to look at the hub whether embeddings changed."""
+def save_weights(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """A model, or adapters alone, as safetensors. peft is told not to look at the hub whether embeddings changed.
+
+    Args:
+        weights: name -> the whole tensor, of a model that has shards only.
+    """
+    own: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
     if hasattr(model, "peft_config"):
-        model.save_pretrained(folder, save_embedding_layers=False)
-    else:
-        model.save_pretrained(folder)
+        own["save_embedding_layers"] = False
+    model.save_pretrained(folder, **own)
 
 
 def _bytes_of_state(model: Any) -> float:

@@ -1,12 +1,16 @@
 """Which examples make up which batch: a pure function of (seed, epoch, index), so that a run can go on anywhere.
 
-An epoch's order is cut into global batches (one optimizer step each), and each of those into micro batches. What
-is in a step therefore depends neither on the micro batch size nor on the accumulation. Steps do not cross epochs:
-the last step of an epoch may be smaller, and its loss is a mean over its own trained tokens.
+An epoch's order is cut into global batches (one optimizer step each), each of those is dealt out to the ranks, and
+what a rank gets is cut into micro batches. What is in a step therefore depends neither on the micro batch size, nor on
+the accumulation, nor on the number of ranks. Steps do not cross epochs: the last step of an epoch may be smaller, and
+its loss is a mean over its own trained tokens. There a rank may get fewer micro batches than another: it is given
+empty ones (a list without numbers), which `collate.py` turns into rows that bear no loss, so that every rank makes the
+same number of forward and backward passes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -20,35 +24,52 @@ WINDOW = 16
 
 
 class GlobalBatches(torch.utils.data.Sampler[list[int]]):
-    """Yields micro batches: lists of example numbers.
+    """Yields a rank's micro batches: lists of example numbers.
 
     Args:
         size: how many examples there are.
         batch: the arithmetic.
         seed: of the order.
         lengths: (size,) tokens of each example, to group alike ones into a batch (padding); None: no grouping.
+        rank: whose micro batches, of `batch.ranks`.
     """
 
-    def __init__(self, size: int, batch: Batch, seed: int, lengths: NDArray[np.int64] | None = None) -> None:
-        self.size, self.batch, self.seed, self.lengths = size, batch, seed, lengths
+    def __init__(
+        self, size: int, batch: Batch, seed: int, lengths: NDArray[np.int64] | None = None, rank: int = 0
+    ) -> None:
+        self.size, self.batch, self.seed, self.lengths, self.rank = size, batch, seed, lengths, rank
         self.epoch = 0
+        self._kept: tuple[int, list[NDArray[np.int64]]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Micro batches in an epoch."""
+        """Micro batches of a rank in an epoch."""
         whole, rest = divmod(self.size, self.batch.global_)
-        return whole * self.batch.accumulation + -(-rest // self.batch.micro)
+        return whole * self.batch.accumulation + self._rounds(rest)
+
+    def _rounds(self, examples: int) -> int:
+        """Forward passes every rank makes for a step of so many examples: those of the rank that has most."""
+        return math.ceil(math.ceil(examples / self.batch.ranks) / self.batch.micro)
 
     def steps(self) -> int:
         """Optimizer steps in an epoch."""
         return -(-self.size // self.batch.global_)
 
     def __iter__(self) -> Iterator[list[int]]:
+        micro = self.batch.micro
         for step in self.global_batches(self.epoch):
-            for start in range(0, len(step), self.batch.micro):
-                yield step[start : start + self.batch.micro].tolist()
+            mine = step[self.rank :: self.batch.ranks]  # every n-th: alike lengths on all ranks where they are sorted
+            for start in range(0, self._rounds(len(step)) * micro, micro):
+                yield mine[start : start + micro].tolist()
+
+    def step(self, number: int) -> NDArray[np.int64]:
+        """Example numbers of optimizer step `number` of the run (from 0), on all ranks together."""
+        epoch, place = divmod(number, self.steps())
+        if self._kept is None or self._kept[0] != epoch:
+            self._kept = (epoch, self.global_batches(epoch))
+        return self._kept[1][place]
 
     def global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """The steps of an epoch, each an array of example numbers."""

@@ -25,6 +25,7 @@ from dumbo.trainer.engine import Engine, save_weights
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.schedule import require_schedule
+from dumbo.trainer.sharded import is_sharded, whole_weights, wrapper_of
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.quick import accumulation_proof, unlike_documents
@@ -75,7 +76,10 @@ class Session:
             if resume_from is not None and done >= steps:
                 trainer.take_finished(resume_from)
             else:
+                if resume_from is not None:
+                    trainer.take_up(resume_from)
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        self.stop.settle(run.world)
         self.stop.raise_if_any()
         if self.sft.load_best_at_end:
             self._load_best(trainer)
@@ -95,11 +99,11 @@ class Session:
         self.packs = self._pack(data.train, self.sft.seed)
         examples = Examples(self.packs, data.train.documents)
         held_out = self._examples_held_out()
-        checkpoints = Checkpoints(run.path / "checkpoints", self.sft.save_total_limit)
+        checkpoints = Checkpoints(run.path / "checkpoints", self.sft.save_total_limit, run.world)
         checkpoints.clean()
         trainer = SftTrainer(
             model=self.model,
-            args=self.sft.arguments(run.path, batch, evaluates=held_out is not None),
+            args=self.sft.arguments(run.path, batch, evaluates=held_out is not None, fsdp=self._fsdp()),
             train_dataset=examples,
             eval_dataset=held_out,
             processing_class=self.tokenizer,
@@ -118,19 +122,31 @@ class Session:
             store=data.train.store,
             examples=examples,
             sampler=GlobalBatches(
-                len(examples), batch, self.sft.seed, None if self.packs is not None else data.train.lengths
+                len(examples),
+                batch,
+                self.sft.seed,
+                None if self.packs is not None else data.train.lengths,
+                run.world.rank,
             ),
             collate=self._collate(data.train, self.layout),
             eval_examples=held_out,
             eval_collate=self._collate(data.eval, self.layout) if data.eval is not None else None,
             checkpoints=checkpoints,
             on_row=self._on_row,
+            world=run.world,
         )
+        trainer.add_callback(_Wrapped(trainer, run))
         limit = seconds_of(self.sft.max_time)
         trainer.add_callback(
-            StopCallback(self.stop, run.started, limit, lambda: trainer.save_seconds, lambda: trainer.eval_seconds)
+            StopCallback(
+                self.stop, run.started, limit, lambda: trainer.save_seconds, lambda: trainer.eval_seconds, run.world
+            )
         )
         return trainer
+
+    def _fsdp(self) -> dict[str, Any] | None:
+        """FSDP2's options, where the launch plugin asks for it."""
+        return self.run.fsdp if self.run.wrapper == "FSDP2" and self.run.ranks > 1 else None
 
     def _examples_held_out(self) -> Examples | None:
         """What the held-out loss is measured on; None where no held-out token bears a loss."""
@@ -196,7 +212,6 @@ class Session:
             batch={"global": batch.global_, "micro": batch.micro, "ranks": batch.ranks, "accumulation": batch.accumulation},
             packing={"layout": self.layout, "packs": len(self.packs) if self.packs is not None else None,
                      "filled": round(self.packs.filled, 4) if self.packs is not None else None},
-            parallel="none",
             planned_steps=steps,
         )  # fmt: skip
 
@@ -217,10 +232,21 @@ class Session:
             stored: list[str] = json.loads(kept.read_text())
             return stored
         with self.run.console.status("answering held-out prompts before training"):
-            before = samples.ask(self.model, self.tokenizer, asked, how) if asked else []
+            before = self._ask(asked, how)
         kept.write_text(json.dumps(before))
         self.run.write("samples.md", samples.samples_page(asked, before, None))
         return before
+
+    def _ask(self, asked: list[samples.Question], how: Any) -> list[str]:
+        """Answers of the model as it is. Each rank answers its share; where the model is sharded, all answer all of it
+        together, because every one of them holds a part of each layer.
+        """
+        world = self.run.world
+        if world.size == 1 or is_sharded(self.model):
+            return samples.ask(self.model, self.tokenizer, asked, how) if asked else []
+        own = asked[world.rank :: world.size]
+        answered = world.gather(samples.ask(self.model, self.tokenizer, own, how) if own else [])
+        return [answered[place % world.size][place // world.size] for place in range(len(asked))]
 
     # ---- during -----------------------------------------------------------------------------------------------
 
@@ -255,7 +281,10 @@ class Session:
         if getattr(base, "generation_config", None) is not None and ends:
             base.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
         folder = self.run.path / "model"
-        save_weights(model, folder)
+        weights = whole_weights(model) if is_sharded(model) else None  # all ranks gather, rank 0 has them
+        if not self.run.world.main:
+            return
+        save_weights(model, folder, weights)
         self.tokenizer.save_pretrained(folder)
         if base is not model and getattr(base, "generation_config", None) is not None:
             base.generation_config.save_pretrained(folder)
@@ -287,7 +316,7 @@ class Session:
     def _answer_after(self, asked: list[samples.Question], how: Any, before: list[str]) -> dict[str, Any]:
         """Samples, and exact match where the data has answers."""
         with self.run.console.status("answering held-out prompts"):
-            after = samples.ask(self.model, self.tokenizer, asked, how) if asked else []
+            after = self._ask(asked, how)
         self.run.write("samples.md", samples.samples_page(asked, before, after))
         self.run.samples = list(zip(asked, before, after, strict=True))
         pattern = self.data.answer_pattern
@@ -296,7 +325,7 @@ class Session:
         exam = samples.questions(self.data.eval, self.tokenizer, self.sft.num_answers)
         longer = samples.how_to_answer(self.data.eval, self.tokenizer, exam, self.sft.max_new_tokens)
         with self.run.console.status(f"answering {len(exam)} held-out questions"):
-            replies = samples.ask(self.model, self.tokenizer, exam, longer)
+            replies = self._ask(exam, longer)
         right, total = samples.exact_match(pattern, exam, replies)
         return {"exact_match": right / total, "questions": total} if total else {}
 
@@ -316,6 +345,19 @@ class _Flow(TrainerCallback):
         if control.should_save:
             control.should_log = True
             control.should_evaluate = self.evaluates
+
+
+class _Wrapped(TrainerCallback):
+    """At the start of training: what is around the model must be what was asked for, and stands in run.json."""
+
+    def __init__(self, trainer: SftTrainer, run: RunDir) -> None:
+        self.trainer, self.run = trainer, run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = wrapper_of(self.trainer.model_wrapped)
+        wanted = self.run.wrapper if self.run.ranks > 1 else "none"
+        assert found == wanted, f"the model is wrapped in {found}, not in {wanted}"
+        self.run.update(parallel=found)
 
 
 class _Progress(TrainerCallback):

@@ -127,13 +127,16 @@ class Sft:
         """The batch arithmetic. Raises UserError when it does not divide."""
         return Batch.of(self.global_batch_size, self.micro_batch_size, ranks)
 
-    def arguments(self, folder: Path, batch: Batch, *, evaluates: bool) -> TrainingArguments:
+    def arguments(
+        self, folder: Path, batch: Batch, *, evaluates: bool, fsdp: dict[str, Any] | None = None
+    ) -> TrainingArguments:
         """transformers' TrainingArguments for this trainer.
 
         Args:
             folder: its output_dir.
             batch: the arithmetic.
             evaluates: whether anything is held out.
+            fsdp: options of FSDP2; None: not sharded.
         """
         import torch
         from transformers import TrainingArguments
@@ -175,6 +178,11 @@ class Sft:
             "remove_unused_columns": False,
             "use_cpu": not torch.accelerator.is_available(),  # else it refuses bf16 there
         }
+        if batch.ranks > 1:
+            # every trainable parameter is used in every pass; looking for others costs a walk of the graph a step
+            own |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
+        if fsdp is not None:
+            own |= {"fsdp": "full_shard", "fsdp_config": {"version": 2, **fsdp}}
         try:
             return TrainingArguments(**{**own, **self.extra})
         except (TypeError, ValueError, ImportError) as error:

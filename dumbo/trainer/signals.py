@@ -18,15 +18,22 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dumbo.errors import Stopped
+from dumbo.launch.world import World
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0, "SIGUSR2": 0, "max_time": 0}
 
 
 class StopRequests:
-    """What asked the loop to stop, if anything did."""
+    """What asked the loop to stop, if anything did.
+
+    Attributes:
+        reason: what this process heard.
+        agreed: what the ranks agreed on, where there are several.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.agreed: str | None = None
         self._interrupts = 0
 
     @contextmanager
@@ -42,10 +49,17 @@ class StopRequests:
         if self._interrupts > 1:
             raise KeyboardInterrupt
 
+    def settle(self, world: World) -> None:
+        """After the loop: what any rank heard, all of them act on."""
+        heard = [reason for reason in world.gather(self.agreed or self.reason) if reason is not None]
+        if heard:
+            self.agreed = min(heard, key=list(EXIT_CODES).index)
+
     def raise_if_any(self) -> None:
         """Raises Stopped when something asked."""
-        if self.reason is not None:
-            raise Stopped(self.reason, EXIT_CODES[self.reason])
+        reason = self.agreed or self.reason
+        if reason is not None:
+            raise Stopped(reason, EXIT_CODES[reason])
 
 
 @contextmanager

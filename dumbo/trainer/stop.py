@@ -1,4 +1,8 @@
-"""Leaves the training loop at the end of a step, saved, when something asked or the time is nearly up."""
+"""Leaves the training loop at the end of a step, saved, when something asked or the time is nearly up.
+
+With several ranks all of them leave at the same step: what each heard is exchanged over the CPU while the next step
+computes, and acted on at that step's end, so that nothing waits.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
-from dumbo.trainer.signals import StopRequests
+from dumbo.launch.world import World
+from dumbo.trainer.signals import EXIT_CODES, StopRequests
+
+REASONS = tuple(reversed(EXIT_CODES))
+"""What can ask, the strongest last: max_time, SIGUSR2, SIGUSR1, SIGTERM, SIGINT."""
 
 STEPS_LOOKED_AT = 10
 """Of so many last steps the longest says how long the next may take."""
@@ -25,6 +34,7 @@ class StopCallback(TrainerCallback):
         began: when the run began (time.time()).
         max_time: seconds; None: no limit.
         save_seconds, eval_seconds: how long saving and evaluating take, as far as known.
+        world: the ranks.
     """
 
     def __init__(
@@ -34,9 +44,12 @@ class StopCallback(TrainerCallback):
         max_time: float | None,
         save_seconds: Callable[[], float],
         eval_seconds: Callable[[], float],
+        world: World,
     ) -> None:
         self.requests, self.began, self.max_time = requests, began, max_time
         self.save_seconds, self.eval_seconds = save_seconds, eval_seconds
+        self.world = world
+        self.on_its_way: tuple[Any, torch.Tensor] | None = None
         self.step_began = time.time()
         self.steps: deque[float] = deque(maxlen=STEPS_LOOKED_AT)
 
@@ -47,16 +60,44 @@ class StopCallback(TrainerCallback):
         self.steps.append(time.time() - self.step_began)
         if self.requests.reason is None and self._no_time_for_another():
             self.requests.reason = "max_time"
-        if self.requests.reason is None:
+        if self.world.size > 1:
+            self._exchange()
+        if self.agreed is None:
             return
         control.should_evaluate = False  # made up for on resuming
         if state.global_step < state.max_steps:
             control.should_save = control.should_log = control.should_training_stop = True
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.on_its_way is not None:  # every rank started this exchange
+            self.on_its_way[0].wait()
+            self.on_its_way = None
+
+    @property
+    def agreed(self) -> str | None:
+        """What asked, as all ranks know it by now."""
+        return self.requests.reason if self.world.size == 1 else self.requests.agreed
+
+    def _exchange(self) -> None:
+        """Reads what the ranks said at the last step's end, and says what was heard since."""
+        import torch.distributed as dist
+
+        if self.on_its_way is not None:
+            work, heard = self.on_its_way
+            work.wait()
+            if number := int(heard):
+                self.requests.agreed = REASONS[number - 1]
+                self.on_its_way = None
+                return
+        own = REASONS.index(self.requests.reason) + 1 if self.requests.reason else 0
+        heard = torch.tensor(own)
+        self.on_its_way = (dist.all_reduce(heard, dist.ReduceOp.MAX, self.world.group, async_op=True), heard)
+
     def _no_time_for_another(self) -> bool:
         """Another step, the evaluation and the saving that may follow it, and the saving at the end."""
         if self.max_time is None:
             return False
-        needed = max(self.steps) + self.eval_seconds() + 2 * self.save_seconds()
+        ahead = 1 if self.world.size == 1 else 2  # the other ranks hear of it one step late
+        needed = ahead * max(self.steps) + self.eval_seconds() + 2 * self.save_seconds()
         spare = max(self.steps) + min(SPARE_SECONDS, 0.02 * self.max_time)
         return time.time() - self.began + needed + spare >= self.max_time

@@ -1,0 +1,124 @@
+"""What `launch=ddp` and `launch=fsdp` have in common: how many processes, and running a job in them.
+
+    prepare the data, here, once -> freeze the config -> start the ranks (`ranks.py`) -> rank 0's result
+
+Started by torchrun or accelerate launch, this process already is a rank: the job runs in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dumbo.errors import UserError
+from dumbo.launch.gpus import visible_gpus
+from dumbo.launch.job import Job
+from dumbo.launch.world import asked_by_environment
+from dumbo.trainer.duration import seconds_of
+from dumbo.trainer.signals import interruptible
+
+
+class Options(Protocol):
+    """The fields that both plugins have."""
+
+    @property
+    def num_processes(self) -> int | None: ...
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def rdzv_endpoint(self) -> str | None: ...
+    @property
+    def start_timeout(self) -> float | str: ...
+    @property
+    def timeout(self) -> float | str: ...
+
+
+def checked(options: Options) -> None:
+    """Raises UserError for values that cannot be."""
+    for name, value in (("num_processes", options.num_processes), ("num_nodes", options.num_nodes)):
+        if value is not None and value < 1:
+            raise UserError(f"launch.{name} must be at least 1, got {value}.")
+    if options.num_nodes > 1 and not options.rdzv_endpoint and not asked_by_environment():
+        raise UserError(
+            f"launch.num_nodes={options.num_nodes}: the machines need a place to meet.\n"
+            "  Write the same launch.rdzv_endpoint=HOST:PORT on each, HOST being one of them."
+        )
+    if options.rdzv_endpoint is not None and not options.rdzv_endpoint.rpartition(":")[2].isdigit():
+        raise UserError(f"launch.rdzv_endpoint must be HOST:PORT, got '{options.rdzv_endpoint}'.")
+    _seconds("start_timeout", options.start_timeout)
+    _seconds("timeout", options.timeout)
+
+
+def _seconds(name: str, text: float | str) -> float:
+    seconds = seconds_of(text, f"launch.{name}")
+    if seconds is None or seconds <= 0:
+        raise UserError(f"launch.{name} must be above 0, got {text}.")
+    return seconds
+
+
+@dataclass(frozen=True)
+class Many:
+    """The processes of a job.
+
+    Attributes:
+        here: on this machine.
+        nodes: machines.
+        endpoint: where they meet; "" with one.
+        start_timeout, timeout: seconds.
+    """
+
+    here: int
+    nodes: int
+    endpoint: str
+    start_timeout: float
+    timeout: float
+
+    @classmethod
+    def of(cls, options: Options) -> Many:
+        return cls(
+            options.num_processes or max(1, visible_gpus()),
+            options.num_nodes,
+            options.rdzv_endpoint or "",
+            _seconds("start_timeout", options.start_timeout),
+            _seconds("timeout", options.timeout),
+        )
+
+    @property
+    def ranks(self) -> int:
+        """Of all machines together; what torchrun says where it started this process."""
+        return int(os.environ["WORLD_SIZE"]) if asked_by_environment() else self.here * self.nodes
+
+    def launch(self, job: Job) -> dict[str, Any]:
+        """Runs the job and returns rank 0's metrics.
+
+        Raises:
+            UserError: more processes than GPUs.
+            Stopped, ProofFailed, RunFailed: as a rank raised it.
+        """
+        if job.run.world.size > 1:
+            with interruptible():
+                return job.here()
+        with interruptible():
+            job.prepare()
+        import torch
+
+        from dumbo.launch.ranks import Ranks
+
+        gpus = torch.cuda.device_count()
+        if gpus and self.here > gpus:
+            raise UserError(
+                f"launch.num_processes={self.here}, but {gpus} GPU{'s are' * (gpus > 1) or ' is'} visible here."
+            )
+        run = job.run
+        ranks = Ranks(run.path / ".launch", self.here, self.nodes, self.endpoint, self.start_timeout, gpus > 0)
+        run.console.row(
+            "ranks",
+            f"{self.ranks} on {'GPUs' if gpus else 'the CPU'}" + (f", {self.nodes} machines" if self.nodes > 1 else ""),
+        )
+        try:
+            ending = ranks.run(job.freeze(), json.dumps(run.attachment(), default=str))
+        finally:
+            run.reload()
+        return run.take_result(ending.result or {})

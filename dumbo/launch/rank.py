@@ -1,0 +1,95 @@
+"""`python -m dumbo.launch.rank`: one rank of a run. Started by `ranks.py`, never by hand.
+
+frozen config -> join the others -> agree on its hash -> the experiment -> how it ended, into a file
+
+Exit code 0 when done or stopped, else 1: what is to be said stands in the file.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dumbo.launch.endings import Ending, ending_of
+from dumbo.launch.frozen import Frozen, frozen_from_environment
+from dumbo.trainer.signals import interruptible
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Runs the rank that the environment describes."""
+    folder, rank = Path(os.environ["DUMBO_LAUNCH_FOLDER"]), int(os.environ["RANK"])
+    _die_with(int(os.environ["DUMBO_LAUNCHER"]))
+    frozen = frozen_from_environment()
+    _speak_into(Path(frozen.folder) / f"rank-{rank}.log", also_out=rank != 0)
+    try:
+        with interruptible():
+            _write_pid(folder, rank)
+            ending = _run(frozen, folder)
+    except BaseException as error:
+        traceback.print_exc()
+        ending = ending_of(error)
+    ending.write(folder, rank)
+    if ending.kind in ("done", "stopped"):
+        return 0
+    os._exit(1)  # at once: the others may never answer the goodbye of the process group
+
+
+def _run(frozen: Frozen, folder: Path) -> Ending:
+    from dumbo.launch.world import join
+    from dumbo.outputs.lifecycle import attach, why_failed
+    from dumbo.train import tracked
+
+    plugins = frozen.plugins()
+    world = join(plugins.launch.seconds_an_exchange)
+    world.agree("config", frozen.hash)
+    run = attach(json.loads((Path(frozen.folder) / ".launch" / "attach.json").read_text()), world)
+    (folder / f"ready-{world.rank}").touch()
+    try:
+        metrics = tracked(plugins, run)
+    except Exception as error:
+        ending = ending_of(error)
+        if ending.kind == "failed":
+            run.console.log(traceback.format_exc())
+            ending = Ending("failed", why_failed(error, run), 1)
+        return ending
+    return Ending("done", result=_result(metrics, run.samples) if world.main else None)
+
+
+def _result(metrics: dict[str, Any], samples: Any) -> dict[str, Any]:
+    return {"metrics": metrics, "samples": [(asdict(question), *texts) for question, *texts in samples]}
+
+
+def _write_pid(folder: Path, rank: int) -> None:
+    aside = folder / f".pid-{rank}"
+    aside.write_text(str(os.getpid()))
+    aside.rename(folder / f"pid-{rank}")
+
+
+def _die_with(launcher: int) -> None:
+    """The system kills this process when the one that launched it is gone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        os._exit(1)
+
+
+def _speak_into(file: Path, *, also_out: bool) -> None:
+    """What libraries print goes into the rank's log; the terminal is rank 0's panel alone."""
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 2)
+    if also_out:
+        os.dup2(handle, 1)
+    os.close(handle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

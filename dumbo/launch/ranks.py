@@ -1,0 +1,253 @@
+"""Starts the ranks of a run on this machine, watches them, passes signals on, and leaves nothing behind.
+
+The ranks are started by torch's elastic launcher (what torchrun is), in a thread of this process, so that the main
+thread is free for signals. Each rank is a process of `dumbo.launch.rank` in a session of its own; the system kills it
+when this process dies. Ports: the launcher's store takes a free one, and hands it on.
+
+    SIGINT, SIGTERM, SIGUSR1, SIGUSR2 here -> the same to every rank: they finish the step, save and end
+    a rank fails -> the others have GRACE seconds, then they are killed
+    no rank is ready after `start_timeout` -> all are killed
+
+Source: https://docs.pytorch.org/docs/stable/elastic/run.html
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from dumbo.errors import RunFailed
+from dumbo.launch.endings import Ending, cause, endings
+from dumbo.launch.frozen import Frozen
+
+GRACE = 8.0
+"""Seconds the other ranks have to end by themselves when one has failed."""
+LOOKS = 0.1
+"""Seconds between looks at the ranks."""
+FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@dataclass
+class Ranks:
+    """The ranks of one node.
+
+    Args:
+        folder: `.launch` of the run: pids, endings, the launcher's own files.
+        here: ranks on this machine.
+        nodes: machines.
+        endpoint: host:port where several machines meet; "" with one.
+        start_timeout: seconds until all must be ready.
+        cuda: one GPU a rank, else the CPU.
+    """
+
+    folder: Path
+    here: int
+    nodes: int
+    endpoint: str
+    start_timeout: float
+    cuda: bool
+    _exit_codes: dict[int, int] = field(default_factory=dict)
+    _launcher: BaseException | None = None
+    _heard: list[int] = field(default_factory=list)
+    _told: set[tuple[int, int]] = field(default_factory=set)
+
+    def run(self, frozen: Frozen, attachment: str) -> Ending:
+        """Runs them to their end.
+
+        Args:
+            frozen: the config.
+            attachment: what they need to know of the run, as JSON.
+
+        Returns:
+            rank 0's ending, when every rank is done; with several machines, when it was on this one.
+
+        Raises:
+            Stopped, UserError, ProofFailed, RunFailed: what ended a rank first.
+        """
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        (self.folder / "attach.json").write_text(attachment)
+        thread = threading.Thread(target=self._launch, args=(frozen,), daemon=True, name="ranks")
+        with self._forwarding():
+            thread.start()
+            late = self._watch(thread)
+        found = endings(self.folder)
+        why = cause(found, self._exit_codes)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if late is not None and not isinstance(why, RunFailed | ValueError):
+            raise late
+        if why is not None:
+            raise why
+        if self._launcher is not None:
+            raise RunFailed(self._could_not_start(self._launcher)) from self._launcher
+        return found.get(0, Ending("done"))
+
+    # ---- starting ---------------------------------------------------------------------------------------------
+
+    def _launch(self, frozen: Frozen) -> None:
+        """In the thread: torch's launcher, until all ranks have ended."""
+        from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        config = LaunchConfig(
+            min_nodes=self.nodes,
+            max_nodes=self.nodes,
+            nproc_per_node=self.here,
+            run_id="dumbo",
+            rdzv_backend="c10d",
+            rdzv_endpoint=self.endpoint or "localhost:0",
+            rdzv_configs={"timeout": self.start_timeout, "join_timeout": self.start_timeout},
+            max_restarts=0,
+            monitor_interval=LOOKS,
+            logs_specs=DefaultLogsSpecs(log_dir=str(self.folder / "torchrun")),
+        )
+        words = ["-m", "dumbo.launch.rank"]
+        try:
+            with _environment(self._for_ranks(frozen)):
+                elastic_launch(config, sys.executable)(*words)
+        except ChildFailedError as error:
+            self._exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        except BaseException as error:
+            self._launcher = error
+
+    def _for_ranks(self, frozen: Frozen) -> dict[str, str | None]:
+        """What the ranks find in their environment; None: taken out of it."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # a user's own accelerate configuration must not leak in
+        foreign = [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]
+        return {
+            **dict.fromkeys(foreign),
+            **QUIET,
+            **frozen.to_environment(),
+            "DUMBO_LAUNCH_FOLDER": str(self.folder),
+            "DUMBO_LAUNCHER": str(os.getpid()),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // self.here)),
+            **({} if self.cuda else {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}),
+        }
+
+    def _could_not_start(self, error: BaseException) -> str:
+        where = f" at {self.endpoint}" if self.endpoint else ""
+        return (
+            f"The ranks could not be started{where}: {type(error).__name__}: {error}\n"
+            "  With several machines: the same launch.rdzv_endpoint=HOST:PORT on each, reachable from all."
+        )
+
+    # ---- watching ---------------------------------------------------------------------------------------------
+
+    def _watch(self, thread: threading.Thread) -> RunFailed | None:
+        """Waits for the thread; kills what does not end in time. Returns why, when the start took too long."""
+        began = time.monotonic()
+        failed_at: float | None = None
+        late: RunFailed | None = None
+        while thread.is_alive():
+            thread.join(LOOKS)
+            self._pass_on()
+            now = time.monotonic()
+            if failed_at is None and self._somebody_failed():
+                failed_at = now
+            if failed_at is not None and now - failed_at > GRACE:
+                self._kill()
+            if late is None and failed_at is None and now - began > self.start_timeout and not self._ready():
+                late = RunFailed(
+                    f"The ranks were not ready after {self.start_timeout:g} s ({len(self._pids())} of {self.here} on this "
+                    f"machine had started, {self._counted_ready()} were ready).\n"
+                    "  What they said is in rank-*.log; write launch.start_timeout=SECONDS where it takes longer here."
+                )
+                failed_at = now - GRACE
+        return late
+
+    def _ready(self) -> bool:
+        return self._counted_ready() >= self.here
+
+    def _counted_ready(self) -> int:
+        return len(list(self.folder.glob("ready-*")))
+
+    def _somebody_failed(self) -> bool:
+        """A rank wrote that it failed, or is gone without a word."""
+        found = endings(self.folder)
+        if any(ending.kind != "done" for ending in found.values()):
+            return True
+        return any(rank not in found and not _alive(pid) for rank, pid in self._pids().items())
+
+    def _pids(self) -> dict[int, int]:
+        found = {}
+        for file in self.folder.glob("pid-*"):
+            with suppress(ValueError, OSError):
+                found[int(file.name.removeprefix("pid-"))] = int(file.read_text())
+        return found
+
+    def _kill(self) -> None:
+        for pid in self._pids().values():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+
+    # ---- signals ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _forwarding(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            self._heard.append(number)
+
+        before = {getattr(signal, name): signal.signal(getattr(signal, name), forward) for name in FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _pass_on(self) -> None:
+        """Every signal heard so far to every rank that listens by now, once."""
+        for place, number in enumerate(self._heard):
+            for pid in self._pids().values():
+                if (place, pid) not in self._told:
+                    self._told.add((place, pid))
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, number)
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return not Path("/proc/self").exists()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """The ranks inherit this process's environment: it is changed while they are started and run."""
+    before = {name: os.environ.get(name) for name in values}
+    _set(values)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

@@ -1,0 +1,68 @@
+"""FSDP2 around a model: putting it on where accelerate does not, telling it from DDP, and gathering whole weights.
+
+accelerate (1.15) prepares FSDP2 for GPU ranks only; on CPU ranks it ignores the plugin and wraps in DDP. Its state is
+told otherwise here, and the same code of accelerate (torch's fully_shard) then runs on gloo, so that what is tested on
+the CPU is what runs on GPUs. https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.nn.parallel import DistributedDataParallel
+
+
+def shard_on_cpu(accelerator: Accelerator, options: Mapping[str, Any]) -> None:
+    """Makes accelerate prepare models with FSDP2 on CPU ranks.
+
+    Args:
+        options: of its plugin, as transformers derives them from `fsdp_config`.
+    """
+    state: Any = accelerator.state
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**dict(options))
+    state.distributed_type = DistributedType.FSDP
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether fully_shard was applied to this model."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def wrapper_of(model: torch.nn.Module) -> str:
+    """none, DDP or FSDP2: what is really around a model."""
+    if isinstance(model, DistributedDataParallel):
+        return "DDP"
+    if is_sharded(model):
+        from torch.distributed.tensor import DTensor
+
+        loose = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
+        assert not loose, f"FSDP2 left these parameters whole: {loose[:5]}"
+        return "FSDP2"
+    return "none"
+
+
+def reshard(model: torch.nn.Module) -> None:
+    """Lets go of what a forward pass without a backward one (evaluating, answering) left gathered."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Name -> the whole tensor on the CPU, gathered by all ranks; empty on every rank but 0. Tied tensors stand once."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    reshard(model)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Any] = get_model_state_dict(model, options=options)
+    once = {name for name, _ in model.named_parameters()}
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    return {name: tensor for name, tensor in weights.items() if name not in again}

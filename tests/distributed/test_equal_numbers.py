@@ -1,0 +1,61 @@
+"""1, 2 and 4 ranks train the same: losses, gradient norms, held-out losses and final weights at equal global batch.
+
+Real processes over gloo. The data does not divide: in the last step of an epoch some ranks have nothing left.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from ranks import SMALL, curve, facts, rows, run_cases
+from safetensors.torch import load_file
+
+DATA = {"packed": ("trainer.global_batch_size=8",), "padded": ("trainer.packing=false", "trainer.global_batch_size=32")}
+WEIGHTS = {"full": (), "lora": ("patch=lora", "patch.lora.dropout=0")}
+MICRO = {1: {"packed": 4, "padded": 16}, 2: {"packed": 2, "padded": 16}, 4: {"packed": 2, "padded": 4}}
+"""Of 1, 2 and 4 ranks: accumulation 2, 2 and 1 (packed), 2, 1 and 2 (padded)."""
+
+
+def words(ranks: int, launch: str, data: str, weights: str) -> list[str]:
+    micro = f"trainer.micro_batch_size={MICRO[ranks][data]}"
+    return [*SMALL, *DATA[data], *WEIGHTS[weights], micro, f"launch={launch}"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of one process."""
+    import dumbo
+
+    folder = tmp_path_factory.mktemp("alone")
+    for data, weights in product(DATA, WEIGHTS):
+        dumbo.run([*words(1, "single", data, weights), f"run_dir={folder / f'{data}-{weights}'}"])
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.full)])
+def test_many_ranks_are_one(ranks: int, alone: Path, tmp_path: Path) -> None:
+    cases = {
+        str(tmp_path / f"{launch}-{data}-{weights}"): words(ranks, launch, data, weights)
+        for launch, data, weights in product(("ddp", "fsdp"), DATA, WEIGHTS)
+    }
+    run_cases(ranks, cases, tmp_path)
+    for launch, data, weights in product(("ddp", "fsdp"), DATA, WEIGHTS):
+        run, one = tmp_path / f"{launch}-{data}-{weights}", alone / f"{data}-{weights}"
+        assert facts(run)["parallel"] == {"ddp": "DDP", "fsdp": "FSDP2"}[launch]
+        assert facts(run)["batch"]["ranks"] == ranks
+        found, wanted = curve(run), curve(one)
+        assert [place for place, *_ in found] == [place for place, *_ in wanted]
+        assert len(found) > 10
+        for (step, loss, norm), (_, loss_alone, norm_alone) in zip(found, wanted, strict=True):
+            assert loss == pytest.approx(loss_alone, abs=1e-5), (launch, data, weights, step)
+            if norm is not None:
+                assert norm == pytest.approx(norm_alone, rel=1e-3), (launch, data, weights, step)
+        counted = [(row["tokens"], row.get("loss") is None) for row in rows(run)]
+        assert counted == [(row["tokens"], row.get("loss") is None) for row in rows(one)]
+        name = "adapter_model.safetensors" if weights == "lora" else "model.safetensors"
+        trained, trained_alone = load_file(run / "model" / name), load_file(one / "model" / name)
+        assert trained.keys() == trained_alone.keys()
+        for key, tensor in trained.items():
+            assert (tensor - trained_alone[key]).abs().max() < 2e-4, (launch, data, weights, key)
