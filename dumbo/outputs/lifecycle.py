@@ -184,8 +184,10 @@ def _unfinished(config: Mapping[str, Any]) -> Path | None:
 TAKES_EFFECT = (
     "trainer.max_steps", "trainer.num_epochs", "trainer.eval_every", "trainer.eval_at_start", "trainer.load_best_at_end",
     "trainer.num_samples", "trainer.num_answers", "trainer.max_new_tokens", "dataset.path", "dataset.eval_path", "model.path",
+    "trainer.micro_batch_size",
 )  # fmt: skip
-"""Keys whose change is taken up on resuming: how long, what is measured, and where the same files lie now."""
+"""Keys whose change is taken up on resuming: how long, what is measured, where the same files lie now, and how a step is
+spread over ranks and passes (which changes no more than the last digits)."""
 
 
 def _require_same(run: RunDir, config: Mapping[str, Any]) -> list[str]:

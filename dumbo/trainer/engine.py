@@ -297,8 +297,11 @@ class Engine(_Base):
 
     def take_up(self, checkpoint: Path) -> None:
         """Before `train`: whole weights go into the model before it is sharded."""
-        if self.is_fsdp_enabled and not sharded_state.is_sharded_checkpoint(checkpoint):
-            super()._load_from_checkpoint(str(checkpoint))
+        if not self.is_fsdp_enabled or sharded_state.is_sharded_checkpoint(checkpoint):
+            return
+        self.is_fsdp_enabled = False  # Trainer would look for its own form of a sharded checkpoint
+        super()._load_from_checkpoint(str(checkpoint))
+        self.is_fsdp_enabled = True
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights; Trainer's own way when neither the checkpoint nor the model is sharded."""

@@ -77,14 +77,13 @@ def load_whole_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimize
     """Optimizer state of an unsharded checkpoint into the optimizer of a sharded model: each rank keeps its part."""
     stored = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     names: list[str] = json.loads((checkpoint / NAMES).read_text())
-    flat: dict[str, Any] = {}
-    for number, state in stored["state"].items():
-        flat |= {f"state.{names[number]}.{key}": value for key, value in state.items()}
-    for group in stored["param_groups"]:
-        for number in group["params"]:
-            flat |= {f"param_groups.{names[number]}.{key}": value for key, value in group.items() if key != "params"}
-    options = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
-    set_optimizer_state_dict(model, optimizer, flat, options=options)
+    by_name = {
+        "state": {names[number]: state for number, state in stored["state"].items()},
+        "param_groups": [
+            {**group, "params": [names[number] for number in group["params"]]} for group in stored["param_groups"]
+        ],
+    }
+    set_optimizer_state_dict(model, optimizer, by_name, options=StateDictOptions(full_state_dict=True))
 
 
 def names_in_order(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

@@ -18,7 +18,7 @@ def main() -> None:
     import dumbo
 
     for folder, overrides in json.loads(Path(sys.argv[1]).read_text()).items():
-        metrics = dumbo.run([*overrides, f"run_dir={folder}"])
+        metrics = dumbo.run(overrides)
         if os.environ["RANK"] == "0":
             (Path(folder) / "returned.json").write_text(json.dumps(metrics))
 

@@ -37,7 +37,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_many_ranks_are_one(ranks: int, alone: Path, tmp_path: Path) -> None:
     cases = {
-        str(tmp_path / f"{launch}-{data}-{weights}"): words(ranks, launch, data, weights)
+        (run := str(tmp_path / f"{launch}-{data}-{weights}")): [*words(ranks, launch, data, weights), f"run_dir={run}"]
         for launch, data, weights in product(("ddp", "fsdp"), DATA, WEIGHTS)
     }
     run_cases(ranks, cases, tmp_path)
