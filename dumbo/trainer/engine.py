@@ -3,17 +3,18 @@
     class SftTrainer(Engine, Trainer): ...
 
 Public methods overridden: get_train_dataloader, get_eval_dataloader, get_batch_samples, training_step, compute_loss,
-evaluate, log, floating_point_ops. Private ones, each with a test, within the versions of transformers in
+evaluate, log, floating_point_ops, create_accelerator_and_postprocess. Private ones, each with a test, within the versions of transformers in
 pyproject.toml:
 
     _save_checkpoint      complete or absent, in dumbo's folder names
     _save                 no training_args.bin (a pickle)
     _load_from_checkpoint, _load_optimizer_and_scheduler   shards, on any number of ranks
+    _get_grad_norm        what is not finite never reaches the weights
 
 Private ones called: _save_optimizer_and_scheduler, _save_scaler, _save_rng_state (their files in our folder),
 _prepare_inputs; accelerate's AcceleratorState._reset_state.
 
-What is not overridden: the loop, the optimizer and scheduler, gradient clipping, mixed precision, loading state.
+What is not overridden: the loop, the optimizer and scheduler, gradient clipping, mixed precision.
 """
 
 from __future__ import annotations
@@ -34,16 +35,17 @@ from numpy.typing import NDArray
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.trainer import SCHEDULER_NAME
 
+from dumbo.errors import RunFailed
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.prepare.store import Store
 from dumbo.trainer import sharded_state
-from dumbo.trainer.bad_numbers import Watch
+from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.sharded import is_sharded, shard_on_cpu
+from dumbo.trainer.sharded import is_dtensor, is_sharded, shard_on_cpu
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ class Engine(_Base):
         checkpoints: Checkpoints,
         on_row: Callable[[dict[str, Any]], None],
         world: World,
+        on_bad: Callable[[str], None] = lambda text: None,
+        max_bad_steps: int = 5,
     ) -> None:
         """Gives the trainer its data, its checkpoints and where its numbers go.
 
@@ -84,13 +88,16 @@ class Engine(_Base):
             checkpoints: where state is saved.
             on_row: called with every row for metrics.jsonl.
             world: the ranks of the run.
+            on_bad: told of skipped steps and of going back.
+            max_bad_steps: so many skipped steps in a row lead back to the last checkpoint.
         """
         self.world = world
         self.store, self.examples, self.order, self.collate = store, examples, sampler, collate
         self.eval_examples, self.eval_collate = eval_examples, eval_collate
         self.checkpoints, self.on_row = checkpoints, on_row
         self.counters, self.interval = Counters(), Interval()
-        self.watch = Watch(store, checkpoints.folder.parent)
+        self.watch = Watch(store, world, checkpoints.folder.parent)
+        self.on_bad, self.max_bad_steps = on_bad, max_bad_steps
         self.pending: deque[NDArray[Any]] = deque()
         self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
         self.evaluate_first = False
@@ -177,7 +184,16 @@ class Engine(_Base):
         self.current_gradient_accumulation_steps = 1
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch.add(self.state.global_step + 1, self.pending.popleft(), loss)
-        return loss
+        return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))  # Trainer's sum must stay a number
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm that is logged; what is not finite must not get into the weights."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if is_dtensor(norm):
+            norm = norm.full_tensor()
+        if self.accelerator.scaler is None:  # fp16's own scaler looks after it
+            self.watch.guard(self.state.global_step + 1, norm, self._plain_optimizer)
+        return norm
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -188,14 +204,15 @@ class Engine(_Base):
         """
         assert num_items_in_batch is not None
         if self.model_accepts_loss_kwargs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return (poisoned(found[0]), found[1]) if return_outputs else poisoned(found)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs.logits[:, :-1].float()
         total = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
         )
-        loss = total / num_items_in_batch * self.accelerator.num_processes
+        loss = poisoned(total / num_items_in_batch * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(
@@ -232,22 +249,56 @@ class Engine(_Base):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """A row for metrics.jsonl: training rows carry `loss`, evaluation rows `eval_loss`; Trainer's summary is dropped.
 
+        Steps that were skipped since the last row are told of; too many in a row lead back to the last checkpoint.
+
         Raises:
-            RunFailed: the loss or the gradient norm is not finite (the row is written all the same).
+            RunFailed: they did so once already, or there is no checkpoint to go back to.
         """
         row: dict[str, Any] = {"step": self.state.global_step}
+        bad: list[BadStep] = []
         if "loss" in logs:
+            bad, mean = self.watch.look()
+            if bad:
+                logs = {**logs, "loss": math.nan if mean is None else mean}
             row |= self.meter.row(logs, self.counters, self.interval)
-            self.counters.note_loss(logs["loss"])
+            if bad:
+                row["skipped_steps"] = len(bad)
+            if self.counters.note_loss(logs["loss"]):
+                row["spike"] = True
             self.interval = Interval()
         elif "eval_loss" in logs:
             row |= {"eval_loss": logs["eval_loss"], "tokens": self.counters.tokens}
         else:
             return
         self.on_row(row)
-        if "loss" in logs:
-            self.watch.check(logs["loss"], logs.get("grad_norm"))
+        for step in bad:
+            self.on_bad(str(step))
+        if self.watch.in_a_row >= self.max_bad_steps:
+            self._go_back(bad[-1])
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(row))
+
+    def _go_back(self, last: BadStep) -> None:
+        """Weights and optimizer as they were in the last checkpoint; the data, the schedule and the counting go on."""
+        many = f"{self.watch.in_a_row} steps in a row were not finite, the last: {last}"
+        remedy = (
+            "  Look at these rows; else lower trainer.lr, lengthen trainer.warmup_steps, or write trainer.precision=fp32. "
+            f"Checkpoints are whole: resume={self.checkpoints.folder.parent}"
+        )
+        good = self.checkpoints.newest_good(self.on_bad) if self.checkpoints.steps() else None
+        if good is None:
+            raise RunFailed(f"{many}\n  There is no checkpoint to go back to yet.\n{remedy}")
+        if self.counters.went_back:
+            raise RunFailed(f"{many}\n  Going back to a checkpoint has not helped before.\n{remedy}")
+        self.counters.went_back += 1
+        self.watch.in_a_row = 0
+        schedule: Any = self.lr_scheduler
+        place = schedule.state_dict()
+        self._load_from_checkpoint(str(good), self.model)
+        self._load_optimizer_and_scheduler(str(good))
+        schedule.load_state_dict(place)
+        for group, rate in zip(self._plain_optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.on_bad(f"{many}\nweights and optimizer go back to {good.name}; data and schedule go on")
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Trainer's own estimate walks all parameters every step and counts padding; ours is in `mfu`."""

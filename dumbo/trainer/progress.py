@@ -5,6 +5,8 @@ The engine adds; rows for metrics.jsonl come out. Saved with each checkpoint, so
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +19,8 @@ from dumbo.trainer.throughput import attention_flops, peak_memory_gib
 
 TRAIN_LOSS_OVER = 10
 """`train_loss` is the mean of so many last logged losses."""
+SPIKE_OVER, SPIKE_LEAST, SPIKE_TIMES = 64, 16, 8.0
+"""A spike is a loss so many median deviations above the median of the last ones, of which there must be some."""
 
 
 @dataclass
@@ -27,7 +31,8 @@ class Counters:
         tokens: real tokens, padding not counted.
         trained_tokens: tokens that bore the loss.
         documents: documents seen.
-        recent_losses: of the last logged steps.
+        recent_losses: of the last logged steps, those that are finite.
+        went_back: how often weights went back to a checkpoint after steps that were not finite.
         best_step, best_loss: the saved step with the lowest held-out loss.
     """
 
@@ -35,16 +40,30 @@ class Counters:
     trained_tokens: int = 0
     documents: int = 0
     recent_losses: list[float] = field(default_factory=list)
+    went_back: int = 0
     best_step: int | None = None
     best_loss: float | None = None
 
     @property
     def train_loss(self) -> float | None:
         """Mean of the last ten logged losses."""
-        return sum(self.recent_losses) / len(self.recent_losses) if self.recent_losses else None
+        last = self.recent_losses[-TRAIN_LOSS_OVER:]
+        return sum(last) / len(last) if last else None
 
-    def note_loss(self, loss: float) -> None:
-        self.recent_losses = [*self.recent_losses, loss][-TRAIN_LOSS_OVER:]
+    def note_loss(self, loss: float) -> bool:
+        """Keeps it; returns whether it is a spike."""
+        if not math.isfinite(loss):
+            return False
+        spike = self._is_spike(loss)
+        self.recent_losses = [*self.recent_losses, loss][-SPIKE_OVER:]
+        return spike
+
+    def _is_spike(self, loss: float) -> bool:
+        if len(self.recent_losses) < SPIKE_LEAST:
+            return False
+        middle = statistics.median(self.recent_losses)
+        deviation = statistics.median(abs(seen - middle) for seen in self.recent_losses)
+        return loss > middle + SPIKE_TIMES * max(deviation, 0.01 * abs(middle))
 
     def note_saved(self, step: int, held_out: tuple[int, float] | None) -> None:
         """A step is saved; `held_out` is (step, loss) of the last evaluation."""

@@ -134,6 +134,8 @@ class Session:
             checkpoints=checkpoints,
             on_row=self._on_row,
             world=run.world,
+            on_bad=lambda text: self._bar.note("skipped", text),
+            max_bad_steps=self.sft.max_bad_steps,
         )
         trainer.add_callback(_Wrapped(trainer, run))
         limit = seconds_of(self.sft.max_time)

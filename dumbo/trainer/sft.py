@@ -47,6 +47,8 @@ class Sft:
         eval_at_start: held-out loss before the first step.
         save_total_limit: checkpoints kept, the best one not counted.
         load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
+        max_bad_steps: steps in a row with a loss or gradient that is not finite (each is skipped, and named), after
+            which weights and optimizer go back to the last checkpoint; the second time the run ends.
         num_samples: held-out prompts for samples.md.
         num_answers: held-out questions for exact match, where the data has answers.
         max_new_tokens: longest answer; null: from the references.
@@ -75,6 +77,7 @@ class Sft:
     save_total_limit: int = 2
     load_best_at_end: bool = False
     log_every: int = 1
+    max_bad_steps: int = 5
     num_samples: int = 3
     num_answers: int = 100
     max_new_tokens: int | None = None
@@ -94,6 +97,7 @@ class Sft:
             "log_every",
             "save_total_limit",
             "max_new_tokens",
+            "max_bad_steps",
         ):
             _at_least(name, getattr(self, name), 1)
         for name in ("num_samples", "num_answers", "seed"):

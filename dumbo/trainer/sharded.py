@@ -47,6 +47,12 @@ def wrapper_of(model: torch.nn.Module) -> str:
     return "none"
 
 
+def is_dtensor(value: Any) -> bool:
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
+
+
 def reshard(model: torch.nn.Module) -> None:
     """Lets go of what a forward pass without a backward one (evaluating, answering) left gathered."""
     from torch.distributed.fsdp import FSDPModule

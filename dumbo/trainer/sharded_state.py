@@ -77,7 +77,7 @@ def load_whole_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimize
     """Optimizer state of an unsharded checkpoint into the optimizer of a sharded model: each rank keeps its part."""
     stored = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
     names: list[str] = json.loads((checkpoint / NAMES).read_text())
-    by_name = {
+    by_name: dict[str, Any] = {
         "state": {names[number]: state for number, state in stored["state"].items()},
         "param_groups": [
             {**group, "params": [names[number] for number in group["params"]]} for group in stored["param_groups"]

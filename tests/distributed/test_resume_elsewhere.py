@@ -11,7 +11,13 @@ import pytest
 from ranks import SMALL, curve, facts, run_cases
 
 SAVED, STEPS = 4, 10
-COMMON = (*SMALL, "trainer.global_batch_size=8", "trainer.save_every=4", "trainer.save_total_limit=9", "trainer.eval_every=null")
+COMMON = (
+    *SMALL,
+    "trainer.global_batch_size=8",
+    "trainer.save_every=4",
+    "trainer.save_total_limit=9",
+    "trainer.eval_every=null",
+)
 WAYS = {"single": (1, "launch=single", "trainer.micro_batch_size=4"), "ddp": (2, "launch=ddp", "trainer.micro_batch_size=2"),
         "fsdp": (2, "launch=fsdp", "trainer.micro_batch_size=4"), "fsdp4": (4, "launch=fsdp", "trainer.micro_batch_size=1")}  # fmt: skip
 
@@ -44,7 +50,9 @@ PAIRS = [("ddp", "single"), ("single", "fsdp"), ("fsdp", "single")]
 
 
 @pytest.mark.parametrize("weights", [(), pytest.param(("patch=lora", "patch.lora.dropout=0"), marks=pytest.mark.full)])
-@pytest.mark.parametrize("pairs", [PAIRS, pytest.param(list(product(WAYS, WAYS)), marks=pytest.mark.full)], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "pairs", [PAIRS, pytest.param(list(product(WAYS, WAYS)), marks=pytest.mark.full)], ids=["some", "all"]
+)
 def test_goes_on_elsewhere(pairs: list[tuple[str, str]], weights: tuple[str, ...], tmp_path: Path) -> None:
     first = {}
     for way in {way for way, _ in pairs} | {"single"}:

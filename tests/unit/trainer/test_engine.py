@@ -58,7 +58,13 @@ def test_the_module_lists_every_method_it_overrides() -> None:
     said = engine_module.__doc__ or ""
     for name in _overridden():
         assert name in said, f"engine.py does not list {name}"
-    assert {name for name in _overridden() if name.startswith("_")} == {"_save_checkpoint", "_save"}
+    assert {name for name in _overridden() if name.startswith("_")} == {
+        "_save_checkpoint",
+        "_save",
+        "_load_from_checkpoint",
+        "_load_optimizer_and_scheduler",
+        "_get_grad_norm",
+    }
 
 
 def test_transformers_calls_each_of_them(shared: Any, tmp_path: Path, monkeypatch: Any) -> None:
@@ -75,6 +81,7 @@ def test_transformers_calls_each_of_them(shared: Any, tmp_path: Path, monkeypatc
     for name in _overridden():
         monkeypatch.setattr(Engine, name, noting(name, getattr(Engine, name)))
     small_run(tmp_path / "run", shared, max_steps=2, eval_every=1, save_every=1)
+    small_run(tmp_path / "run", shared, max_steps=4, save_every=1, resuming=True)
     ours_alone = {"get_eval_dataloader"}  # called by our own evaluate, overridden for Trainer's other callers
     for name in _overridden() - ours_alone:
         assert "transformers.trainer" in called.get(name, set()), name
@@ -82,7 +89,7 @@ def test_transformers_calls_each_of_them(shared: Any, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     "name",
-    ["_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state", "_load_from_checkpoint", "_prepare_inputs"],
+    ["_save_optimizer_and_scheduler", "_save_scaler", "_save_rng_state", "_prepare_inputs"],
 )
 def test_the_private_methods_that_are_called_are_there_and_listed(name: str) -> None:
     from transformers import Trainer
@@ -268,57 +275,103 @@ def test_slow_data_shows_as_waiting(shared: Any, tmp_path: Path) -> None:
 # ---- numbers that are not finite ---------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(shared: Any, tmp_path: Path) -> None:
-    """Step and documents are named by file and line; the checkpoint before it is whole, none is written after."""
-    from dumbo.batch import Batch
-    from dumbo.trainer.sampler import GlobalBatches
+def poisoning(when: Any, by: float = math.nan, micro: int | None = None) -> Any:
+    """`before` of small_run: multiplies losses of the steps (from 0) that `when` says, of one micro batch or of all."""
 
     def poison(trainer: Any) -> None:
-        step = trainer.compute_loss
+        compute, fetch = trainer.compute_loss, trainer.training_step
+        trainer.micro_now = -1
 
         def loss(*args: Any, **kwargs: Any) -> Any:
-            found = step(*args, **kwargs)
-            return found * float("nan") if trainer.state.global_step == 2 and trainer.pending_micro == 1 else found
-
-        fetch = trainer.training_step
+            found = compute(*args, **kwargs)
+            if not (trainer.model.training and when(trainer.state.global_step)):
+                return found
+            return found * by if micro is None or trainer.micro_now == micro else found
 
         def training_step(*args: Any) -> Any:
-            trainer.pending_micro = (getattr(trainer, "pending_micro", 1) + 1) % 2
+            trainer.micro_now = (trainer.micro_now + 1) % trainer.order.batch.accumulation
             return fetch(*args)
 
         trainer.compute_loss, trainer.training_step = loss, training_step
 
-    options: dict[str, Any] = {"packing": False, "micro_batch_size": 2, "max_steps": 8, "save_every": 1}
-    with pytest.raises(RunFailed) as failed:
-        small_run(tmp_path / "run", shared, before=on_trainer(poison), **options)
-    text = str(failed.value)
+    return on_trainer(poison)
+
+
+OPTIMIZERS = ["adamw_torch_fused", "adamw_torch"]
+"""One that skips on the device, one that loses its gradients."""
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_bad_loss_is_skipped_and_its_documents_are_named(optimizer: str, shared: Any, tmp_path: Path) -> None:
+    """Weights and optimizer state after the bad step are bitwise those before it; its micro batch is named by line."""
+    from dumbo.batch import Batch
+    from dumbo.trainer.sampler import GlobalBatches
+
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def remember(trainer: Any) -> None:
+        from transformers import TrainerCallback
+
+        class Remember(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+                inner = trainer.optimizer.optimizer
+                moments = {f"{n}-{k}": v.clone() for n, own in enumerate(inner.state.values()) for k, v in own.items()}
+                seen[state.global_step] = weights | moments
+
+        trainer.add_callback(Remember())
+
+    def both(session: Any) -> None:
+        poisoning(lambda step: step == 2, micro=1)(session)
+        on_trainer(remember)(session)
+
+    options: dict[str, Any] = {"packing": False, "micro_batch_size": 2, "max_steps": 5, "optimizer": optimizer}
+    run = small_run(tmp_path / "run", shared, before=both, **options)
+    assert seen[3].keys() == seen[2].keys()
+    assert all(torch.equal(seen[3][name], seen[2][name]) for name in seen[2])
+    assert not all(torch.equal(seen[4][name], seen[3][name]) for name in seen[2])
     members = GlobalBatches(20, Batch.of(4, 2, 1), 42, shared.train.lengths).global_batches(0)[2][2:]
-    assert text.startswith("The loss is nan at step 3;")
-    assert f"in the batch: {'; '.join(f'rows.jsonl, line {member + 1}' for member in members)}\n" in text
-    assert "lower trainer.lr" in text
-    assert f"resume={tmp_path / 'run'}" in text
-    assert failed.value.exit_code == 1
-    from dumbo.trainer.checkpoint import Checkpoints
+    assert "step 3 is skipped: the loss is nan" in run.said
+    assert f"in the batch: {'; '.join(f'rows.jsonl, line {member + 1}' for member in members)}\n" in run.said
+    third = run.training_rows[2]
+    assert third["loss"] is None
+    assert third["skipped_steps"] == 1
+    assert {"loss", "grad_norm"} <= set(third["not_finite"])
+    assert [row.get("skipped_steps") for row in run.training_rows] == [None, None, 1, None, None]
+    assert all(math.isfinite(row["loss"]) for row in run.training_rows if row["step"] != 3)
 
-    assert Checkpoints(tmp_path / "run" / "checkpoints", 2).steps() == [1, 2]
 
+def test_an_infinite_loss_whose_gradient_is_finite_is_skipped_too(shared: Any, tmp_path: Path) -> None:
+    """Added, not multiplied: the gradient alone would not show it."""
 
-def test_with_log_every_the_first_bad_step_is_named(shared: Any, tmp_path: Path) -> None:
-    def poison(trainer: Any) -> None:
-        step = trainer.compute_loss
+    def add(trainer: Any) -> None:
+        compute = trainer.compute_loss
 
         def loss(*args: Any, **kwargs: Any) -> Any:
-            return step(*args, **kwargs) * (float("inf") if trainer.state.global_step >= 3 else 1)
+            from dumbo.trainer.bad_numbers import poisoned
+
+            found = compute(*args, **kwargs)
+            return poisoned(found + math.inf) if trainer.state.global_step == 1 and trainer.model.training else found
 
         trainer.compute_loss = loss
 
-    with pytest.raises(RunFailed, match="The loss is inf at step 4"):
-        small_run(tmp_path / "run", shared, max_steps=12, log_every=6, before=on_trainer(poison))
-    import json
+    run = small_run(tmp_path / "run", shared, max_steps=3, before=on_trainer(add))
+    assert "step 2 is skipped: the loss is inf" in run.said
 
-    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["loss"] is None
-    assert "loss" in last["not_finite"]
+
+def test_with_log_every_the_logged_loss_is_of_the_good_steps(shared: Any, tmp_path: Path) -> None:
+    """Steps 2 and 5 of 6 are bad: the row's loss is the mean of the other four, as they are logged one by one."""
+    bad = poisoning(lambda step: step in (1, 4), by=math.inf)
+    single = small_run(tmp_path / "single", shared, max_steps=6, before=bad)
+    run = small_run(tmp_path / "run", shared, max_steps=6, log_every=6, before=bad)
+    good = [row["loss"] for row in single.training_rows if row["loss"] is not None]
+    assert len(good) == 4
+    last = run.training_rows[-1]
+    assert last["skipped_steps"] == 2
+    first = run.training_rows[0]["loss"]  # step 1 is always logged
+    assert last["loss"] == pytest.approx((sum(good) - first) / 3, abs=1e-6)
+    assert "step 2 is skipped: the loss is inf" in run.said
+    assert "step 5 is skipped: the loss is inf" in run.said
 
 
 def test_a_gradient_that_is_not_finite(shared: Any, tmp_path: Path) -> None:
@@ -328,15 +381,64 @@ def test_a_gradient_that_is_not_finite(shared: Any, tmp_path: Path) -> None:
 
         next(trainer.model.parameters()).register_hook(hook)
 
-    with pytest.raises(RunFailed, match=r"The gradient norm is (nan|inf) at step 2"):
-        small_run(tmp_path / "run", shared, max_steps=4, before=on_trainer(poison))
+    run = small_run(tmp_path / "run", shared, max_steps=4, before=on_trainer(poison))
+    assert "step 2 is skipped: the gradient norm is" in run.said
+    assert all(torch.isfinite(p).all() for p in run.weights().values())
 
 
-def test_a_real_divergence_is_caught(shared: Any, tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match="at step"):
+def test_many_in_a_row_lead_back_to_the_checkpoint_then_end_the_run(shared: Any, tmp_path: Path) -> None:
+    """Steps 4-6 are bad: back to what the checkpoint of step 4 holds, the weights after step 3. From step 10 on all are
+    bad: the run ends, and says why."""
+    options: dict[str, Any] = {"max_steps": 20, "save_every": 2, "max_bad_steps": 3, "save_total_limit": 9}
+    with pytest.raises(RunFailed) as failed:
+        small_run(tmp_path / "run", shared, before=poisoning(lambda step: step in (3, 4, 5) or step > 8), **options)
+    text = str(failed.value)
+    assert text.startswith("3 steps in a row were not finite, the last: step 12 is skipped: the loss is nan")
+    assert "Going back to a checkpoint has not helped before" in text
+    assert f"resume={tmp_path / 'run'}" in text
+    assert "lower trainer.lr" in text
+    from safetensors.torch import load_file
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    two, four, six = (load_file(checkpoints / f"step-00000{step}" / "model.safetensors") for step in (2, 4, 6))
+    assert all(torch.equal(four[name], six[name]) for name in four)
+    assert not all(torch.equal(two[name], four[name]) for name in four)
+    ten = load_file(checkpoints / "step-000010" / "model.safetensors")
+    assert not all(torch.equal(six[name], ten[name]) for name in six)
+    assert all(torch.isfinite(tensor).all() for tensor in ten.values())
+
+
+def test_the_schedule_goes_on_when_weights_go_back(shared: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_steps": 10, "save_every": 2, "max_bad_steps": 2}
+    plain = small_run(tmp_path / "plain", shared, **options)
+    run = small_run(tmp_path / "run", shared, before=poisoning(lambda step: step in (4, 5)), **options)
+    assert "go back to step-000004" in run.said
+    assert [row["lr"] for row in run.training_rows] == [row["lr"] for row in plain.training_rows]
+
+
+def test_a_real_divergence_ends_the_run(shared: Any, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="no checkpoint to go back to"):
         small_run(
             tmp_path / "run", shared, max_steps=60, lr=1e18, warmup_steps=0, lr_scheduler="constant", max_grad_norm=0
         )
+
+
+def test_the_guard_changes_no_number(shared: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dumbo.trainer import bad_numbers
+
+    guarded = small_run(tmp_path / "guarded", shared, max_steps=6)
+    monkeypatch.setattr(
+        bad_numbers.Watch, "guard", lambda self, step, norm, optimizer: self._norms.append((step, norm))
+    )
+    monkeypatch.setattr(engine_module, "poisoned", lambda loss: loss)
+    bare = small_run(tmp_path / "bare", shared, max_steps=6)
+    assert guarded.losses == bare.losses
+    assert all(torch.equal(p, bare.weights()[name]) for name, p in guarded.weights().items())
+
+
+def test_a_spike_is_marked(shared: Any, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", shared, max_steps=24, lr=1e-4, before=poisoning(lambda step: step == 20, by=5.0))
+    assert [row["step"] for row in run.training_rows if row.get("spike")] == [21]
 
 
 def test_a_step_without_trained_tokens_is_no_nan(rows: list[Document], tmp_path: Path) -> None:

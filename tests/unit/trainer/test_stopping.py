@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dumbo.errors import Stopped
+from dumbo.launch.world import World
 from dumbo.trainer.signals import EXIT_CODES, StopRequests, interruptible
 from dumbo.trainer.stop import StopCallback
 
@@ -94,7 +95,7 @@ def test_time_for_another_step(
     clock = [1000.0]
     monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: clock[0]))
     requests = StopRequests()
-    callback = StopCallback(requests, 1000.0 - elapsed, 100.0, lambda: save, lambda: evaluate)
+    callback = StopCallback(requests, 1000.0 - elapsed, 100.0, lambda: save, lambda: evaluate, World())
     state, wanted = SimpleNamespace(global_step=3, max_steps=10), control()
     callback.began -= -step  # the clock moves on by the step
     callback.on_step_begin(None, state, wanted)
@@ -106,7 +107,7 @@ def test_time_for_another_step(
 
 
 def test_without_a_limit_nothing_stops() -> None:
-    callback, wanted = StopCallback(StopRequests(), 0.0, None, lambda: 1e9, lambda: 1e9), control()
+    callback, wanted = StopCallback(StopRequests(), 0.0, None, lambda: 1e9, lambda: 1e9, World()), control()
     callback.on_step_begin(None, None, wanted)
     callback.on_step_end(None, SimpleNamespace(global_step=1, max_steps=2), wanted)
     assert not wanted.should_training_stop
@@ -115,6 +116,6 @@ def test_without_a_limit_nothing_stops() -> None:
 def test_the_last_step_is_not_stopped_but_ends() -> None:
     requests = StopRequests()
     requests.reason = "SIGTERM"
-    callback, wanted = StopCallback(requests, 0.0, None, float, float), control()
+    callback, wanted = StopCallback(requests, 0.0, None, float, float, World()), control()
     callback.on_step_end(None, SimpleNamespace(global_step=9, max_steps=9), wanted)
     assert not wanted.should_training_stop, "Trainer itself ends, and saves, at the last step"
