@@ -19,6 +19,9 @@ from dumbo.launch.world import asked_by_environment
 from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.signals import interruptible
 
+ATTACHMENT = ".attach.json"
+"""In the run's folder while its ranks start: what they need to know of it."""
+
 
 class Options(Protocol):
     """The fields that both plugins have."""
@@ -100,10 +103,12 @@ class Many:
         if job.run.world.size > 1:
             with interruptible():
                 return job.here()
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded
         with interruptible():
             job.prepare()
         import torch
 
+        from dumbo.launch.addresses import meeting_at
         from dumbo.launch.ranks import Ranks
 
         gpus = torch.cuda.device_count()
@@ -112,13 +117,20 @@ class Many:
                 f"launch.num_processes={self.here}, but {gpus} GPU{'s are' * (gpus > 1) or ' is'} visible here."
             )
         run = job.run
-        ranks = Ranks(run.path / ".launch", self.here, self.nodes, self.endpoint, self.start_timeout, gpus > 0)
-        run.console.row(
-            "ranks",
-            f"{self.ranks} on {'GPUs' if gpus else 'the CPU'}" + (f", {self.nodes} machines" if self.nodes > 1 else ""),
+        several = f", {self.nodes} machines" if self.nodes > 1 else ""
+        run.console.row("ranks", f"{self.ranks} on {'GPUs' if gpus else 'the CPU'}{several}")
+        ranks = Ranks(
+            run.folder_of_node(),
+            self.here,
+            self.nodes,
+            meeting_at(self.endpoint) if self.nodes > 1 else None,
+            self.start_timeout,
+            gpus > 0,
         )
+        run.write(ATTACHMENT, json.dumps(run.attachment(), default=str))
         try:
-            ending = ranks.run(job.freeze(), json.dumps(run.attachment(), default=str))
+            ending = ranks.run(job.freeze())
         finally:
+            (run.path / ATTACHMENT).unlink(missing_ok=True)
             run.reload()
-        return run.take_result(ending.result or {})
+        return run.take_result(ending.result or {"metrics": run.facts.get("metrics", {})})

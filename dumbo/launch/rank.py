@@ -44,6 +44,7 @@ def main() -> int:
 
 
 def _run(frozen: Frozen, folder: Path) -> Ending:
+    from dumbo.launch.many import ATTACHMENT
     from dumbo.launch.world import join
     from dumbo.outputs.lifecycle import attach, why_failed
     from dumbo.train import tracked
@@ -51,7 +52,7 @@ def _run(frozen: Frozen, folder: Path) -> Ending:
     plugins = frozen.plugins()
     world = join(plugins.launch.seconds_an_exchange)
     world.agree("config", frozen.hash)
-    run = attach(json.loads((Path(frozen.folder) / ".launch" / "attach.json").read_text()), world)
+    run = attach(json.loads((Path(frozen.folder) / ATTACHMENT).read_text()), world)
     (folder / f"ready-{world.rank}").touch()
     try:
         metrics = tracked(plugins, run)

@@ -25,13 +25,17 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from dumbo.errors import RunFailed
+from dumbo.launch.addresses import Meeting
 from dumbo.launch.endings import Ending, cause, endings
 from dumbo.launch.frozen import Frozen
 
-GRACE = 8.0
+GRACE = 5.0
 """Seconds the other ranks have to end by themselves when one has failed."""
+LAST_WORDS = 2.0
+"""Seconds the launcher has to end by itself when all ranks of this machine are gone."""
 LOOKS = 0.1
 """Seconds between looks at the ranks."""
 FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
@@ -43,10 +47,10 @@ class Ranks:
     """The ranks of one node.
 
     Args:
-        folder: `.launch` of the run: pids, endings, the launcher's own files.
+        folder: of this node: pids, endings, the launcher's own files. Gone at the end.
         here: ranks on this machine.
         nodes: machines.
-        endpoint: host:port where several machines meet; "" with one.
+        meeting: where several machines meet; None with one.
         start_timeout: seconds until all must be ready.
         cuda: one GPU a rank, else the CPU.
     """
@@ -54,20 +58,22 @@ class Ranks:
     folder: Path
     here: int
     nodes: int
-    endpoint: str
+    meeting: Meeting | None
     start_timeout: float
     cuda: bool
     _exit_codes: dict[int, int] = field(default_factory=dict)
     _launcher: BaseException | None = None
+    _was_ready: bool = False
+    _noticed: bool = False
+    _silent: list[int] = field(default_factory=list)
     _heard: list[int] = field(default_factory=list)
     _told: set[tuple[int, int]] = field(default_factory=set)
 
-    def run(self, frozen: Frozen, attachment: str) -> Ending:
+    def run(self, frozen: Frozen) -> Ending:
         """Runs them to their end.
 
         Args:
             frozen: the config.
-            attachment: what they need to know of the run, as JSON.
 
         Returns:
             rank 0's ending, when every rank is done; with several machines, when it was on this one.
@@ -77,20 +83,21 @@ class Ranks:
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        (self.folder / "attach.json").write_text(attachment)
         thread = threading.Thread(target=self._launch, args=(frozen,), daemon=True, name="ranks")
         with self._forwarding():
             thread.start()
             late = self._watch(thread)
+        if not self._noticed:
+            self._silent = self._gone_silent()  # they ended between two looks
         found = endings(self.folder)
-        why = cause(found, self._exit_codes)
+        why = cause(found, {rank: self._exit_codes.get(rank, 1) for rank in self._silent})
         shutil.rmtree(self.folder, ignore_errors=True)
         if late is not None and not isinstance(why, RunFailed | ValueError):
             raise late
         if why is not None:
             raise why
         if self._launcher is not None:
-            raise RunFailed(self._could_not_start(self._launcher)) from self._launcher
+            raise RunFailed(self._launcher_failed(self._launcher)) from self._launcher
         return found.get(0, Ending("done"))
 
     # ---- starting ---------------------------------------------------------------------------------------------
@@ -108,8 +115,9 @@ class Ranks:
             nproc_per_node=self.here,
             run_id="dumbo",
             rdzv_backend="c10d",
-            rdzv_endpoint=self.endpoint or "localhost:0",
-            rdzv_configs={"timeout": self.start_timeout, "join_timeout": self.start_timeout},
+            rdzv_endpoint=self.meeting.endpoint if self.meeting else "localhost:0",
+            rdzv_configs={"timeout": self.start_timeout, "join_timeout": self.start_timeout, **self._who_hosts()},
+            local_addr=self.meeting.address if self.meeting else None,
             max_restarts=0,
             monitor_interval=LOOKS,
             logs_specs=DefaultLogsSpecs(log_dir=str(self.folder / "torchrun")),
@@ -123,6 +131,9 @@ class Ranks:
         except BaseException as error:
             self._launcher = error
 
+    def _who_hosts(self) -> dict[str, Any]:
+        return {"is_host": str(self.meeting.hosts)} if self.meeting else {}
+
     def _for_ranks(self, frozen: Frozen) -> dict[str, str | None]:
         """What the ranks find in their environment; None: taken out of it."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -135,14 +146,25 @@ class Ranks:
             "DUMBO_LAUNCH_FOLDER": str(self.folder),
             "DUMBO_LAUNCHER": str(os.getpid()),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // self.here)),
+            **self._interface(),
             **({} if self.cuda else {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}),
         }
 
-    def _could_not_start(self, error: BaseException) -> str:
-        where = f" at {self.endpoint}" if self.endpoint else ""
+    def _interface(self) -> dict[str, str]:
+        """gloo would take the interface of the host's name, which may be the loopback."""
+        if self.meeting is None or not self.meeting.interface or "GLOO_SOCKET_IFNAME" in os.environ:
+            return {}
+        return {"GLOO_SOCKET_IFNAME": self.meeting.interface}
+
+    def _launcher_failed(self, error: BaseException) -> str:
+        said = f"{type(error).__name__}: {error}"
+        if self.meeting is None:
+            return f"The ranks could not be started: {said}"
+        if self._was_ready:
+            return f"The other machines were lost: there is no answer from {self.meeting.endpoint} any more ({said})."
         return (
-            f"The ranks could not be started{where}: {type(error).__name__}: {error}\n"
-            "  With several machines: the same launch.rdzv_endpoint=HOST:PORT on each, reachable from all."
+            f"The {self.nodes} machines did not meet at {self.meeting.endpoint} within {self.start_timeout:g} s ({said}).\n"
+            f"  Start the same command on {self.nodes} machines; launch.rdzv_endpoint must be reachable from all of them."
         )
 
     # ---- watching ---------------------------------------------------------------------------------------------
@@ -157,30 +179,36 @@ class Ranks:
             self._pass_on()
             now = time.monotonic()
             if failed_at is None and self._somebody_failed():
-                failed_at = now
+                failed_at, self._noticed = now, True
+                self._silent = self._gone_silent()  # by themselves, and not because of us
             if failed_at is not None and now - failed_at > GRACE:
+                if not any(_alive(pid) for pid in self._pids().values()) and now - failed_at > GRACE + LAST_WORDS:
+                    return late  # torch's launcher waits for a machine that does not answer any more
                 self._kill()
-            if late is None and failed_at is None and now - began > self.start_timeout and not self._ready():
+            if not self._ready() and late is None and failed_at is None and now - began > self.start_timeout:
                 late = RunFailed(
                     f"The ranks were not ready after {self.start_timeout:g} s ({len(self._pids())} of {self.here} on this "
                     f"machine had started, {self._counted_ready()} were ready).\n"
                     "  What they said is in rank-*.log; write launch.start_timeout=SECONDS where it takes longer here."
                 )
-                failed_at = now - GRACE
+                failed_at, self._noticed = now - GRACE, True
         return late
 
     def _ready(self) -> bool:
-        return self._counted_ready() >= self.here
+        self._was_ready = self._was_ready or self._counted_ready() >= self.here
+        return self._was_ready
 
     def _counted_ready(self) -> int:
         return len(list(self.folder.glob("ready-*")))
 
     def _somebody_failed(self) -> bool:
         """A rank wrote that it failed, or is gone without a word."""
-        found = endings(self.folder)
-        if any(ending.kind != "done" for ending in found.values()):
-            return True
-        return any(rank not in found and not _alive(pid) for rank, pid in self._pids().items())
+        return any(ending.kind != "done" for ending in endings(self.folder).values()) or bool(self._gone_silent())
+
+    def _gone_silent(self) -> list[int]:
+        gone = [rank for rank, pid in self._pids().items() if not _alive(pid)]
+        found = endings(self.folder)  # after looking who is gone: a rank writes first, then goes
+        return [rank for rank in gone if rank not in found]
 
     def _pids(self) -> dict[int, int]:
         found = {}

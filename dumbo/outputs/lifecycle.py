@@ -25,7 +25,7 @@ from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
 from dumbo.launch.world import World, asked_by_environment, join
 from dumbo.outputs.config_hash import config_hash, differences
 from dumbo.outputs.console import Console, clock
-from dumbo.outputs.run_dir import RunDir, facts_if_whole, read_facts
+from dumbo.outputs.run_dir import RunDir, facts_if_whole, is_claimed, read_facts
 from dumbo.outputs.secrets import masked, masked_text, masked_words
 from dumbo.outputs.surroundings import git_state, versions
 
@@ -81,6 +81,26 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
     config = masked(composed.cfg)
     patches = list(plugins.patches)
     name = "-".join([str(composed.choices.get("model", "model")), *patches])
+    nodes = getattr(plugins.launch, "num_nodes", 1)
+    if nodes > 1 and (other := _claimed_elsewhere(plugins)) is not None:
+        return other
+    try:
+        run = _claim(plugins, config, name)
+    except UserError:
+        if nodes > 1 and (other := _claimed_elsewhere(plugins)) is not None:  # it was faster, by a moment
+            return other
+        raise
+    try:
+        run.console.log_to(run.path / "dumbo.log")
+        _title(run)
+        _write_down(run, plugins, config, command, name)
+    except BaseException:  # whoever mends it in this process (a notebook) must find the folder free
+        run.release()
+        raise
+    return run
+
+
+def _claim(plugins: Plugins, config: Mapping[str, Any], name: str) -> RunDir:
     folder, resuming = _folder(plugins, config, name)
     run = RunDir(
         path=folder.absolute(),
@@ -93,13 +113,27 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
         attn_implementation=str(getattr(plugins.model, "attn_implementation", "auto")),
     )
     run.claim()
-    try:
-        run.console.log_to(run.path / "dumbo.log")
-        _title(run)
-        _write_down(run, plugins, config, command, name)
-    except BaseException:  # whoever mends it in this process (a notebook) must find the folder free
-        run.release()
-        raise
+    return run
+
+
+def _claimed_elsewhere(plugins: Plugins) -> RunDir | None:
+    """The run of another machine, which holds its folder; None: this one is to claim it.
+
+    Raises:
+        UserError: the machines cannot know of one folder.
+    """
+    options = plugins.options
+    asked = options.run_dir or (options.resume if options.resume != "auto" else None)
+    if asked is None:
+        raise UserError(
+            f"launch.num_nodes={plugins.launch.num_nodes}: the machines need one folder that all of them see.\n"
+            "  Write the same run_dir=FOLDER (on a shared file system) on each."
+        )
+    path = Path(asked).expanduser().absolute()
+    if not is_claimed(path):
+        return None
+    run = RunDir(path=path, console=Console(), started=time.time(), claimed=False)
+    run.console.row("run", f"{_short(path)} is another machine's: this one brings its ranks to it")
     return run
 
 
@@ -320,6 +354,13 @@ def why_failed(error: Exception, run: RunDir) -> str:
     return str(error) if isinstance(error, RunFailed) else _why(error, run)
 
 
+LOST = (
+    "Timed out waiting", "Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe",
+    "No route to host", "Socket Timeout", "collective operation timeout", "remote process exited", "NCCL",
+)  # fmt: skip
+"""What gloo and NCCL say when they lose another rank."""
+
+
 def _why(error: Exception, run: RunDir) -> str:
     """A failure in the user's words, where its cause is known; else its last lines."""
     log = f"The whole traceback is in {_short(run.path / 'dumbo.log')}"
@@ -329,6 +370,11 @@ def _why(error: Exception, run: RunDir) -> str:
         return (
             f"The GPU's memory is full: {str(error).splitlines()[0]}\n  Lower trainer.micro_batch_size or trainer.max_seq_len, "
             f"or add patch=[…,gradient_checkpointing]. {log}"
+        )
+    if run.ranks > 1 and (lost := next((word for word in LOST if word in str(error)), None)):
+        return (
+            f"Another rank did not answer ({lost}): it is gone, or stuck for longer than launch.timeout.\n"
+            f"  Checkpoints are whole, go on: resume={_short(run.path)}. {log}"
         )
     last = traceback.format_exception_only(error)[-1].strip()
     frame = traceback.extract_tb(error.__traceback__)[-1]

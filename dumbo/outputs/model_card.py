@@ -28,7 +28,7 @@ SHOWN = (
 
 def write_model_card(run: RunDir) -> None:
     """Writes the card beside the weights, from run.json."""
-    if not run.world.main:
+    if not run.writes:
         return
     (run.path / "model" / "README.md").write_text(card(run.facts, _typed(run)), encoding="utf-8")
 

@@ -11,6 +11,8 @@ import fcntl
 import json
 import math
 import os
+import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +46,7 @@ class RunDir:
         started: when this process began (time.time()).
         resuming: whether it goes on from an earlier process.
         world: the processes of the run; only rank 0 writes into the folder.
+        claimed: whether this process holds the folder; on several machines only one does.
         wrapper: what the launch plugin wants around the model: none, DDP or FSDP2.
         fsdp: options of FSDP2, by transformers' names.
         verify_quick: whether the quick proofs are asked for.
@@ -62,6 +65,7 @@ class RunDir:
     started: float
     resuming: bool = False
     world: World = field(default_factory=World)
+    claimed: bool = True
     wrapper: str = "none"
     fsdp: dict[str, Any] = field(default_factory=dict)
     verify_quick: bool = True
@@ -78,6 +82,11 @@ class RunDir:
     @property
     def ranks(self) -> int:
         return self.world.size
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes into the folder."""
+        return self.world.main and self.claimed
 
     # ---- the claim --------------------------------------------------------------------------------------------
 
@@ -138,6 +147,18 @@ class RunDir:
             self.samples.append((Question(**lists), before, after))
         return dict(result.get("metrics", {}))
 
+    def folder_of_node(self) -> Path:
+        """Where the process that starts ranks on this machine keeps what it needs while they run.
+
+        What a killed one left is removed.
+        """
+        host = socket.gethostname()
+        for left in self.path.glob(f".launch-{host}-*"):
+            pid = left.name.rpartition("-")[2]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                shutil.rmtree(left, ignore_errors=True)
+        return self.path / f".launch-{host}-{os.getpid()}"
+
     def reload(self) -> None:
         """Takes up what another process wrote into run.json."""
         self.facts = read_facts(self.path)
@@ -146,7 +167,7 @@ class RunDir:
 
     def write(self, name: str, text: str) -> None:
         """A file of the folder, whole or as it was."""
-        if not self.world.main:
+        if not self.writes:
             return
         aside = self.path / f".{name}.{os.getpid()}"
         aside.write_text(text, encoding="utf-8")
@@ -167,7 +188,7 @@ class RunDir:
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl. Numbers that are not finite become null, and are named under `not_finite`."""
-        if not self.world.main:
+        if not self.writes:
             return
         strange = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
         line = {**_finite(dict(row)), **({"not_finite": strange} if strange else {})}
@@ -299,6 +320,19 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(child) for child in value]
     return value
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a live process holds a run's folder."""
+    file = folder / ".lock"
+    if not file.is_file():
+        return False
+    with file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
