@@ -1,0 +1,291 @@
+"""Runs of several ranks as a user starts and stops them: real processes, real signals, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ranks import curve, environment, facts, torchrun
+
+FAST = ("trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_at_start=false", "trainer.eval_every=null",
+        "trainer.global_batch_size=4", "trainer.micro_batch_size=1", "trainer.max_steps=150", "trainer.save_every=5")  # fmt: skip
+LIMIT = 15.0
+"""Seconds within which every end must be over."""
+
+
+class Started:
+    """`python -m dumbo` with two ranks."""
+
+    def __init__(self, folder: Path, *words: str, launch: str = "ddp", path: Path | None = None) -> None:
+        self.run = folder / "run"
+        own = environment()
+        if path is not None:
+            own["PYTHONPATH"] = os.pathsep.join([str(path), own["PYTHONPATH"]])
+        command = [
+            sys.executable,
+            "-m",
+            "dumbo",
+            *FAST,
+            f"run_dir={self.run}",
+            f"launch={launch}",
+            "launch.num_processes=2",
+        ]
+        self.out = folder / "said.txt"
+        with self.out.open("w") as out:
+            self.process = subprocess.Popen([*command, *words], env=own, stdout=out, stderr=out, cwd=folder)
+
+    @property
+    def said(self) -> str:
+        return self.out.read_text()
+
+    def until_step(self, step: int) -> None:
+        """Waits until a checkpoint of this step or a later one is there."""
+        for _ in range(1200):
+            assert self.process.poll() is None, self.said
+            if any(int(found.name[5:]) >= step for found in self.run.glob("checkpoints/step-*")):
+                return
+            time.sleep(0.1)
+        raise TimeoutError(self.said)
+
+    def pid(self, rank: int) -> int:
+        (file,) = self.run.glob(f".launch-*/pid-{rank}")
+        return int(file.read_text())
+
+    def ends(self) -> tuple[int, float]:
+        """(exit code, seconds from now)."""
+        began = time.monotonic()
+        code = self.process.wait(120)
+        return code, time.monotonic() - began
+
+
+def left_behind(run: Path) -> list[str]:
+    """Processes that still name this run in their environment."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            held = (entry / "environ").read_bytes()
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if str(run).encode() in held and state != "Z" and int(entry.name) != os.getpid():
+            found.append(entry.name)
+    return found
+
+
+def nothing_left(run: Path) -> None:
+    deadline = time.monotonic() + 3
+    while (left := left_behind(run)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+    assert not list(run.glob(".launch-*"))
+
+
+SIGNALS = {
+    "SIGTERM": (143, "preempted"),
+    "SIGINT": (130, "preempted"),
+    "SIGUSR1": (0, "preempted"),
+    "SIGUSR2": (0, "preempted"),
+}
+
+
+def stop_and_go_on(folder: Path, name: str, target: str, launch: str) -> None:
+    """A signal: saved, the exit code, nothing left; resumed: the curve of a run that nothing stopped, bitwise."""
+    started = Started(folder, launch=launch)
+    started.until_step(5)
+    pid = started.process.pid if target == "parent" else started.pid(int(target[-1]))
+    os.kill(pid, getattr(signal, name))
+    code, seconds = started.ends()
+    wanted, status = SIGNALS[name]
+    assert code == wanted, started.said
+    assert seconds < LIMIT
+    assert facts(started.run)["status"] == status
+    assert f"stopped   {name}: step-" in started.said
+    nothing_left(started.run)
+    saved = max(int(found.name[5:]) for found in started.run.glob("checkpoints/step-*"))
+    assert curve(started.run)[-1][0] == saved, "the step that is saved is the last one logged"
+    again = subprocess.run(
+        [sys.executable, "-m", "dumbo", f"resume={started.run}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made: dict[str, Path] = {}
+
+    class Runs(dict[str, Path]):
+        def __missing__(self, launch: str) -> Path:
+            folder = tmp_path_factory.mktemp(launch)
+            started = Started(folder, launch=launch)
+            assert started.ends()[0] == 0, started.said
+            self[launch] = started.run
+            return started.run
+
+    return Runs(made)
+
+
+def test_a_signal_saves_all_ranks_and_the_run_goes_on(uninterrupted: dict[str, Path], tmp_path: Path) -> None:
+    stop_and_go_on(tmp_path, "SIGTERM", "parent", "ddp")
+    assert curve(tmp_path / "run") == curve(uninterrupted["ddp"])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("launch", ["ddp", "fsdp"])
+@pytest.mark.parametrize("target", ["parent", "rank0", "rank1"])
+@pytest.mark.parametrize("name", list(SIGNALS))
+def test_every_signal_to_every_process(
+    name: str, target: str, launch: str, uninterrupted: dict[str, Path], tmp_path: Path
+) -> None:
+    stop_and_go_on(tmp_path, name, target, launch)
+    assert curve(tmp_path / "run") == curve(uninterrupted[launch])
+
+
+def test_a_killed_rank_ends_the_run(tmp_path: Path) -> None:
+    started = Started(tmp_path)
+    started.until_step(5)
+    os.kill(started.pid(1), signal.SIGKILL)
+    code, seconds = started.ends()
+    assert code == 1
+    assert seconds < LIMIT
+    assert started.said.rstrip().endswith("Rank 1 was killed by SIGKILL. The machine may be out of memory.")
+    assert facts(started.run)["status"] == "failed"
+    nothing_left(started.run)
+
+
+@pytest.mark.full
+def test_a_killed_parent_takes_its_ranks_along(tmp_path: Path) -> None:
+    started = Started(tmp_path)
+    started.until_step(5)
+    ranks = [started.pid(0), started.pid(1)]
+    started.process.kill()
+    started.ends()
+    time.sleep(1)
+    assert not set(map(str, ranks)) & set(left_behind(started.run))
+    again = subprocess.run(
+        [sys.executable, "-m", "dumbo", f"resume={started.run}"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    nothing_left(started.run)
+
+
+@pytest.mark.full
+def test_a_rank_that_hangs_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\nif os.environ.get('RANK') == '1':\n    time.sleep(1000)\n"
+    )
+    started = Started(tmp_path, "launch.start_timeout=15", path=tmp_path)
+    code, seconds = started.ends()
+    assert code == 1
+    assert "not ready after 15 s" in started.said
+    assert "launch.start_timeout=SECONDS" in started.said
+    assert seconds < 15 + 15 + LIMIT, "importing, the limit, the end"
+    nothing_left(started.run)
+
+
+@pytest.mark.full
+def test_a_rank_that_does_not_answer(tmp_path: Path) -> None:
+    started = Started(tmp_path, "launch.timeout=4s")
+    started.until_step(5)
+    os.kill(started.pid(1), signal.SIGSTOP)
+    code, seconds = started.ends()
+    assert code == 1
+    assert "Another rank did not answer" in started.said
+    assert seconds < LIMIT
+    nothing_left(started.run)
+
+
+CRASHING = """
+from dataclasses import dataclass
+import os
+from dumbo.model.tiny import Tiny
+
+@dataclass(frozen=True, kw_only=True)
+class Crashing(Tiny):
+    def load_model(self, tokenizer, **kwargs):
+        if os.environ.get("RANK") == "1":
+            raise RuntimeError("the disk of rank 1 is gone")
+        return super().load_model(tokenizer, **kwargs)
+"""
+
+
+@pytest.mark.full
+def test_an_exception_in_one_rank(tmp_path: Path) -> None:
+    conf = tmp_path / "mine"
+    (conf / "model").mkdir(parents=True)
+    (conf / "crashing.py").write_text(CRASHING)
+    (conf / "model" / "crashing.yaml").write_text("_target_: crashing.Crashing\n")
+    started = Started(tmp_path, f"--config-dir={conf}", "model=crashing", "trainer.max_seq_len=512")
+    code, _ = started.ends()
+    assert code == 1
+    assert "RuntimeError: the disk of rank 1 is gone" in started.said
+    assert "(rank 1)" in started.said
+    assert "Traceback" not in started.said
+    assert "the disk of rank 1 is gone" in (started.run / "rank-1.log").read_text()
+    nothing_left(started.run)
+
+
+@pytest.mark.full
+def test_four_runs_side_by_side(tmp_path: Path) -> None:
+    started = []
+    for number in range(4):
+        (tmp_path / str(number)).mkdir()
+        started.append(Started(tmp_path / str(number), "trainer.max_steps=4"))
+    assert [one.process.wait(300) for one in started] == [0, 0, 0, 0], [one.said for one in started]
+    assert len({json.dumps(curve(one.run)) for one in started}) == 1
+
+
+@pytest.mark.full
+def test_torchrun_and_accelerate_launch_by_hand(tmp_path: Path) -> None:
+    """One folder each, and the numbers of `launch=ddp`."""
+    few = [*FAST, "trainer.max_steps=6"]
+    done = torchrun(2, "-m", "dumbo", *few, f"run_dir={tmp_path / 'torchrun'}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    words = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "dumbo", *few, "launch=ddp"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *words, f"run_dir={tmp_path / 'accelerate'}"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    started = Started(tmp_path, "trainer.max_steps=6")
+    assert started.ends()[0] == 0
+    for name in ("torchrun", "accelerate"):
+        assert curve(tmp_path / name) == curve(started.run)
+        assert facts(tmp_path / name)["parallel"] == "DDP"
+        assert facts(tmp_path / name)["status"] == "finished"
+        assert (tmp_path / name / "model" / "README.md").is_file()
+
+
+@pytest.mark.full
+def test_torchrun_says_once_what_is_wrong(tmp_path: Path) -> None:
+    done = torchrun(2, "-m", "dumbo", *FAST, "launch=single", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode != 0
+    assert "launch=single is one process" in done.stderr
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    done = torchrun(2, "-m", "dumbo", *FAST, f"run_dir={tmp_path / 'taken'}")
+    assert done.returncode != 0
+    assert done.stderr.count("is not empty, and no run's") == 1
+
+
+@pytest.mark.full
+def test_max_time_ends_all_ranks(tmp_path: Path) -> None:
+    began = time.monotonic()
+    started = Started(tmp_path, "trainer.max_steps=100000", "trainer.save_every=1000", "trainer.max_time=30s")
+    code, _ = started.ends()
+    assert code == 0, started.said
+    assert 10 < time.monotonic() - began < 36
+    assert facts(started.run)["status"] == "preempted"
+    assert "stopped   max_time: step-" in started.said
+    nothing_left(started.run)
