@@ -50,6 +50,8 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     splits = plugins.dataset.load()
     data = prepare_for(plugins.trainer, splits, plugins.formatter, tokenizer, max_seq_len, run.console)
     run.note_data(data)
+    if check_data := getattr(plugins.trainer, "check_data", None):
+        check_data(data, run)  # what this data does not allow, before any weight is loaded
     if run.verify_quick:
         run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
 
