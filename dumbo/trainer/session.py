@@ -12,7 +12,6 @@ import numpy as np
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from dumbo.batch import Batch
-from dumbo.errors import UserError
 from dumbo.outputs import samples
 from dumbo.outputs.console import TrainingBar
 from dumbo.patch.modules import base_of
@@ -105,10 +104,6 @@ class Session:
             processing_class=self.tokenizer,
             callbacks=[_Flow(held_out is not None)],
         )
-        if trainer.args.n_gpu > 1:  # CUDA was there before launch=single could choose a device (a notebook)
-            raise UserError(
-                f"One process would be spread over {trainer.args.n_gpu} GPUs.\n  Set CUDA_VISIBLE_DEVICES=0 before Python starts."
-            )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         self.layout, self.isolation = choose_layout(
@@ -204,7 +199,9 @@ class Session:
         proofs = [*self.run.proofs, self.isolation]
         if self.run.verify_quick:
             unlike = unlike_documents(self.data.train)
-            if len(unlike) > 1:
+            if len(unlike) < 2:
+                proofs.append("accumulation not proven: that takes two documents, and there is one")
+            else:
                 tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
                 proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
         self.run.console.row("proofs", "\n".join(proofs))
@@ -237,11 +234,8 @@ class Session:
 
     def _load_best(self, trainer: SftTrainer) -> None:
         best, loss = trainer.counters.best_step, trainer.counters.best_loss
-        if best is None or loss is None:
-            raise UserError(
-                "trainer.load_best_at_end needs a held-out loss to choose by, and nothing was held out.\n"
-                "  Write dataset.eval_fraction=0.05, or leave trainer.load_best_at_end out."
-            )
+        assert best is not None, "check_data lets no run through without a held-out loss to choose by"
+        assert loss is not None
         if best != trainer.state.global_step:
             trainer.load_weights(trainer.checkpoints.path(best))
         self.run.console.row("best", f"step {best}, held-out loss {loss:.4f}, goes into model/")
