@@ -17,6 +17,7 @@ What is not overridden: the loop, the optimizer and scheduler, gradient clipping
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections import deque
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from transformers import Trainer, TrainerCallback, TrainerState
 
 from dumbo.interfaces import IGNORE
+from dumbo.patch.modules import base_of
 from dumbo.prepare.store import Store
 from dumbo.trainer.bad_numbers import Watch
 from dumbo.trainer.checkpoint import Checkpoints
@@ -81,6 +83,7 @@ class Engine(_Base):
         self.counters, self.interval = Counters(), Interval()
         self.watch = Watch(store, checkpoints.folder.parent)
         self.pending: deque[NDArray[Any]] = deque()
+        self.fused_loss = "skip_logits" in inspect.signature(base_of(self.model).forward).parameters  # Liger's
         self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
         self.evaluate_first = False
         self.eval_seconds = 0.0
@@ -159,10 +162,13 @@ class Engine(_Base):
     ) -> Any:
         """Sum of the tokens' losses over `num_items_in_batch`.
 
-        transformers divides inside models that take that number; for others it is done here.
+        transformers divides inside models that take that number; for others it is done here. Where output head and
+        loss are one (Liger), that is so in evaluation too: all logits are never held at once.
         """
         assert num_items_in_batch is not None
         if self.model_accepts_loss_kwargs:
+            if self.fused_loss and not return_outputs and self.label_smoother is None:
+                inputs = {**inputs, "skip_logits": True}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs.pop("labels")
         outputs = model(**inputs)
