@@ -24,7 +24,7 @@ from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.config_hash import config_hash, differences
 from dumbo.outputs.console import Console, clock
 from dumbo.outputs.run_dir import RunDir, facts_if_whole, read_facts
-from dumbo.outputs.secrets import masked, masked_text, masked_words
+from dumbo.outputs.secrets import masked, masked_words, masked_yaml
 from dumbo.outputs.surroundings import git_state, versions
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _write_down(run: RunDir, plugins: Plugins, config: dict[str, Any], command: 
         "overrides.yaml": yaml.safe_dump(masked_words(command.typed), allow_unicode=True),
     }
     if command.file is not None and command.file != (run.path / "experiment.yaml").resolve():
-        run.to_write["experiment.yaml"] = masked_text(command.file.read_text(encoding="utf-8"))
+        run.to_write["experiment.yaml"] = masked_yaml(command.file.read_text(encoding="utf-8"))
     run.to_hash = config_hash(config)
     if not run.resuming:
         run.write_down()
