@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 from dumbo.batch import Batch
 from dumbo.conform import misfit
 from dumbo.errors import UserError
+from dumbo.model.sizes import require_seed
 from dumbo.suggest import did_you_mean
 from dumbo.trainer.extra import refusal
 
@@ -98,8 +99,9 @@ class Sft:
             "max_new_tokens",
         ):
             _at_least(name, getattr(self, name), 1)
-        for name in ("num_samples", "num_answers", "seed"):
+        for name in ("num_samples", "num_answers"):
             _at_least(name, getattr(self, name), 0)
+        require_seed(self.seed, "trainer.seed")
         for key in self.extra:
             if (reason := refusal(key)) is not None:
                 raise UserError(f"trainer.extra.{key}: {reason}")
