@@ -33,7 +33,7 @@ def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()
 
     library.set_verbosity_error()
     library.disable_progress_bar()
-    model, tokenizer = load_run(run, config_dirs)
+    model, tokenizer = load_run(run, config_dirs, trusts_code=chosen.trust_remote_code)
     if torch.cuda.is_available():
         model = model.to("cuda")  # type: ignore[arg-type]
     prompt = _prompt(tokenizer, chosen, run)
@@ -68,17 +68,31 @@ def _room(model: PreTrainedModel, asked: int) -> int:
     return context - asked
 
 
-def load_run(run: Path, config_dirs: Sequence[Path] = ()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A run's model as it was saved; adapters are put on the base that the run's config loads."""
+def load_run(
+    run: Path, config_dirs: Sequence[Path] = (), *, trusts_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A run's model as it was saved; adapters are put on the base that the run's config loads.
+
+    Args:
+        run: its folder.
+        config_dirs: folders typed now whose plugins may run.
+        trusts_code: whether code that comes with the model may run.
+
+    Raises:
+        UserError: the model brings code, and nobody typed that it may run.
+    """
+    folder = run / "model"
+    brings_code = [file.name for file in sorted(folder.glob("*config.json")) if _names_code(file)]
+    if brings_code and not trusts_code:
+        raise UserError(f"run: {folder / brings_code[0]} names code of the model's own, which would run.\n{TRUST}")
+    loader = _loader(run, config_dirs, trusts_code) if (folder / "adapter_config.json").is_file() else None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = run / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not (folder / "adapter_config.json").is_file():
-        return AutoModelForCausalLM.from_pretrained(folder), tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
+    if loader is None:
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusts_code), tokenizer
     from peft import PeftModel
 
-    loader = _loader(run, config_dirs)
     base = loader.load_model(loader.load_tokenizer())
     model: Any = PeftModel.from_pretrained(base, str(folder))
     if (folder / "generation_config.json").is_file():
@@ -88,14 +102,30 @@ def load_run(run: Path, config_dirs: Sequence[Path] = ()) -> tuple[PreTrainedMod
     return model, tokenizer
 
 
-def _loader(run: Path, config_dirs: Sequence[Path]) -> Any:
-    """The run's model plugin, from its config.yaml. Code of the user's own is run only from folders typed now."""
+TRUST = "  Type chat.trust_remote_code=true if you trust it."
+
+
+def _names_code(file: Path) -> bool:
+    """Whether a config.json, tokenizer_config.json, … tells transformers to import modules from the model's folder."""
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(facts, dict) and bool(facts.get("auto_map"))
+
+
+def _loader(run: Path, config_dirs: Sequence[Path], trusts_code: bool) -> Any:
+    """The run's model plugin, from its config.yaml. Code of the user's own is run only from folders typed now.
+
+    Raises:
+        UserError: the run's config lets the base model run its code, and nobody typed that it may.
+    """
     from omegaconf import OmegaConf
 
     from dumbo.check import build_one
 
     config = OmegaConf.load(run / "config.yaml")
-    return build_one("model", OmegaConf.to_container(config.model, resolve=True), config_dirs)
+    node = OmegaConf.to_container(config.model, resolve=True)
+    if isinstance(node, dict) and node.get("trust_remote_code") and not trusts_code:
+        raise UserError(f"run: its model has model.trust_remote_code=true: code that comes with it would run.\n{TRUST}")
+    return build_one("model", node, config_dirs)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, chosen: ChatOptions, run: Path) -> list[int]:

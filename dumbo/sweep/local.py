@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from dumbo.command import Command
 from dumbo.errors import Stopped, UserError
 from dumbo.outputs.console import Console
+from dumbo.outputs.secrets import masked_words
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED, typed_text
 from dumbo.sweep.job import run_job
@@ -72,7 +73,9 @@ class Sweep:
         common = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set(jobs[0])
         self.console.row("sweep", f"{len(jobs)} jobs in {self.folder}")
         return [
-            self._run_job(job, f"{first_number + index:03d}{_suffix([word for word in job if word not in common])}")
+            self._run_job(
+                job, f"{first_number + index:03d}{_suffix(masked_words([w for w in job if w not in common]))}"
+            )
             for index, job in enumerate(jobs)
         ]
 
