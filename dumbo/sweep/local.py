@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from dumbo.command import Command
 from dumbo.errors import Stopped, UserError
+from dumbo.hydra_node import key_of
 from dumbo.outputs.console import Console
 from dumbo.outputs.secrets import masked_words
 from dumbo.override_text import value_text
@@ -83,7 +84,7 @@ class Sweep:
         run_dir, log = self.folder / name, self.folder / f"{name}.log"
         words = [f"--config-dir={folder}" for folder in self.command.config_dirs]
         words += ["train", *([str(self.command.file)] if self.command.file else [])]
-        words += [*overrides, f"run_dir={value_text(str(run_dir))}"]
+        words += [*overrides, *self._places(), f"run_dir={value_text(str(run_dir))}"]
         with self.console.status(f"{name} is running"):
             code, stopped_by = run_job(words, log)
         facts = json.loads((run_dir / "run.json").read_text()) if (run_dir / "run.json").is_file() else {}
@@ -118,7 +119,13 @@ class Sweep:
 
         composed = composed_of(cfg)
         composed.cfg.run_dir = HydraConfig.get().runtime.output_dir
-        return train(check(composed.cfg, composed.choices, self.command.config_dirs), composed, self.command)
+        own = [str(word) for word in HydraConfig.get().overrides.task if _is_own(str(word))]
+        command = replace(self.command, overrides=(*own, *self._places()))
+        return train(check(composed.cfg, composed.choices, command.config_dirs), composed, command)
+
+    def _places(self) -> list[str]:
+        """Where a job finds its YAML files: what was typed of it for the sweep."""
+        return [word for word in self.command.overrides if key_of(word) == "hydra.searchpath"]
 
     def finish(self) -> int:
         """Says how it went; 1 when a job failed."""

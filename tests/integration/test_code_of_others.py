@@ -23,6 +23,7 @@ from dumbo.command import parse
 from dumbo.compose import prepare_hydra
 from dumbo.errors import UserError
 from dumbo.hydra_node import FIXED, NO_LOGGING
+from dumbo.outputs.lifecycle import begin
 from dumbo.repeat import with_recorded
 
 
@@ -128,6 +129,29 @@ def test_what_stays_possible(tmp_path: Path, capsys, jobs: list[list[str]]) -> N
     assert main(["-m", "mine.yaml", "hydra.sweeper.max_batch_size=1", "sweep_dir=sweep"]) == 0, capsys.readouterr().err
     assert [[word for word in words if "seed" in word] for words in jobs] == [["trainer.seed=1"], ["trainer.seed=2"]]
     assert all("trainer.lr=0.001" in words for words in jobs)
+
+
+def test_a_typed_searchpath_reaches_the_jobs(tmp_path: Path, capsys, jobs: list[list[str]]) -> None:
+    (tmp_path / "extra" / "experiment").mkdir(parents=True)
+    (tmp_path / "extra" / "experiment" / "y.yaml").write_text("# @package _global_\ntrainer:\n  lr: 7e-3\n")
+    words = [f"hydra.searchpath=[file://{tmp_path}/extra]", "+experiment=y"]
+    assert main(["-m", *words, "trainer.seed=1,2", "sweep_dir=sweep"]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert main([*jobs[0], "--cfg", "job"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["trainer"]["lr"] == 7e-3
+
+
+def test_a_job_of_hydras_own_launcher_can_be_repeated(tmp_path: Path, monkeypatch, capsys) -> None:
+    """It runs in the sweep's process; what its folder holds are its words, not the sweep's."""
+    monkeypatch.setattr(
+        "dumbo.train.train", lambda plugins, composed, command: begin(plugins, composed, command).release() or {}
+    )
+    assert main(["-m", "hydra/launcher=basic", "trainer.seed=1,2", "trainer.lr=1e-3", "sweep_dir=sweep"]) == 0, (
+        capsys.readouterr().err
+    )
+    words = yaml.safe_load((tmp_path / "sweep" / "1" / "overrides.yaml").read_text())
+    assert words == ["trainer.seed=2", "trainer.lr=0.001"]
+    assert with_recorded(parse(["repeat=sweep/1"])).overrides == ("trainer.seed=2", "trainer.lr=0.001")
 
 
 def test_what_is_dumbos_own_is_as_shipped() -> None:

@@ -429,6 +429,18 @@ def test_all_faults_of_a_config_come_together(capsys) -> None:
         assert text in said
 
 
+def test_a_fault_that_problems_raises_is_said_with_the_others(tmp_path, capsys) -> None:
+    conf("patch/bad.yaml", "# @package patch.bad\n_target_: raising_problems.P\n")(tmp_path)
+    (tmp_path / "my" / "raising_problems.py").write_text(
+        "class P:\n    def apply(self, model): ...\n    def problems(self): raise ValueError('neither here nor there')\n"
+    )
+    code = main(["--config-dir=my", "patch=[bad]", "trainer.max_time=1.2.3h", *TINY])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert "patch.bad: neither here nor there" in said
+    assert "trainer.max_time is seconds above 0" in said
+
+
 def test_text_of_others_cannot_drive_the_terminal(tmp_path, capsys) -> None:
     (tmp_path / "rows.jsonl").write_text('{"question": "\\u001b[2J\\u202e x", "answer": ""}\n')
     assert main(["dataset=files", "dataset.path=rows.jsonl", *TINY]) == 2
