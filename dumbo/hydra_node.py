@@ -133,6 +133,8 @@ def _targets(path: str, parent: DictConfig | ListConfig, key: Any) -> Iterator[t
     if OmegaConf.is_missing(parent, key):
         return
     node = parent[key]
+    if isinstance(node, dict | list):  # what a resolver gives (oc.decode)
+        node = OmegaConf.create(node)
     if isinstance(node, DictConfig) and not node._is_none():
         for name in node:
             if name == "_target_":

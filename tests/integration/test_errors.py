@@ -265,6 +265,8 @@ HYDRA = [
         (f"what: {TOUCH}\nhydra: {{launcher: {{x: '${{what}}'}}}}\n", ("hydra.launcher.x._target_ 'pathlib.Path.touch'",)),
         ("name: os.system\nhydra: {launcher: {_target_: '${name}'}}\n", ("hydra.launcher._target_ '${name}' is not allowed",)),
         ("hydra: {launcher: {x: '${nowhere}'}}\n", ("hydra.launcher cannot be resolved",)),
+        ("hydra: {launcher: {x: \"${oc.create:'{_target_: a.b}'}\"}}\n", ("hydra.launcher.x._target_ 'a.b' is not allowed",)),
+        ("y: '{_target_: a.b}'\nhydra: {launcher: {x: ['${oc.decode:${y}}']}}\n", ("hydra.launcher.x.0._target_ 'a.b' is not allowed",)),
         ("hydra: {launcher: {setup: [touch pwned]}}\n", ("hydra.launcher.setup: a file sets it", "hydra.launcher.setup=…")),
         ("hydra: {sweeper: {_target_: os.system}}\n", ("hydra.sweeper._target_ 'os.system' is not allowed",)),
         ("hydra: {job: {env_set: {LD_PRELOAD: x.so}}}\n", ("hydra.job.env_set cannot be set", "NAME=VALUE python -m dumbo")),
