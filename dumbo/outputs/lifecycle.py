@@ -304,6 +304,10 @@ def _result(metrics: Mapping[str, Any]) -> list[str]:
         parts.append(f"held-out loss {first}{metrics['eval_loss']:.3f}")
     if "exact_match" in metrics:
         parts.append(f"exact match {100 * metrics['exact_match']:.0f}% of {metrics['questions']} held-out questions")
+    if "questions_left_out" in metrics:
+        parts.append(
+            f"{metrics['questions_left_out']:,} held-out rows not asked: trainer.max_seq_len cuts their answers"
+        )
     if "tokens_per_s" in metrics:
         parts.append(f"{metrics['tokens_per_s']:,.0f} tokens/s")
     if "seconds" in metrics:

@@ -199,7 +199,8 @@ class _Preparation:
             kept += 1
             reply = _moved(example.reply, start, end)
             ends = self._ends_with_end_token(ids[start:end], part, reply)
-            writer.add(ids[start:end], part, example.source, row, reply)
+            asked_whole = start == 0 or self.too_long != "split"  # a later piece has lost the start of its question
+            writer.add(ids[start:end], part, example.source, row, reply if asked_whole else None)
             counts["tokens"] += end - start
             counts["trained_tokens"] += int(part.sum())
         counts["end_token_trained"] += int(ends)

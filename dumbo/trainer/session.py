@@ -292,7 +292,11 @@ class Session:
         with self.run.console.status(f"answering {len(exam)} held-out questions"):
             replies = samples.ask(self.model, self.tokenizer, exam, longer)
         right, total = samples.exact_match(pattern, exam, replies)
-        return {"exact_match": right / total, "questions": total} if total else {}
+        cut = samples.left_out(self.data.eval)
+        return {
+            **({"exact_match": right / total, "questions": total} if total else {}),
+            **({"questions_left_out": cut} if cut else {}),
+        }
 
 
 def _by_length(split: Split) -> Any:
