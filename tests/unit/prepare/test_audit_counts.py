@@ -41,7 +41,7 @@ def test_every_count(made):
     wanted = {
         "skipped": 2, "too_long": 5, "truncated": 5, "dropped": 0, "split": 0, "zero_label_rows": 2, "doubled_bos": 0,
         "control_tokens_in_text": 8, "rows_with_control_tokens": 4, "duplicates": 3, "eval_rows_in_train": 0,
-        "end_token_missing": 5, "reasoning_dropped_by_template": 0, "boundary_tokens": 0,
+        "end_token_missing": 5, "reasoning_dropped_by_template": 0, "train_marks_ignored": 0, "boundary_tokens": 0,
     }  # fmt: skip
     assert {name: audit[name] for name in GATES} == wanted
     assert audit["end_token_trained"] == audit["rows"] - 5
@@ -61,6 +61,22 @@ def test_against_counting_by_hand(made):
     assert Counter(store.source(d).file for d in data.train.documents).most_common(1)[0][1] == 43
     whole = [ids for ids in map(tuple, tokens) if len(ids) < 300]
     assert audit["duplicates"] == len(whole) - len(set(whole))
+
+
+def test_marks_that_loss_on_does_not_heed(jsonl, prepared):
+    """`train: false` (or `weight: 0`) holds under loss_on=field; elsewhere such turns are trained, and counted."""
+    talk = [
+        ("user", "a", {}),
+        ("assistant", "b", {"weight": 0}),
+        ("user", "c", {}),
+        ("assistant", "d", {"train": True}),
+    ]
+    row = {"messages": [{"role": role, "content": text, **mark} for role, text, mark in talk]}
+    path = jsonl([row, row, {"messages": row["messages"][2:]}])
+    assert prepared(path, Chat()).audit["train_marks_ignored"] == 2
+    heeded = prepared(path, Chat(loss_on="field"))
+    assert heeded.audit["train_marks_ignored"] == 0
+    assert heeded.train.trained_tokens < prepared(path, Chat()).train.trained_tokens
 
 
 def test_held_out_rows_that_stand_in_train(jsonl, prepared):
