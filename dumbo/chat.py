@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,10 @@ def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()
 
     library.set_verbosity_error()
     library.disable_progress_bar()
-    model, tokenizer = load_run(run, config_dirs)
+    model, tokenizer = load_run(run, config_dirs, trusts_code=chosen.trust_remote_code)
     if torch.cuda.is_available():
         model = model.to("cuda")  # type: ignore[arg-type]
-    prompt = _prompt(tokenizer, chosen, run)
+    prompt = _prompt(tokenizer, chosen, run, config_dirs)
     room = _room(model, len(prompt))
     ends = getattr(model.generation_config, "eos_token_id", None)
     seen = ends if isinstance(ends, list) else [ends] if ends is not None else []
@@ -68,17 +69,31 @@ def _room(model: PreTrainedModel, asked: int) -> int:
     return context - asked
 
 
-def load_run(run: Path, config_dirs: Sequence[Path] = ()) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A run's model as it was saved; adapters are put on the base that the run's config loads."""
+def load_run(
+    run: Path, config_dirs: Sequence[Path] = (), *, trusts_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A run's model as it was saved; adapters are put on the base that the run's config loads.
+
+    Args:
+        run: its folder.
+        config_dirs: folders typed now whose plugins may run.
+        trusts_code: whether code that comes with the model may run.
+
+    Raises:
+        UserError: the model brings code, and nobody typed that it may run.
+    """
+    folder = run / "model"
+    brings_code = [file.name for file in sorted(folder.glob("*config.json")) if _names_code(file)]
+    if brings_code and not trusts_code:
+        raise UserError(f"run: {folder / brings_code[0]} names code of the model's own, which would run.\n{TRUST}")
+    loader = _loader(run, config_dirs, trusts_code) if (folder / "adapter_config.json").is_file() else None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = run / "model"
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if not (folder / "adapter_config.json").is_file():
-        return AutoModelForCausalLM.from_pretrained(folder), tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
+    if loader is None:
+        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusts_code), tokenizer
     from peft import PeftModel
 
-    loader = _loader(run, config_dirs)
     base = loader.load_model(loader.load_tokenizer())
     model: Any = PeftModel.from_pretrained(base, str(folder))
     if (folder / "generation_config.json").is_file():
@@ -88,45 +103,60 @@ def load_run(run: Path, config_dirs: Sequence[Path] = ()) -> tuple[PreTrainedMod
     return model, tokenizer
 
 
-def _loader(run: Path, config_dirs: Sequence[Path]) -> Any:
-    """The run's model plugin, from its config.yaml. Code of the user's own is run only from folders typed now."""
+TRUST = "  Type chat.trust_remote_code=true if you trust it."
+
+
+def _names_code(file: Path) -> bool:
+    """Whether a config.json, tokenizer_config.json, … tells transformers to import modules from the model's folder."""
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    return isinstance(facts, dict) and bool(facts.get("auto_map"))
+
+
+def _loader(run: Path, config_dirs: Sequence[Path], trusts_code: bool) -> Any:
+    """The run's model plugin, from its config.yaml. Code of the user's own is run only from folders typed now.
+
+    Raises:
+        UserError: the run's config lets the base model run its code, and nobody typed that it may.
+    """
     from omegaconf import OmegaConf
 
     from dumbo.check import build_one
 
     config = OmegaConf.load(run / "config.yaml")
-    return build_one("model", OmegaConf.to_container(config.model, resolve=True), config_dirs)
+    node = OmegaConf.to_container(config.model, resolve=True)
+    if isinstance(node, dict) and node.get("trust_remote_code") and not trusts_code:
+        raise UserError(f"run: its model has model.trust_remote_code=true: code that comes with it would run.\n{TRUST}")
+    return build_one("model", node, config_dirs)
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, chosen: ChatOptions, run: Path) -> list[int]:
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase, chosen: ChatOptions, run: Path, config_dirs: Sequence[Path]
+) -> list[int]:
     """The question as the run's formatter would have asked it."""
     from omegaconf import OmegaConf
+
+    from dumbo.allow_list import announced
+    from dumbo.check import build_one
+    from dumbo.formatter.asking import prompt_ids
 
     config = OmegaConf.load(run / "config.yaml")
     target = str(OmegaConf.select(config, "formatter._target_") or "")
     messages = [Message(role="system", content=chosen.system)] if chosen.system else []
     messages.append(Message(role="user", content=str(chosen.prompt)))
-    contents = [message["content"] for message in messages]
-    if target == "dumbo.formatter.jinja.Jinja":
-        text = _jinja_prompt(str(config.formatter.template), messages, tokenizer)
-    elif target == "dumbo.formatter.text.Text":
-        text = _with_bos("\n".join(contents), tokenizer)
-    elif target == "dumbo.formatter.completion.Completion":
-        separator = str(OmegaConf.select(config, "formatter.separator") or "")
-        text = _with_bos(separator.join([*contents, ""]), tokenizer)
-    elif tokenizer.chat_template:
-        text = _chat_prompt(messages, tokenizer)
-    else:
-        text = str(chosen.prompt)
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
-
-
-def _with_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    from dumbo.formatter.text import bos_of
-
-    bos = bos_of(tokenizer)
-    return text if text.startswith(bos) else bos + text
+    allowed = {"dumbo", *(point.value.split(".")[0] for point in announced())}
+    ids = None
+    if config_dirs or target.split(".")[0] in allowed:
+        node = OmegaConf.to_container(config.formatter, resolve=True)
+        ids = prompt_ids(build_one("formatter", node, config_dirs), messages, tokenizer)
+    if ids is not None:
+        return ids
+    print(
+        f"The run's formatter {target} does not say how it would ask this: asked as the tokenizer's chat template does."
+        + ("" if config_dirs else " Type --config-dir FOLDER to let it run."),
+        file=sys.stderr,
+    )
+    text = _chat_prompt(messages, tokenizer) if tokenizer.chat_template else str(chosen.prompt)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _chat_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -142,22 +172,3 @@ def _chat_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase) ->
         return str(apply(messages, tokenize=False, add_generation_prompt=True))
     except jinja2.TemplateError as error:
         raise UserError(f"The model's chat template refuses this: {error}.") from error
-
-
-def _jinja_prompt(template: str, messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Rendered up to where an answer would begin: with a probe answer, cut there."""
-    import jinja2
-
-    from dumbo.formatter.jinja import Jinja, environment
-    from dumbo.formatter.loss_mask import PROBE
-
-    compiled = environment().from_string(Jinja(template=template).text())
-    values = {"tools": None, "bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
-    asked = [*messages, Message(role="assistant", content=PROBE)]
-    try:
-        rendered = compiled.render(messages=asked, add_generation_prompt=False, **values)
-    except jinja2.TemplateError as error:
-        raise UserError(f"formatter.template of the run refuses this: {error}.") from error
-    if PROBE not in rendered:
-        raise UserError("formatter.template of the run does not render an answer after this question.")
-    return rendered[: rendered.index(PROBE)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import re
 import sys
 import typing
@@ -101,7 +102,10 @@ def check(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], config_d
     )
     report.faults += _conflicts(plugins.patches)
     for name, plugin in _all(plugins):
-        problems = [str(problem) for problem in getattr(plugin, "problems", list)()]
+        try:
+            problems = [str(problem) for problem in getattr(plugin, "problems", list)()]
+        except (ValueError, TypeError) as error:  # raised instead of told
+            problems = [str(error)]
         report.faults += [text if text.startswith(f"{name}.") else f"{name}: {text}" for text in problems]
     report.faults += _batch(plugins)
     report.stop_if_any()
@@ -134,6 +138,8 @@ def _resolve(node: Any, path: str, report: _Report) -> Any:
         if node._is_none():
             return None
         return {str(key): _resolve_child(node, key, f"{path}.{key!s}" if path else str(key), report) for key in node}
+    if isinstance(node, float) and not math.isfinite(node):  # it would pass every comparison, and fail late
+        report.faults.append(f"{path} is {node}, which is no number to work with.\n  Write {path}=NUMBER.")
     return node
 
 
@@ -326,7 +332,8 @@ def _named(path: str, text: str, keys: Collection[str]) -> str:
     """A plugin's own complaint under the full name of what it complains of."""
     if text.startswith(f"{path}."):
         return text
-    return f"{path}.{text}" if path and text.split(" ")[0] in keys else f"{path}: {text}" if path else text
+    key = text.split(" ")[0].split(".")[0]
+    return f"{path}.{text}" if path and key in keys else f"{path}: {text}" if path else text
 
 
 def _section(path: str, cls: type, node: Any, report: _Report) -> Any:

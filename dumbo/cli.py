@@ -80,18 +80,17 @@ def _dispatch(command: Command) -> int:
 
 
 def _compose_and_run(command: Command) -> int:
-    from dumbo.compose import Composed, composed_of, prepare_hydra, run_hydra
+    from dumbo.compose import compose, prepare_hydra, show
     from dumbo.repeat import with_recorded
 
     command = with_recorded(command)
     overrides = [*prepare_hydra(command.config_dirs, command.file), *command.overrides]
     if command.multirun:
         return _sweep(command, overrides)
-    captured: list[Composed] = []
-    run_hydra(overrides, command.flags, lambda cfg: captured.append(composed_of(cfg)), multirun=False)
-    if not captured:  # --cfg, --shell-completion: Hydra has printed
+    if command.flags:
+        show(overrides, command.flags)
         return 0
-    return _run_verb(command, captured[0])
+    return _run_verb(command, compose(overrides))
 
 
 def _run_verb(command: Command, composed: Any) -> int:
@@ -121,14 +120,16 @@ def _run_verb(command: Command, composed: Any) -> int:
 
 
 def _sweep(command: Command, overrides: list[str]) -> int:
-    from dumbo.compose import run_hydra
+    from dumbo.compose import sweep as run_sweep
     from dumbo.override_text import value_text
     from dumbo.sweep.local import Sweep
 
+    if command.flags:
+        raise UserError(f"The command line: -m runs a sweep; {command.flags[0]} only shows one run.\n  Leave one out.")
     if command.verb != "train":
         raise UserError(f"-m sweeps over train; it cannot sweep over {command.verb}.")
     sweep = Sweep.begin(command)
-    run_hydra([*overrides, f"sweep_dir={value_text(str(sweep.folder))}"], command.flags, sweep.job, multirun=True)
+    run_sweep([*overrides, f"sweep_dir={value_text(str(sweep.folder))}"], sweep.job)
     return sweep.finish()
 
 

@@ -1,6 +1,6 @@
 """The typed words -> verb, file, flags, overrides. Pure: nothing is composed or imported here.
 
-dumbo [VERB | FILE.yaml | DATA.jsonl] [flags] [overrides]
+dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview)
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Command:
         verb: one of VERBS.
         overrides: Hydra overrides, in the order typed.
         config_dirs: folders given as --config-dir, absolute.
-        file: an experiment's YAML file given as first word.
+        file: an experiment's YAML file given as first word, or behind train or preview.
         data: a data file given as first word (`dumbo DATA.jsonl`).
         multirun: -m.
         flags: Hydra's own flags to pass on (--cfg job, --resolve, …).
@@ -90,7 +90,14 @@ def parse(argv: Sequence[str]) -> Command:
             verb, data = "preview", _existing(first)
         else:
             raise UserError(_unknown_word(first))
-    if verb == "train" and words and file is None and _is_bare(words[0]) and words[0].endswith((".yaml", ".yml")):
+    if (
+        verb in ("train", "preview")
+        and data is None
+        and words
+        and file is None
+        and _is_bare(words[0])
+        and words[0].endswith((".yaml", ".yml"))
+    ):
         file = _existing(words.pop(0))
     stray = next((word for word in words if _is_bare(word)), None)
     if stray is not None and stray.lstrip("+").split(".")[0] in KEYS:

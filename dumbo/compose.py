@@ -1,31 +1,41 @@
 """Overrides -> one composed config, through Hydra; its errors said so that a user can act on them.
 
-argv -> refuse.py -> Hydra, over the folders of search_path.py -> check.py; what Hydra raises goes through explain.py.
+argv -> refuse.py -> Hydra, over the folders of search_path.py -> hydra_node.py -> check.py; what Hydra raises goes
+through explain.py. Hydra's parts are used one by one (hydra._internal; the version is bounded in pyproject.toml).
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import hydra
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dumbo.check import LIST_GROUPS
 from dumbo.errors import UserError
 from dumbo.explain import FILE_GROUP, explain
-from dumbo.refuse import refuse_early
+from dumbo.hydra_node import key_of, refuse_code
+from dumbo.outputs.secrets import mask_in_place
+from dumbo.refuse import SWEEP_WANTED, refuse_early
 from dumbo.search_path import DumboSearchPath, conf_folder
 
 
@@ -84,7 +94,7 @@ def prepare_hydra(config_dirs: Sequence[Path], file: Path | None) -> list[str]:
     if file is None:
         return []
     ConfigStore.instance().store(
-        group=FILE_GROUP, name="experiment", node=_load_experiment(file), package="_global_", provider=file.name
+        group=FILE_GROUP, name="experiment", node=experiment_of(file), package="_global_", provider=file.name
     )
     return [f"+{FILE_GROUP}=experiment"]
 
@@ -98,7 +108,12 @@ def _forget(folders: Sequence[Path]) -> None:
             del sys.modules[name]
 
 
-def _load_experiment(file: Path) -> Any:
+def experiment_of(file: Path) -> Any:
+    """A YAML file's mapping, references as they are.
+
+    Raises:
+        UserError: no YAML, or no mapping.
+    """
     try:
         node = OmegaConf.load(file)
     except Exception as error:
@@ -110,31 +125,103 @@ def _load_experiment(file: Path) -> Any:
     return OmegaConf.to_container(node)
 
 
-def run_hydra(
-    overrides: Sequence[str], flags: Sequence[str], job: Callable[[DictConfig], Any], *, multirun: bool
-) -> None:
-    """Lets Hydra's own entry point compose, or show (`--cfg`), or sweep (`-m`), and call `job` with the config."""
-    refuse_early(overrides, multirun=multirun)
+class CheckedLoader(ConfigLoaderImpl):
+    """Hydra's loader of configs; nobody gets one from it, for a run, a sweep or a sweep's job, that runs code.
+
+    Args:
+        search_path: where YAML files are found.
+        typed: keys set on the command line.
+    """
+
+    def __init__(self, search_path: ConfigSearchPath, typed: Collection[str]) -> None:
+        super().__init__(search_path)
+        self.typed = frozenset(typed)
+
+    def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """What Hydra's own does, and then hydra_node.py's look."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=r".*provider=.*is not available.*", category=UserWarning)
+            cfg = super().load_configuration(*args, **kwargs)
+        refuse_code(cfg, self.typed)
+        return cfg
+
+
+def _hydra(overrides: Sequence[str]) -> Hydra:
+    """Hydra's application over our folders. `hydra.main` is not used: it builds callbacks before anyone could look."""
+    version.setbase("1.3")
+    loader = CheckedLoader(create_config_search_path(str(conf_folder())), [key_of(word) for word in overrides])
+    return Hydra(task_name="dumbo", config_loader=loader)
+
+
+def compose(overrides: Sequence[str]) -> Composed:
+    """The config of one run.
+
+    Raises:
+        UserError: an override or a file that does not compose, or one that would run code (hydra_node.py).
+    """
+    refuse_early(overrides, multirun=False)
+    with translated(overrides):
+        cfg = _hydra(overrides).compose_config("config", list(overrides), RunMode.RUN, with_log_configuration=False)
+    if cfg.hydra.mode == RunMode.MULTIRUN:
+        raise UserError(f"hydra.mode is MULTIRUN: {SWEEP_WANTED}")
+    HydraConfig.instance().set_config(cfg)
+    return composed_of(cfg)
+
+
+def show(overrides: Sequence[str], flags: Sequence[str]) -> None:
+    """Hydra's own flags that print and do nothing else: `--cfg`, `--info TOPIC`, `--shell-completion`.
+
+    Raises:
+        UserError: flags that do not go together.
+    """
+    chosen = [flag for flag in flags if flag in ("--cfg", "--info", "--shell-completion")]
+    if len(chosen) != 1:
+        given = " and ".join(chosen) if chosen else f"{flags[0]} alone"
+        raise UserError(f"The command line: {given}.\n  Write --cfg job, with --resolve or --package KEY behind it.")
+    refuse_early(overrides, multirun=False)
+    values = dict(itertools.pairwise(flags))
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     saved = sys.argv  # its first word becomes the command's name in shell completion
-    sys.argv = ["dumbo", *flags, *(["--multirun"] if multirun else []), *overrides]
+    sys.argv = ["dumbo", *flags, *overrides]
     try:
-        with translated(overrides), warnings.catch_warnings():
-            warnings.filterwarnings("error", message=r".*provider=.*is not available.*", category=UserWarning)
-            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+        with translated(overrides):
+            hydra, words = _hydra(overrides), list(overrides)
+            if "--info" in flags:
+                hydra.show_info(values["--info"], config_name="config", overrides=words)
+            elif "--shell-completion" in flags:
+                hydra.shell_completion(config_name="config", overrides=words)
+            else:
+                hydra.show_cfg("config", words, values["--cfg"], values.get("--package"), resolve="--resolve" in flags)
     finally:
         sys.argv = saved
         root.handlers[:], root.level = handlers, level  # --info makes Hydra log to what is standard output just now
 
 
-def compose(overrides: Sequence[str]) -> Composed:
-    """Composes without the command line (`dumbo.run`, repeat, tests)."""
-    refuse_early(overrides, multirun=False)
-    with translated(overrides), hydra.initialize_config_dir(str(conf_folder()), job_name="dumbo", version_base="1.3"):
-        cfg = hydra.compose("config", list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    return composed_of(cfg)
+def sweep(overrides: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
+    """Lets Hydra's sweeper make the jobs (`-m`), and its launcher run them.
+
+    Args:
+        overrides: those of the sweep, several values among them.
+        job: what a launcher other than ours calls with a job's config.
+
+    Raises:
+        UserError: as `compose`, for the sweep or for one of its jobs.
+    """
+    refuse_early(overrides, multirun=True)
+    with translated(overrides):
+        hydra = _hydra(overrides)
+        words = [*overrides, f"hydra.mode={RunMode.MULTIRUN.name}"]
+        cfg = hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False)
+        sweeper = Plugins.instance().instantiate_sweeper(
+            config=cfg,
+            hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),
+            task_function=job,
+        )
+        arguments = OmegaConf.to_container(cfg.hydra.overrides.task, resolve=False)
+        assert isinstance(arguments, list)
+        mask_in_place(cfg)  # sweepers write it to multirun.yaml; the jobs are composed anew from the words
+        sweeper.sweep(arguments=[str(word) for word in arguments])
 
 
 class translated:

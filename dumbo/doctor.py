@@ -1,4 +1,7 @@
-"""`dumbo doctor`: versions, devices, which kernels are usable here and why not, what to install."""
+"""`dumbo doctor`: versions, devices, which kernels are usable here and why not, what to install.
+
+A kernel that is called usable has run, forward and backward, on a few numbers; what is only looked for is said to be.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib.util
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,7 @@ EXTRAS = {"gguf": "gguf", "tensorboard": "tensorboard", "wandb": "wandb", "mlflo
 
 
 def doctor(options: DoctorOptions) -> int:
-    """Looks around and says what it finds; kernels are run on a few numbers, not only imported."""
+    """Looks around and says what it finds."""
     facts: dict[str, Any] = {
         "versions": versions(),
         "hardware": hardware(),
@@ -54,15 +58,25 @@ def doctor(options: DoctorOptions) -> int:
 
 
 def kernels() -> dict[str, str]:
-    """Each kernel -> "usable", or why not."""
+    """Each kernel -> "usable" and what was run to know it, what was only looked for, or why it is not usable."""
     return {
         "bf16": _bf16(),
-        "liger": _liger(),
-        "isolated packing": _isolated(),
-        "varlen attention": _varlen(),
-        "flash-attn package": "installed" if importlib.util.find_spec("flash_attn") else "not installed (not needed)",
+        "liger": _tried(_liger),
+        "isolated packing": _tried(_isolated),
+        "varlen attention": _tried(_varlen),
+        "flash-attn package": "found, not run"
+        if importlib.util.find_spec("flash_attn")
+        else "not installed (not needed)",
         "torch.compile": _compiler(),
     }
+
+
+def _tried(kernel: Callable[[], str]) -> str:
+    """What the kernel's check says; what it dies of on this device, in a line."""
+    try:
+        return kernel()
+    except (RuntimeError, ImportError, OSError, NotImplementedError) as error:
+        return f"does not run: {(str(error).splitlines() or [type(error).__name__])[0]}"
 
 
 def _bf16() -> str:
@@ -72,62 +86,112 @@ def _bf16() -> str:
 
     if not torch.cuda.is_available():
         return "no CUDA device; trainer.precision=auto is fp32 here"
-    return (
-        "usable"
-        if bf16_in_hardware()
-        else f"{torch.cuda.get_device_name()} has no bf16; trainer.precision=auto is fp32 here"
-    )
+    if not bf16_in_hardware():
+        return f"{torch.cuda.get_device_name()} has no bf16; trainer.precision=auto is fp32 here"
+    return _tried(lambda: _usable_when("a matrix product", _bf16_product()))
+
+
+def _usable_when(ran: str, off: float, tolerance: float = 2e-2) -> str:
+    """In words, from the distance to a reference relative to its largest number."""
+    if off <= tolerance:
+        return f"usable (ran {ran}, {off:.0e} from the reference)"
+    return f"wrong numbers: {ran} is {off:.1g} from the reference"
+
+
+def _apart(found: Any, wanted: Any) -> float:
+    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def _bf16_product() -> float:
+    import torch
+
+    a, b = torch.randn(2, 64, 64, device="cuda").bfloat16()
+    return _apart(a @ b, a.double() @ b.double())
 
 
 def _liger() -> str:
+    """A norm and the fused loss, which is most of what it saves, with their gradients."""
     import torch
 
     if importlib.util.find_spec("liger_kernel") is None:
         return "not installed: pip install liger-kernel"
     if not torch.cuda.is_available():
         return "no CUDA device; patch=[liger] is left out here"
-    try:
-        from liger_kernel.transformers.rms_norm import LigerRMSNorm
+    from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+    from liger_kernel.transformers.rms_norm import LigerRMSNorm
 
-        norm = LigerRMSNorm(64).to("cuda")
-        norm(torch.randn(2, 64, device="cuda")).sum().backward()
-    except (RuntimeError, ImportError, OSError) as error:
-        return f"does not run: {str(error).splitlines()[0]}"
-    return "usable"
+    states = torch.randn(16, 64, device="cuda", requires_grad=True)
+    head = torch.randn(128, 64, device="cuda", requires_grad=True)
+    wanted = torch.arange(16, device="cuda")
+    normed = torch.nn.functional.rms_norm(states, (64,), eps=1e-6)
+    reference = torch.nn.functional.cross_entropy(normed @ head.T, wanted)
+    gradients = torch.autograd.grad(reference, [states, head])
+    loss = liger_fused_linear_cross_entropy(LigerRMSNorm(64).to("cuda")(states), head, wanted)
+    found = [loss, *torch.autograd.grad(loss, [states, head])]
+    off = max(_apart(one, other) for one, other in zip(found, [reference, *gradients], strict=True))
+    return _usable_when("RMSNorm and the fused loss", off)
 
 
 def _isolated() -> str:
-    """Packs three documents on a small model and measures what one sees of another."""
+    """Packs documents on a small model in the arithmetic of training, and measures what one sees of another."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from dumbo.model.dtype import resolved_precision
     from dumbo.trainer.layout import choose_layout
 
+    bf16 = resolved_precision("auto") == "bf16"
     config = LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=64
     )
     model: Any = LlamaForCausalLM(config)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return f"usable, {choose_layout(model, True, 'auto')[1]}"
+        return f"usable, {choose_layout(model, True, 'auto', bf16=bf16)[1]}, ran in {'bf16' if bf16 else 'fp32'}"
     except ProofFailed as error:
         return f"not usable: {str(error).splitlines()[0]}"
 
 
 def _varlen() -> str:
+    """What packs take on a GPU (`trainer/varlen.py`): two documents on one axis, against each alone."""
     import torch
 
+    from dumbo.trainer import varlen
+
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
-        return f"torch {torch.__version__} has none (2.10 brings it)"
-    return "present; used by a later version of dumbo" if torch.cuda.is_available() else "no CUDA device"
+        return (
+            f"torch {torch.__version__} has none (2.10 brings it); packs take torch's attention, document by document"
+        )
+    if not torch.cuda.is_available():
+        return "no CUDA device; packs take torch's attention, document by document"
+    inputs = torch.randn(3, 1, 2, 48, 16, device="cuda").bfloat16().requires_grad_()
+    query, key, value = inputs
+    if not varlen.usable(query, value, 0.0):
+        return "needs an Ampere GPU or newer; packs take torch's attention, document by document"
+    bounds = torch.tensor([0, 20, 48], dtype=torch.int32, device="cuda")
+    out = varlen.attend(query, key, value, bounds, 28, None, None)
+    alone = [
+        torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], is_causal=True
+        )
+        for start, end in ((0, 20), (20, 48))
+    ]
+    wanted = torch.cat(alone, 2).transpose(1, 2)
+    weights = torch.randn_like(wanted)
+    found = [out, *torch.autograd.grad((out * weights).sum(), inputs)]
+    reference = [wanted, *torch.autograd.grad((wanted * weights).sum(), inputs)]
+    off = max(_apart(one, other) for one, other in zip(found, reference, strict=True))
+    return _usable_when("two documents, forward and backward", off)
 
 
 def _compiler() -> str:
+    """Looked for only: a first compilation takes longer than all the rest, and no patch uses it yet."""
     import torch
 
     if torch.cuda.is_available():
-        return "usable" if importlib.util.find_spec("triton") else "triton is not installed"
-    return "usable on the CPU" if shutil.which("gcc") or shutil.which("clang") else "no C compiler found"
+        return "triton found, not run" if importlib.util.find_spec("triton") else "triton is not installed"
+    found = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
+    return f"{found} found, not run" if found else "no C++ compiler found"
 
 
 def hub_state() -> str:

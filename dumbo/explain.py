@@ -49,7 +49,17 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     if "No match in the defaults list" in first or "Could not override '" in first:
         name = re.search(r"'([^']+)'", first)
         return _explain_group(name.group(1) if name else "", first)
+    if "raised while composing config" in first and len(chain) > 1:
+        place = first.split(":")[0].replace(f"'{FILE_GROUP}/experiment'", "the file on the command line")
+        return f"{place}: {_reason(chain[-1])}"
     return _explain_value(first, overrides)
+
+
+def _reason(error: BaseException) -> str:
+    """What OmegaConf says of a value in a YAML file, with the key it says it of."""
+    said = str(error).strip().splitlines()[0].rstrip(".")
+    key = getattr(error, "full_key", None)
+    return f"{key}: {said}." if key else f"{said}."
 
 
 def _explain_value(text: str, overrides: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import dumbo
 from dumbo.check import GROUPS, LIST_GROUPS
 from dumbo.command import VERBS, Command
-from dumbo.compose import prepare_hydra, run_hydra
+from dumbo.compose import prepare_hydra, show
 from dumbo.errors import UserError
 from dumbo.search_path import DumboSearchPath, files_of
 from dumbo.suggest import did_you_mean
@@ -43,10 +43,10 @@ def help_text(command: Command) -> str:
     """The whole help, grouped, with the choices of each group."""
     DumboSearchPath.config_dirs = command.config_dirs
     lines = [f"dumbo {dumbo.__version__}: fine-tunes language models from plugins that Hydra composes", ""]
-    lines += ["  python -m dumbo [VERB | FILE.yaml | DATA.jsonl] [flags] [overrides]", "", "Verbs (without one: train)"]
+    lines += ["  python -m dumbo [VERB] [FILE.yaml | DATA.jsonl] [flags] [overrides]", "", "Verbs (without one: train)"]
     lines += [f"  {verb:<10} {what}" for verb, what in VERBS.items()]
     lines += [
-        f"  {'FILE.yaml':<10} an experiment of your own, on top of conf/ (files in the older plugin format are translated)",
+        f"  {'FILE.yaml':<10} an experiment of your own, for train or preview (files in the older plugin format are translated)",
         f"  {'DATA.jsonl':<10} what a data file looks like to dumbo, and the command to try",
         "",
         "Groups: GROUP=CHOICE, patch=[A,B]; then any key: trainer.lr=1e-4, patch.lora.rank=8",
@@ -90,12 +90,7 @@ def info_text(command: Command) -> str:
     DumboSearchPath.config_dirs = command.config_dirs
     topic = str(command.info)
     if topic in HYDRA_INFO:
-        run_hydra(
-            [*prepare_hydra(command.config_dirs, command.file), *command.overrides],
-            ["--info", topic],
-            print,
-            multirun=False,
-        )
+        show([*prepare_hydra(command.config_dirs, command.file), *command.overrides], ["--info", topic])
         return ""
     group, _, choice = topic.replace(".", "=", 1).partition("=")
     if group not in WHAT:

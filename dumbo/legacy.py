@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from dumbo.command import Command
 from dumbo.errors import UserError
 from dumbo.outputs.printable import printable
+from dumbo.outputs.secrets import masked_words
 from dumbo.override_text import value_text
 from dumbo.suggest import did_you_mean
 from dumbo.trainer.extra import refusal
@@ -74,7 +75,8 @@ def translated(command: Command) -> Command:
     if data is None or not _is_older(data):
         return command
     overrides = translate(data, str(command.file))
-    line = " ".join(shlex.quote(word) for word in (*overrides, *command.overrides))
+    words = masked_words([*overrides, *command.overrides])
+    line = " ".join(shlex.quote(word) for word in (*([command.verb] if command.verb != "train" else []), *words))
     said = f"{command.file.name} is in the older plugin format. The same as:\n  python -m dumbo {line}"
     print(printable(said, keep="\n"), file=sys.stderr)
     return replace(command, file=None, overrides=(*overrides, *command.overrides))

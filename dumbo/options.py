@@ -41,6 +41,8 @@ class PreviewOptions:
 
     def __post_init__(self) -> None:
         _at_least("num_examples", self.num_examples, 0)
+        for name, most in self.fail_on.items():
+            _at_least(f"fail_on.{name}", most, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class ChatOptions:
         max_new_tokens: longest answer, in tokens.
         temperature: 0: the likeliest token each time; above 0: sampled.
         seed: of the sampling.
+        trust_remote_code: run code that comes with the run's model, or with its base.
         format: "text" or "json".
     """
 
@@ -61,11 +64,13 @@ class ChatOptions:
     max_new_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
+    trust_remote_code: bool = False
     format: Format = "text"
 
     def __post_init__(self) -> None:
         _at_least("max_new_tokens", self.max_new_tokens, 1)
         _at_least("temperature", self.temperature, 0)
+        _at_least("seed", self.seed, 0)
 
 
 def _at_least(name: str, value: float, least: int) -> None:

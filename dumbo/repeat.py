@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
 from dumbo.command import Command, parse
+from dumbo.compose import experiment_of
 from dumbo.errors import UserError
-from dumbo.outputs.secrets import MASK
+from dumbo.hydra_node import TYPED_ONLY, key_of
+from dumbo.outputs.secrets import MASK, hidden_keys, hidden_places
 from dumbo.refuse import typed_text
 from dumbo.suggest import did_you_mean
 
@@ -29,28 +32,46 @@ def with_recorded(command: Command) -> Command:
 
 def _merged(command: Command, run: Path, key: str) -> Command:
     words = _recorded(run, key)
-    hidden = [word.partition("=")[0] for word in words if MASK in word]
     own = command.overrides if key == "resume" else tuple(w for w in command.overrides if not w.startswith("repeat="))
-    chosen = {_key(word) for word in own}
-    if unknown := [name for name in hidden if _key(name) not in chosen]:
-        raise UserError(f"{key}: the value of {unknown[0]} was not written down. Type it again: {unknown[0]}=…")
+    chosen = {key_of(word) for word in own}
+    _require_typed(words, chosen, command, key)
+    rest = [word for word in words if (not word.startswith(CONFIG_DIR) and "=" in word) or word.startswith("~")]
+    rest = [word for word in rest if not key_of(word).startswith(("hydra.", "hydra/"))]  # of a sweep, not of its runs
+    kept = parse([word for word in rest if key_of(word) not in chosen and key_of(word) not in NOT_KEPT]).overrides
+    return replace(
+        command,
+        overrides=(*kept, *own),
+        file=command.file or _experiment(run, words, key, chosen),
+    )
+
+
+def _require_typed(words: list[str], chosen: Collection[str], command: Command, key: str) -> None:
+    """A run's folder from somebody else brings no code along, and holds no secrets: both are typed again.
+
+    Raises:
+        UserError: what is to be typed.
+    """
     folders = [Path(word.removeprefix(CONFIG_DIR)) for word in words if word.startswith(CONFIG_DIR)]
     if unasked := [folder for folder in folders if folder not in command.config_dirs]:
         raise UserError(
             f"{key}: the run used plugins from {unasked[0]}, whose code would run.\n"
             f"  Type --config-dir={unasked[0]} again if you trust it."
         )
-    rest = [word for word in words if (not word.startswith(CONFIG_DIR) and "=" in word) or word.startswith("~")]
-    kept = parse([word for word in rest if _key(word) not in chosen and _key(word) not in NOT_KEPT]).overrides
-    return replace(
-        command,
-        overrides=(*kept, *own),
-        file=command.file or _experiment(run, words, key),
-    )
+    for word in words:
+        name, _, value = word.lstrip("+~").partition("=")
+        if name in chosen or not value or value.lower() in ("false", "null"):
+            continue
+        if why := {**TYPED_ONLY, "hydra.searchpath": "YAML files would come from there"}.get(name):
+            raise UserError(f"{key}: the run had {name}={value}, and {why}.\n  Type {word} again if you trust it.")
+    for name in [name for word in words for name in hidden_keys(word)]:
+        if not _is_chosen(name, chosen):
+            raise UserError(f"{key}: the value of {name} was not written down. Type it again: {name}=…")
 
 
-def _key(word: str) -> str:
-    return word.lstrip("+~").split("=")[0]
+def _is_chosen(name: str, chosen: Collection[str]) -> bool:
+    """Whether a key, or one above it, is typed."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]) in chosen for count in range(1, len(parts) + 1))
 
 
 def _recorded(run: Path, key: str) -> list[str]:
@@ -71,13 +92,15 @@ def _near(run: Path) -> str:
     return did_you_mean(run.name, [entry.name for entry in parent.iterdir()] if parent.is_dir() else [])
 
 
-def _experiment(run: Path, words: list[str], key: str) -> Path | None:
+def _experiment(run: Path, words: list[str], key: str, chosen: Collection[str]) -> Path | None:
     """The experiment's YAML file: the copy in the run's folder, or where it was."""
     copy = run.expanduser() / "experiment.yaml"
     if copy.is_file():
-        if MASK in copy.read_text(encoding="utf-8"):
+        names = [".".join(place) for place in hidden_places(experiment_of(copy))]
+        if hidden := [name for name in names if not _is_chosen(name, chosen)]:
             raise UserError(
-                f"{key}: {copy} holds values that were not written down ({MASK}).\n  Put them back, as ${{oc.env:NAME}}."
+                f"{key}: {copy} lacks values that were not written down ({MASK}): {', '.join(hidden)}.\n"
+                f"  Type them again: {hidden[0]}=…, or put them back, as ${{oc.env:NAME}}."
             )
         return copy.resolve()
     named = [Path(word) for word in words if "=" not in word and word.endswith((".yaml", ".yml"))]

@@ -82,6 +82,8 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     order.check_skeleton(patches, plugins.model, tokenizer)  # names of modules, before any weight is loaded
     splits, data = _prepare(plugins, run, tokenizer)
     run.note_data(data)
+    if check_data := getattr(plugins.trainer, "check_data", None):
+        check_data(data, run)  # what this data does not allow, before any weight is loaded
     if run.verify_quick:
         run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
 

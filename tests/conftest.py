@@ -17,19 +17,12 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+from lacking import lacking
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("DUMBO_TEST_DATA", ROOT.parent / "shared" / "data"))
-
-
-def lacking(what: str) -> NoReturn:
-    """Skips a test that cannot have what it needs; under DUMBO_TEST_STRICT (CI) that is a failure."""
-    if os.environ.get("DUMBO_TEST_STRICT"):
-        pytest.fail(f"CI must have it: {what}")
-    pytest.skip(what)
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"

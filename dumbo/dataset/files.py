@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from dumbo.cache import content_hash, key_of
-from dumbo.dataset.columns import KNOWN_COLUMNS, Columns, DataFormat, recognise
+from dumbo.dataset.columns import KNOWN_COLUMNS, Columns, DataFormat, Unseen, recognise
 from dumbo.dataset.reading import Broken, read
 from dumbo.errors import UserError
 from dumbo.interfaces import BadRow, Row, Source, Splits
@@ -208,18 +208,23 @@ class FileBatches:
     limit: int | None
 
     def __iter__(self) -> Iterator[list[Row | BadRow]]:
+        where = str(self.files[0]) if len(self.files) == 1 else f"{len(self.files)} files"
+        unseen = Unseen(self.columns, where)
         left = self.limit
         for file in self.files:
-            for batch in self._file(file):
+            for batch in self._file(file, unseen):
                 if left is not None:
                     batch = batch[:left]
                     left -= len(batch)
                 if batch:
                     yield batch
                 if left == 0:
-                    return
+                    break
+            if left == 0:
+                break
+        unseen.stop_if_any()
 
-    def _file(self, file: Path) -> Iterator[list[Row | BadRow]]:
+    def _file(self, file: Path, unseen: Unseen) -> Iterator[list[Row | BadRow]]:
         kind = kind_of_file(file, self.kind)
         unit = "row" if kind in ("json", "parquet") else "line"
         columns: Columns | None = Columns("text", {}) if kind == "txt" else None
@@ -232,6 +237,7 @@ class FileBatches:
                 if isinstance(raw, Broken):
                     batch.append(BadRow(source, raw.problem, raw.start))
                 else:
+                    unseen.look(raw)
                     batch += (columns or NOT_YET_KNOWN).rows(raw, source)
             yield batch
 

@@ -7,6 +7,7 @@ files on this disk they are read as `dataset=files` reads them, so that a ready 
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dumbo import hub
 from dumbo.cache import content_hash, key_of
-from dumbo.dataset.columns import Columns, DataFormat, recognise
-from dumbo.dataset.files import Files, check_common
+from dumbo.dataset.columns import Columns, DataFormat, Unseen, recognise
+from dumbo.dataset.files import SUFFIXES, Files, check_common, ending
 from dumbo.dataset.reading import BATCH
 from dumbo.errors import UserError
 from dumbo.interfaces import BadRow, Row, Source, Splits
 
 if TYPE_CHECKING:
     import datasets
+
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +103,8 @@ class Hub:
         if isinstance(self.path, list):
             return True
         path = Path(self.path).expanduser()
-        return path.exists() or glob.has_magic(self.path) or self.path.startswith((".", "/", "~")) or path.suffix != ""
+        names_files = self.path.startswith((".", "/", "~")) or ending(path) in SUFFIXES  # an id may hold a dot
+        return path.exists() or glob.has_magic(self.path) or names_files
 
     def _as_files(self) -> Files:
         return Files(
@@ -122,7 +127,7 @@ class Hub:
         datasets.disable_progress_bars()
         datasets.config.HF_HUB_OFFLINE = offline
         try:
-            return datasets.load_dataset(str(self.path), self.config, split=split, revision=self.revision)
+            data = datasets.load_dataset(str(self.path), self.config, split=split, revision=self.revision)
         except (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetNotFoundError) as error:
             if offline:
                 raise hub.HubUnreachable(
@@ -136,6 +141,18 @@ class Hub:
             raise UserError(
                 f"The data set {self.path}: {_first_line(error)}\n  See dataset.config, dataset.split, dataset.revision."
             ) from error
+        if self.revision is not None and (offline or COMMIT.fullmatch(self.revision)):
+            self._require_commit(data)
+        return data
+
+    def _require_commit(self, data: datasets.Dataset) -> None:
+        """`datasets` takes any cached commit where the hub does not answer, whatever was asked for."""
+        cached = {Path(file["filename"]).parent.name for file in data.cache_files}
+        if cached != {self.revision}:
+            raise hub.HubUnreachable(
+                f"The data set {self.path} at revision {self.revision} is not cached here, only {', '.join(sorted(cached))}"
+                " is, and the hub is not in reach.\n  Write dataset.revision=COMMIT for a cached one."
+            )
 
     def _batches(self, data: datasets.Dataset, split: str, limit: int | None) -> _HubBatches:
         return _HubBatches(data, f"{self.path} ({split})", self.data_format, self.columns, limit)
@@ -153,15 +170,33 @@ class _HubBatches:
 
     def __iter__(self) -> Iterator[list[Row | BadRow]]:
         shape: Columns | None = None
+        features = self.data.features
+        unseen = Unseen(self.columns, self.where)
         rows = len(self.data) if self.limit is None else min(self.limit, len(self.data))
         for start in range(0, rows, BATCH):
             columns: dict[str, list[Any]] = self.data[start : min(start + BATCH, rows)]
+            columns = {name: [_present(cell, features[name]) for cell in cells] for name, cells in columns.items()}
             raws = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+            unseen.look(raws[0])
+            unseen.stop_if_any()
             shape = shape or recognise(raws, self.data_format, self.columns, self.where)
             batch: list[Row | BadRow] = []
             for number, raw in enumerate(raws, start + 1):
                 batch += shape.rows(raw, Source(self.where, number, "row"))
             yield batch
+
+
+def _present(value: Any, feature: Any) -> Any:
+    """A cell without the keys that Arrow filled in: a struct has all keys of its column, those absent as null.
+
+    JSON columns hold each row as it was written, and stay as they are.
+    """
+    if isinstance(value, dict) and isinstance(feature, dict):
+        return {key: _present(child, feature[key]) for key, child in value.items() if child is not None}
+    inner = getattr(feature, "feature", None)
+    if isinstance(value, list) and inner is not None:
+        return [_present(child, inner) for child in value]
+    return value
 
 
 def _contents(data: datasets.Dataset) -> list[str]:

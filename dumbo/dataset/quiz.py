@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, combinations_with_replacement
 
+from dumbo.cache import key_of
 from dumbo.dataset.files import check_common
 from dumbo.interfaces import BadRow, Message, Row, Source, Splits
 
@@ -125,7 +126,12 @@ class Quiz:
         return Splits(
             train=_Batches("quiz train", train[: self.limit]),
             eval=_Batches("quiz held out", held_out[: self.eval_limit]),
-            fingerprint=f"quiz seed={self.seed} limit={self.limit} eval_limit={self.eval_limit}",
+            fingerprint=key_of(
+                {
+                    "train": [(question.text, question.answer) for question in train[: self.limit]],
+                    "eval": [(question.text, question.answer) for question in held_out[: self.eval_limit]],
+                }
+            ),
             name="quiz",
             answer_pattern=r"(?s)^\s*(.*\S)",
         )

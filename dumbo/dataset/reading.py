@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dumbo.dataset import strict_json
 from dumbo.dataset.columns import SHAPES, start_of
 from dumbo.errors import UserError
 
@@ -96,12 +97,12 @@ def _jsonl(file: Path) -> Iterator[Raws]:
 
 def _decoded(line: str) -> Any:
     try:
-        value = json.loads(line)
+        value = strict_json.loads(line)
     except json.JSONDecodeError as error:
         return Broken(f"this line is not JSON ({error.msg} at character {error.pos + 1})", start_of(line))
     except RecursionError:
         return Broken("this line is nested too deep", start_of(line))
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a key twice, a number of thousands of digits
         return Broken(f"this line is not JSON that can be read ({error})", start_of(line))
     if ESCAPED_HALF.search(line) and _holds_half_characters(value):
         return Broken(HALF, start_of(line))
@@ -119,7 +120,7 @@ def _holds_half_characters(value: Any) -> bool:
 def _json(file: Path) -> Iterator[Raws]:
     text = "\n".join(line for lines in _lines(file) for _, line in lines)
     try:
-        data = json.loads(text)
+        data = strict_json.loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and error.lineno > 1:
             raise UserError(f"{file} holds one JSON value a line.\n  Write dataset.kind=jsonl") from error

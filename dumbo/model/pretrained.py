@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from dumbo import hub
 from dumbo.cache import content_hash
 from dumbo.errors import UserError
+from dumbo.model.attention_names import AttentionName, attention_problems
 from dumbo.model.dtype import torch_dtype
+from dumbo.model.sizes import require_seed, require_sizes
 from dumbo.model.special_tokens import SpecialTokens, added_token_ids
 from dumbo.suggest import did_you_mean
 
@@ -37,7 +39,7 @@ class Pretrained:
         path: hub id, folder, or GGUF file.
         revision: branch, tag or commit on the hub; null: main. The commit it stands for goes into run.json.
         dtype: how weights are kept: auto (float32 where trained, bfloat16 where frozen under bf16 arithmetic).
-        attn_implementation: auto (dumbo chooses with packing), sdpa, eager, flash_attention_2, …
+        attn_implementation: auto (dumbo chooses with packing), sdpa, eager, flex_attention, flash_attention_2 or _3.
         context_length: longest row in tokens; null: what the model's own config says.
         from_scratch: random weights of the same shape instead of the stored ones (pretraining).
         seed: of those random weights.
@@ -49,7 +51,7 @@ class Pretrained:
     path: str
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    attn_implementation: str = "auto"
+    attn_implementation: AttentionName = "auto"
     context_length: int | None = None
     from_scratch: bool = False
     seed: int = 0
@@ -57,12 +59,17 @@ class Pretrained:
     trust_remote_code: bool = False
     tokenizer: SpecialTokens = field(default_factory=SpecialTokens)
 
+    def __post_init__(self) -> None:
+        require_sizes(context_length=self.context_length)
+        require_seed(self.seed)
+
     @property
     def name(self) -> str:
         return self.path.rstrip("/").split("/")[-1]
 
     def problems(self) -> Iterable[str]:
-        """A path that is meant to be local and is not there."""
+        """A path that is meant to be local and is not there; an attention whose package is not."""
+        yield from attention_problems(self.attn_implementation)
         path = Path(self.path).expanduser()
         looks_local = self.path.startswith((".", "/", "~")) or self.path.count("/") > 1 or self.path.endswith(".gguf")
         if looks_local and not path.exists():

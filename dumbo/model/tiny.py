@@ -6,11 +6,14 @@ tools/make_tiny_tokenizer.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dumbo.errors import UserError
+from dumbo.model.attention_names import AttentionName, attention_problems
+from dumbo.model.sizes import require_seed, require_sizes
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,8 +32,8 @@ class Tiny:
         intermediate_size: width of the MLP.
         context_length: longest row, in tokens.
         seed: of the initial weights.
-        dtype: auto (float32), float32 or bfloat16.
-        attn_implementation: auto, sdpa or eager.
+        dtype: auto (float32), float32, bfloat16 or float16.
+        attn_implementation: as for `Pretrained`.
     """
 
     hidden_size: int = 128
@@ -39,14 +42,26 @@ class Tiny:
     intermediate_size: int = 384
     context_length: int = 1024
     seed: int = 0
-    dtype: str = "auto"
-    attn_implementation: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attn_implementation: AttentionName = "auto"
 
     def __post_init__(self) -> None:
+        require_sizes(
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size,
+            context_length=self.context_length,
+        )
+        require_seed(self.seed)
         if self.hidden_size % (2 * self.num_attention_heads):
             raise UserError(
                 f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} heads of an even width."
             )
+
+    def problems(self) -> Iterable[str]:
+        """An attention whose package is not installed."""
+        yield from attention_problems(self.attn_implementation)
 
     @property
     def name(self) -> str:

@@ -26,7 +26,7 @@ from dumbo.launch.world import World, asked_by_environment, join
 from dumbo.outputs.config_hash import config_hash, differences
 from dumbo.outputs.console import Console, clock
 from dumbo.outputs.run_dir import RunDir, facts_if_whole, is_claimed, read_facts
-from dumbo.outputs.secrets import masked, masked_text, masked_words
+from dumbo.outputs.secrets import masked, masked_words, masked_yaml
 from dumbo.outputs.surroundings import git_state, versions
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _write_down(run: RunDir, plugins: Plugins, config: dict[str, Any], command: 
         "overrides.yaml": yaml.safe_dump(masked_words(command.typed), allow_unicode=True),
     }
     if command.file is not None and command.file != (run.path / "experiment.yaml").resolve():
-        run.to_write["experiment.yaml"] = masked_text(command.file.read_text(encoding="utf-8"))
+        run.to_write["experiment.yaml"] = masked_yaml(command.file.read_text(encoding="utf-8"))
     run.to_hash = config_hash(config)
     if not run.resuming:
         run.write_down()
@@ -411,6 +411,10 @@ def _result(metrics: Mapping[str, Any]) -> list[str]:
         parts.append(f"held-out loss {first}{metrics['eval_loss']:.3f}")
     if "exact_match" in metrics:
         parts.append(f"exact match {100 * metrics['exact_match']:.0f}% of {metrics['questions']} held-out questions")
+    if "questions_left_out" in metrics:
+        parts.append(
+            f"{metrics['questions_left_out']:,} held-out rows not asked: trainer.max_seq_len cuts their answers"
+        )
     if "tokens_per_s" in metrics:
         parts.append(f"{metrics['tokens_per_s']:,.0f} tokens/s")
     if "seconds" in metrics:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dumbo.generate import Generation, answers, stop_ids
 from dumbo.outputs.printable import printable, shortened
 
@@ -49,16 +51,34 @@ class Question:
 
 
 def questions(split: Split, tokenizer: PreTrainedTokenizerBase, amount: int) -> list[Question]:
-    """The first `amount` rows of a split as questions; plain text is cut after its first tokens."""
+    """The first `amount` rows of a split as questions.
+
+    Plain text is cut after its first tokens. A row whose answer was cut off or divided is no question: see `left_out`.
+    """
+    plain = _is_plain_text(split)
     found: list[Question] = []
     for document in split.documents.tolist():
         if len(found) >= amount:
             break
         ids = split.store.ids(document).tolist()
-        start, end = split.store.reply(document) or _opening(len(ids))
-        if 0 < start < end:
+        span = _opening(len(ids)) if plain else split.store.reply(document)
+        if span is not None and 0 < span[0] < span[1]:
+            start, end = span
             found.append(_question(ids[:start], ids[start:end], str(split.store.source(document)), tokenizer))
     return found
+
+
+def left_out(split: Split) -> int:
+    """How many rows of a split have an answer that no document holds whole, after its question (`trainer.too_long`)."""
+    if _is_plain_text(split):
+        return 0
+    asked = [document for document in split.documents.tolist() if split.store.reply(document) is not None]
+    return split.rows - len(np.unique(split.store.origin[asked, 0]))
+
+
+def _is_plain_text(split: Split) -> bool:
+    """Whether the formatter marked no answer in any row, before any cut."""
+    return not split.store.meta["counts"].get("rows_with_reply")
 
 
 def _opening(length: int) -> tuple[int, int]:

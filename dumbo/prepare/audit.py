@@ -17,7 +17,7 @@ from dumbo.suggest import did_you_mean
 GATES = (
     "skipped", "too_long", "truncated", "dropped", "split", "zero_label_rows", "end_token_missing", "doubled_bos",
     "control_tokens_in_text", "rows_with_control_tokens", "duplicates", "eval_rows_in_train",
-    "reasoning_dropped_by_template", "boundary_tokens",
+    "reasoning_dropped_by_template", "train_marks_ignored", "boundary_tokens",
 )  # fmt: skip
 """Counts that `preview.fail_on` may name."""
 

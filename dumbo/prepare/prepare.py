@@ -8,13 +8,12 @@ Memory stays flat in the size of the data: batches stream through, tokens go to 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from dumbo.cache import cache_folder, key_of, made_whole
 from dumbo.errors import UserError
 from dumbo.interfaces import IGNORE, BadRow, Example, Formatter, Row, RowBatches, Splits
 from dumbo.prepare.audit import audit_of
+from dumbo.prepare.sources import code_without_file, source_files
 from dumbo.prepare.store import PreparedSplits, Split, Store, StoreWriter
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def prepare(
         "too_long": too_long,
         "on_bad_row": splits.on_bad_row,
         "data": splits.fingerprint,
+        "rows": [_rows_fingerprint(batches) for batches in (splits.train, splits.eval) if batches is not None],
     }
 
     def stored(name: str, batches: RowBatches) -> Store:
@@ -80,10 +81,12 @@ def prepare(
 
     train = stored("train", splits.train)
     if not len(train):
-        raise UserError(_nothing_left(train, splits.name))
+        raise UserError(_nothing_left(train, splits.name, "train on"))
     if splits.eval is not None:
         held_store = stored("eval", splits.eval)
-        held_out: Split | None = Split(held_store, _limited(held_store, splits.eval_limit)) if len(held_store) else None
+        if not len(held_store):
+            raise UserError(_nothing_left(held_store, splits.name, "hold out"))
+        held_out: Split | None = Split(held_store, _limited(held_store, splits.eval_limit))
         kept = Split(train, np.arange(len(train)))
     else:
         kept, held_out = _by_fraction(train, splits)
@@ -105,11 +108,14 @@ def _limited(store: Store, limit: int | None) -> NDArray[np.int64]:
 
 
 def _by_fraction(store: Store, splits: Splits) -> tuple[Split, Split | None]:
-    """Holds out whole rows, chosen by `split_seed`; a row cut into several documents stays together."""
+    """Holds out whole rows, chosen by `split_seed`; a row cut into several documents stays together.
+
+    Of two rows or more at least one is held out and at least one is trained on.
+    """
     rows = np.unique(store.origin[:, 0])
     amount = round(len(rows) * splits.eval_fraction)
     if splits.eval_fraction > 0:
-        amount = max(1, amount) if len(rows) > 1 else 0
+        amount = min(max(1, amount), len(rows) - 1)
     if amount == 0:
         return Split(store, np.arange(len(store))), None
     chosen = np.random.default_rng(splits.split_seed).permutation(rows)[:amount]
@@ -120,9 +126,9 @@ def _by_fraction(store: Store, splits: Splits) -> tuple[Split, Split | None]:
     return Split(store, np.flatnonzero(~held)), Split(store, np.flatnonzero(held))
 
 
-def _nothing_left(store: Store, name: str) -> str:
+def _nothing_left(store: Store, name: str, use: str) -> str:
     meta = store.meta
-    lines = [f"{name}: no row is left to train on."]
+    lines = [f"{name}: no row is left to {use}."]
     if skipped := meta["counts"].get("skipped"):
         lines.append(f"  {skipped:,} bad rows were skipped, the first: {meta['skipped'][0]}")
     for count, why in (("dropped", "longer than trainer.max_seq_len"), ("zero_label_rows", "without a trained token")):
@@ -138,6 +144,7 @@ class _Preparation:
     max_seq_len: int
     too_long: str
     on_bad_row: str
+    _blank: dict[int, bool] = field(default_factory=dict)
 
     def write(self, batches: RowBatches, folder: Path, progress: Callable[[int], None]) -> None:
         writer = StoreWriter(folder, len(self.tokenizer))
@@ -177,6 +184,7 @@ class _Preparation:
         counts["rows_with_control_tokens"] += int("control_tokens_in_text" in example.counts)
         counts["source_tokens"] += len(ids)
         counts["longest"] = max(counts["longest"], len(ids))
+        counts["rows_with_reply"] += int(example.reply is not None)
         counts["doubled_bos"] += int(_doubled(ids, self.tokenizer.bos_token_id))
         writer.rows_by_file[example.source.file] += 1
         writer.hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"))
@@ -189,8 +197,10 @@ class _Preparation:
             if not part.any():
                 continue
             kept += 1
-            ends = bool(ids[start:end][part][-1] in self._end_ids)
-            writer.add(ids[start:end], part, example.source, row, _moved(example.reply, start, end))
+            reply = _moved(example.reply, start, end)
+            ends = self._ends_with_end_token(ids[start:end], part, reply)
+            asked_whole = start == 0 or self.too_long != "split"  # a later piece has lost the start of its question
+            writer.add(ids[start:end], part, example.source, row, reply if asked_whole else None)
             counts["tokens"] += end - start
             counts["trained_tokens"] += int(part.sum())
         counts["end_token_trained"] += int(ends)
@@ -198,12 +208,37 @@ class _Preparation:
         if kept == 0 and not (self.too_long == "drop" and len(ids) > self.max_seq_len):
             counts["zero_label_rows"] += 1
 
-    @property
+    def _ends_with_end_token(
+        self, ids: NDArray[np.int32], trained: NDArray[np.bool_], reply: tuple[int, int] | None
+    ) -> bool:
+        """Whether the last turn that is trained ends with a trained control token; white space may follow it.
+
+        The last assistant turn counts where it is trained to its end: `loss_on=all` trains what stands after it too.
+        Otherwise whatever is trained last counts.
+        """
+        last = self._before_blanks(ids, int(np.flatnonzero(trained)[-1]))
+        if reply is None or not trained[reply[1] - 1]:
+            return bool(trained[last]) and int(ids[last]) in self._end_ids
+        said = self._before_blanks(ids, reply[1] - 1)
+        apart = all(self._is_blank(int(token)) for token in ids[reply[1] : last])  # a formatter may count it apart
+        return int(ids[said]) in self._end_ids or (last >= reply[1] and apart and int(ids[last]) in self._end_ids)
+
+    def _before_blanks(self, ids: NDArray[np.int32], place: int) -> int:
+        """`place`, or the last token before it that is more than white space."""
+        while place > 0 and self._is_blank(int(ids[place])):
+            place -= 1
+        return place
+
+    def _is_blank(self, token: int) -> bool:
+        """Whether a token is white space."""
+        if token not in self._blank:
+            self._blank[token] = token not in self._end_ids and not str(self.tokenizer.decode([token])).strip()
+        return self._blank[token]
+
+    @cached_property
     def _end_ids(self) -> set[int]:
-        if not hasattr(self, "_ends"):
-            specials = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-            self._ends = specials | set(self.tokenizer.all_special_ids)
-        return self._ends
+        specials = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return specials | set(self.tokenizer.all_special_ids)
 
     def _cuts(self, length: int, counts: Any) -> list[tuple[int, int]]:
         """The pieces of a row that are kept, [start, end) in tokens."""
@@ -232,6 +267,13 @@ def _moved(reply: tuple[int, int] | None, start: int, end: int) -> tuple[int, in
     return reply[0] - start, reply[1] - start
 
 
+def _rows_fingerprint(batches: RowBatches) -> list[str]:
+    """Changes with rows held in a list, or the source of a user's class that yields them (`Splits.fingerprint` aside)."""
+    if isinstance(batches, list | tuple):
+        return [hashlib.sha256(repr(batches).encode()).hexdigest()]
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in source_files(type(batches))]
+
+
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Changes when any text could be tokenised or rendered differently, the libraries that do it among the causes."""
     parts = [
@@ -249,12 +291,11 @@ def formatter_fingerprint(formatter: Formatter) -> str:
     package = here.parent
     sources = [
         *sorted((package / "formatter").glob("*.py")),
-        *(package / "dataset" / name for name in ("columns.py", "turns.py", "files.py", "reading.py", "hub.py")),
+        *sorted((package / "dataset").glob("*.py")),
+        here / "prepare.py",
+        here / "store.py",
     ]
-    sources += [here / "prepare.py", here / "store.py"]
-    own = _source_of(type(formatter))
-    if own is not None and own not in sources:
-        sources.append(own)
+    sources += [file for file in source_files(type(formatter)) if file not in sources]
     options: Any = (
         asdict(formatter) if is_dataclass(formatter) and not isinstance(formatter, type) else repr(vars(formatter))
     )
@@ -263,27 +304,7 @@ def formatter_fingerprint(formatter: Formatter) -> str:
         "class": f"{type(formatter).__module__}.{type(formatter).__qualname__}",
         "options": options,
         "template": text() if callable(text) else None,
-        "code": None if own is not None else _code_of(type(formatter)),
+        "code": code_without_file(type(formatter)),
         "sources": [hashlib.sha256(source.read_bytes()).hexdigest() for source in sources],
     }
     return key_of(parts)
-
-
-def _source_of(kind: type) -> Path | None:
-    """The file that a class is written in; None for one typed into a notebook or an interpreter."""
-    try:
-        file = inspect.getsourcefile(kind)
-    except (TypeError, OSError):
-        return None
-    return Path(file) if file is not None and Path(file).is_file() else None
-
-
-def _code_of(kind: type) -> list[str]:
-    """The compiled methods of a class without a file."""
-    methods = sorted((name, value.__code__) for name, value in vars(kind).items() if inspect.isfunction(value))
-    return [f"{name} {_compiled(code)}" for name, code in methods]
-
-
-def _compiled(code: CodeType) -> str:
-    constants = [_compiled(part) if isinstance(part, CodeType) else repr(part) for part in code.co_consts]
-    return f"{code.co_code.hex()} {code.co_names} {constants}"

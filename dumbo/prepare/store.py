@@ -4,7 +4,7 @@ tokens.bin   token ids, one document after another (uint16, or uint32 where the 
 trained.bin  a byte a token: does it bear the loss
 offsets.npy  (N + 1,) where each document begins
 origin.npy   (N, 3) row number in the data, file number, line or row in the file
-replies.npy  (N, 2) the last assistant turn in tokens; (-1, -1) where there is none
+replies.npy  (N, 2) the last assistant turn in tokens; (-1, -1) where it is not whole, or its question was split off
 labelled.npy (N,) how many tokens of each document bear the loss
 hashes.npy   (rows,) a hash of each row's tokens, before any cut, for finding duplicates
 meta.json    file names, counts, what was skipped
@@ -151,7 +151,7 @@ class Store:
         return Source(name, row, unit)
 
     def reply(self, document: int) -> tuple[int, int] | None:
-        """[start, end) of the last assistant turn in tokens."""
+        """[start, end) of the last assistant turn in tokens; None where it is not whole, or its question was split off."""
         start, end = (int(number) for number in self.replies[document])
         return (start, end) if start >= 0 else None
 

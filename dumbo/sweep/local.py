@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -21,7 +21,9 @@ from omegaconf import DictConfig
 
 from dumbo.command import Command
 from dumbo.errors import Stopped, UserError
+from dumbo.hydra_node import key_of
 from dumbo.outputs.console import Console
+from dumbo.outputs.secrets import masked_words
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED, typed_text
 from dumbo.sweep.job import run_job
@@ -72,7 +74,9 @@ class Sweep:
         common = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set(jobs[0])
         self.console.row("sweep", f"{len(jobs)} jobs in {self.folder}")
         return [
-            self._run_job(job, f"{first_number + index:03d}{_suffix([word for word in job if word not in common])}")
+            self._run_job(
+                job, f"{first_number + index:03d}{_suffix(masked_words([w for w in job if w not in common]))}"
+            )
             for index, job in enumerate(jobs)
         ]
 
@@ -80,7 +84,7 @@ class Sweep:
         run_dir, log = self.folder / name, self.folder / f"{name}.log"
         words = [f"--config-dir={folder}" for folder in self.command.config_dirs]
         words += ["train", *([str(self.command.file)] if self.command.file else [])]
-        words += [*overrides, f"run_dir={value_text(str(run_dir))}"]
+        words += [*overrides, *self._places(), f"run_dir={value_text(str(run_dir))}"]
         with self.console.status(f"{name} is running"):
             code, stopped_by = run_job(words, log)
         facts = json.loads((run_dir / "run.json").read_text()) if (run_dir / "run.json").is_file() else {}
@@ -115,7 +119,13 @@ class Sweep:
 
         composed = composed_of(cfg)
         composed.cfg.run_dir = HydraConfig.get().runtime.output_dir
-        return train(check(composed.cfg, composed.choices, self.command.config_dirs), composed, self.command)
+        own = [str(word) for word in HydraConfig.get().overrides.task if _is_own(str(word))]
+        command = replace(self.command, overrides=(*own, *self._places()))
+        return train(check(composed.cfg, composed.choices, command.config_dirs), composed, command)
+
+    def _places(self) -> list[str]:
+        """Where a job finds its YAML files: what was typed of it for the sweep."""
+        return [word for word in self.command.overrides if key_of(word) == "hydra.searchpath"]
 
     def finish(self) -> int:
         """Says how it went; 1 when a job failed."""

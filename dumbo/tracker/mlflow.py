@@ -20,7 +20,7 @@ class MLflow:
     Args:
         tracking_uri: a server, or `sqlite:///FILE`; null: MLFLOW_TRACKING_URI, or mlflow.db in the run's folder.
         experiment: where runs go.
-        name: of the run; null: MODEL-DATA-PATCHES.
+        name: of the run; null: MODEL-PATCHES, as the folder.
     """
 
     tracking_uri: str | None = None

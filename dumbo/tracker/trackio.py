@@ -22,7 +22,7 @@ class Trackio:
 
     Args:
         project: where runs go.
-        name: of the run; null: MODEL-DATA-PATCHES.
+        name: of the run; null: MODEL-PATCHES, as the folder.
         space_id: a hub Space to mirror it to; null: TRACKIO_SPACE_ID, and without that nothing leaves this machine.
     """
 

@@ -19,7 +19,7 @@ class Wandb:
     Args:
         project: where runs go.
         entity: user or team; null: the default one.
-        name: of the run; null: MODEL-DATA-PATCHES.
+        name: of the run; null: MODEL-PATCHES, as the folder.
         mode: online, offline (`wandb sync` later), disabled.
         tags: of the run.
     """

@@ -19,6 +19,7 @@ What is not overridden: the loop, the optimizer and scheduler, gradient clipping
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import time
@@ -38,6 +39,7 @@ from transformers.trainer import SCHEDULER_NAME
 from dumbo.errors import RunFailed
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
+from dumbo.patch.modules import base_of
 from dumbo.prepare.store import Store
 from dumbo.trainer import sharded_state
 from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
@@ -99,6 +101,7 @@ class Engine(_Base):
         self.watch = Watch(store, world, checkpoints.folder.parent)
         self.on_bad, self.max_bad_steps = on_bad, max_bad_steps
         self.pending: deque[NDArray[Any]] = deque()
+        self.fused_loss = "skip_logits" in inspect.signature(base_of(self.model).forward).parameters  # Liger's
         self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
         self.evaluate_first = False
         self.eval_seconds = 0.0
@@ -200,10 +203,13 @@ class Engine(_Base):
     ) -> Any:
         """Sum of the tokens' losses over `num_items_in_batch`.
 
-        transformers divides inside models that take that number; for others it is done here.
+        transformers divides inside models that take that number; for others it is done here. Where output head and
+        loss are one (Liger), that is so in evaluation too: all logits are never held at once.
         """
         assert num_items_in_batch is not None
         if self.model_accepts_loss_kwargs:
+            if self.fused_loss and not return_outputs and self.label_smoother is None:
+                inputs = {**inputs, "skip_logits": True}
             found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             return (poisoned(found[0]), found[1]) if return_outputs else poisoned(found)
         labels = inputs.pop("labels")

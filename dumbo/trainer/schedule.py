@@ -1,4 +1,4 @@
-"""Whether a learning rate schedule can be made, before anything is trained with it."""
+"""Whether what a run steps with can be made, before any weights are loaded: the held-out loss, schedule, optimizer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from dumbo.errors import UserError
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+    from dumbo.prepare.store import Split
+
 
 FOLLOW_HELD_OUT = ("reduce_lr_on_plateau", "greedy")
 """Schedules that are told the held-out loss."""
+
+
+def measurable(split: Split | None) -> bool:
+    """Whether there is a held-out loss: something is held out, and a token of it bears the loss."""
+    return split is not None and len(split) > 0 and split.trained_tokens > 0
 
 
 def require_held_out(name: str, evaluates: bool) -> None:
@@ -52,3 +59,23 @@ def require_schedule(args: TrainingArguments, steps: int) -> str | None:
     if warmup >= steps:
         return f"warm-up takes {warmup} steps: this run of {steps} ends before its peak learning rate"
     return None
+
+
+def require_optimizer(args: TrainingArguments) -> None:
+    """Raises a UserError for an optimizer whose package is not here, or whose arguments it does not take."""
+    import torch
+    from transformers import Trainer
+
+    stand_in: Any = torch.nn.Linear(1, 1)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(args, stand_in)
+        if getattr(kind, "__module__", "").startswith(("torch.optim", "transformers")):
+            kind(stand_in.parameters(), **options)
+    except (ImportError, ValueError, TypeError, NotImplementedError) as error:
+        if args.optim_target_modules is not None and not isinstance(error, ImportError):
+            return  # it looks for those modules in the real model
+        name = getattr(args.optim, "value", args.optim)
+        raise UserError(
+            f"trainer.optimizer={name} cannot be made: {str(error).strip()}\n"
+            "  Its own arguments go into trainer.extra.optim_args='NAME=VALUE,…'; else write trainer.optimizer=adamw_torch_fused"
+        ) from error

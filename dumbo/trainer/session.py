@@ -12,7 +12,6 @@ import numpy as np
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from dumbo.batch import Batch
-from dumbo.errors import UserError
 from dumbo.outputs import samples
 from dumbo.outputs.console import TrainingBar
 from dumbo.patch.modules import base_of
@@ -109,10 +108,6 @@ class Session:
             processing_class=self.tokenizer,
             callbacks=[_Flow(held_out is not None)],
         )
-        if trainer.args.n_gpu > 1:  # CUDA was there before launch=single could choose a device (a notebook)
-            raise UserError(
-                f"One process would be spread over {trainer.args.n_gpu} GPUs.\n  Set CUDA_VISIBLE_DEVICES=0 before Python starts."
-            )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         self.layout, self.isolation = choose_layout(
@@ -221,7 +216,9 @@ class Session:
         proofs = [*self.run.proofs, self.isolation]
         if self.run.verify_quick:
             unlike = unlike_documents(self.data.train)
-            if len(unlike) > 1:
+            if len(unlike) < 2:
+                proofs.append("accumulation not proven: that takes two documents, and there is one")
+            else:
                 tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
                 proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
         self.run.console.row("proofs", "\n".join(proofs))
@@ -265,11 +262,8 @@ class Session:
 
     def _load_best(self, trainer: SftTrainer) -> None:
         best, loss = trainer.counters.best_step, trainer.counters.best_loss
-        if best is None or loss is None:
-            raise UserError(
-                "trainer.load_best_at_end needs a held-out loss to choose by, and nothing was held out.\n"
-                "  Write dataset.eval_fraction=0.05, or leave trainer.load_best_at_end out."
-            )
+        assert best is not None, "check_data lets no run through without a held-out loss to choose by"
+        assert loss is not None
         if best != trainer.state.global_step:
             trainer.load_weights(trainer.checkpoints.path(best))
         self.run.console.row("best", f"step {best}, held-out loss {loss:.4f}, goes into model/")
@@ -329,7 +323,11 @@ class Session:
         with self.run.console.status(f"answering {len(exam)} held-out questions"):
             replies = self._ask(exam, longer)
         right, total = samples.exact_match(pattern, exam, replies)
-        return {"exact_match": right / total, "questions": total} if total else {}
+        cut = samples.left_out(self.data.eval)
+        return {
+            **({"exact_match": right / total, "questions": total} if total else {}),
+            **({"questions_left_out": cut} if cut else {}),
+        }
 
 
 def _by_length(split: Split) -> Any:

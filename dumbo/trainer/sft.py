@@ -5,13 +5,16 @@ plan the batches -> prove -> answer held-out prompts -> train -> answer them aga
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from dumbo.batch import Batch
+from dumbo.conform import misfit
 from dumbo.errors import UserError
+from dumbo.model.sizes import require_seed
 from dumbo.suggest import did_you_mean
 from dumbo.trainer.extra import refusal
 
@@ -100,8 +103,9 @@ class Sft:
             "max_bad_steps",
         ):
             _at_least(name, getattr(self, name), 1)
-        for name in ("num_samples", "num_answers", "seed"):
+        for name in ("num_samples", "num_answers"):
             _at_least(name, getattr(self, name), 0)
+        require_seed(self.seed, "trainer.seed")
         for key in self.extra:
             if (reason := refusal(key)) is not None:
                 raise UserError(f"trainer.extra.{key}: {reason}")
@@ -187,11 +191,41 @@ class Sft:
             own |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
         if fsdp is not None:
             own |= {"fsdp": "full_shard", "fsdp_config": {"version": 2, **fsdp}}
+        hints = get_type_hints(TrainingArguments)
+        for key, value in self.extra.items():
+            if key in hints and (wanted := misfit(value, hints[key])) is not None:
+                raise UserError(f"trainer.extra.{key} must be {wanted}, got {value!r}.")
         try:
-            return TrainingArguments(**{**own, **self.extra})
+            args = TrainingArguments(**{**own, **self.extra})
         except (TypeError, ValueError, ImportError) as error:
             where = "trainer.extra" if self.extra else "trainer"
             raise UserError(f"{where}: transformers refuses it: {str(error).strip()}") from error
+        if args.n_gpu > 1:  # CUDA was there before launch=single could choose a device (a notebook)
+            raise UserError(
+                f"One process would be spread over {args.n_gpu} GPUs.\n  Set CUDA_VISIBLE_DEVICES=0 before Python starts."
+            )
+        return args
+
+    def check_data(self, data: PreparedSplits, run: RunDir) -> None:
+        """What cannot be trained on this data, found before any weights are loaded.
+
+        Raises:
+            UserError: no held-out loss to choose the best checkpoint by, or arguments, a schedule or an optimizer that
+                transformers refuses.
+        """
+        from dumbo.trainer.schedule import measurable, require_optimizer, require_schedule
+
+        evaluates = measurable(data.eval)
+        if self.load_best_at_end and not evaluates:
+            raise UserError(
+                "trainer.load_best_at_end needs a held-out loss to choose by, and nothing is held out.\n"
+                "  Write dataset.eval_fraction=0.05, or leave trainer.load_best_at_end out."
+            )
+        batch = self.batch(run.ranks)
+        args = self.arguments(run.path, batch, evaluates=evaluates)
+        most_steps = math.ceil(len(data.train) / batch.global_) * self.num_epochs  # packs are fewer than documents
+        require_schedule(args, self.max_steps or most_steps)
+        require_optimizer(args)
 
     def train(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir

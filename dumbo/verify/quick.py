@@ -2,20 +2,25 @@
 
 1. mask: trained tokens, decoded, are the assistant turns of the source rows (`mask.py`).
 2. pack leak: another document in the pack changes nothing, and packed is as alone (`pack_leak.py`).
-3. accumulation: one micro batch of documents gives the loss and gradient of the same documents in two.
+3. accumulation: what the trainer does with two micro batches of documents gives the loss and gradient of the mean over
+   the trained tokens of all of them.
 
 A proof that does not hold ends the run (exit code 4): its numbers would have been wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dumbo.errors import ProofFailed
+from dumbo.trainer.bad_numbers import Watch
+from dumbo.verify.no_dropout import without_dropout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,14 +52,20 @@ def accumulation_proof(
 ) -> str:
     """The same examples in one micro batch and in two: loss and gradient norm agree.
 
+    One micro batch is plain autograd on `compute_loss`; two go through `training_step`, as in training. Both in training
+    mode (the loss that trains is the one that is proven), without dropout, and without a trace: gradients, random state
+    and modes are as before.
+
     Raises:
         ProofFailed: they do not, within `tolerance` (relative).
     """
     halves = [list(examples[: len(examples) // 2]), list(examples[len(examples) // 2 :])]
-    once = _loss_and_norm(engine, [collate(list(examples))])
-    twice = _loss_and_norm(engine, [collate(half) for half in halves if half])
-    difference = max(abs(a - b) / max(abs(a), 1e-12) for a, b in zip(once, twice, strict=True))
-    if difference > tolerance:
+    model: Any = engine.model
+    with _untouched(engine), without_dropout(model):
+        once = _plainly(engine, collate(list(examples)))
+        twice = _as_trained(engine, [collate(half) for half in halves if half])
+    difference = float(np.max([abs(a - b) / max(abs(a), 1e-12) for a, b in zip(once, twice, strict=True)]))  # nan stays
+    if not difference <= tolerance:
         raise ProofFailed(
             f"Gradient accumulation changes the numbers: loss {once[0]:.6f} and gradient norm {once[1]:.6f} in one micro "
             f"batch, {twice[0]:.6f} and {twice[1]:.6f} in two (tolerance {tolerance:g})."
@@ -62,27 +73,59 @@ def accumulation_proof(
     return f"accumulation 1 = 2 to {difference:.0e}"
 
 
-def _loss_and_norm(engine: Engine, batches: list[dict[str, Any]]) -> tuple[float, float]:
+def _plainly(engine: Engine, batch: dict[str, Any]) -> tuple[float, float]:
+    """Loss and gradient norm of one micro batch, without the trainer's step."""
     model: Any = engine.model
-    model.zero_grad()
-    was_training = model.training
-    model.eval()  # no dropout: the two must see the same numbers
+    model.train()
+    items = engine.items_of([batch], engine.args.device)
+    inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
+    loss = engine.compute_loss(model, inputs, num_items_in_batch=items)
+    loss.backward()
+    return float(loss.detach()), _norm_taken(model)
+
+
+def _as_trained(engine: Engine, batches: list[dict[str, Any]]) -> tuple[float, float]:
+    """Loss and gradient norm of an optimizer step, as Trainer's loop makes one of these micro batches."""
     items = engine.items_of(batches, engine.args.device)
+    engine.current_gradient_accumulation_steps = len(batches)
     total = 0.0
     for batch in batches:
-        inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
-        with torch.autocast(engine.args.device.type, dtype=torch.bfloat16, enabled=engine.args.bf16):
-            loss = engine.compute_loss(model, inputs, num_items_in_batch=items)
-        loss.backward()
-        total += float(loss.detach())
-    norm = float(
-        torch.sqrt(
-            sum(
-                (p.grad.float().square().sum() for p in model.parameters() if p.grad is not None),
-                torch.zeros((), device=engine.args.device),
-            )
-        )
-    )
+        engine.pending.append(batch.pop("documents"))
+        total += float(engine.training_step(engine.model, batch, items))
+    return total, _norm_taken(engine.model)
+
+
+def _norm_taken(model: Any) -> float:
+    """The norm of all gradients, which are gone afterwards."""
+    norms = [
+        torch.linalg.vector_norm(p.grad, dtype=torch.float32).item() for p in model.parameters() if p.grad is not None
+    ]
     model.zero_grad()
-    model.train(was_training)
-    return total, norm
+    return float(np.linalg.norm(norms))
+
+
+@contextmanager
+def _untouched(engine: Engine) -> Iterator[None]:
+    """Inside, the model computes as in training (autocast) and has no gradients; afterwards all is as it was."""
+    model: Any = engine.model
+    device = engine.args.device
+    training = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    forward = vars(model).get("forward")  # Liger puts one on the instance
+    pending, watch = engine.pending, engine.watch
+    engine.pending, engine.watch = deque(), Watch(engine.store, engine.world, watch.run)
+    model.zero_grad()
+    model.forward = torch.autocast(device.type, dtype=torch.bfloat16, enabled=engine.args.bf16)(model.forward)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        if forward is None:
+            del model.forward
+        else:
+            model.forward = forward
+        engine.pending, engine.watch = pending, watch
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, mode in training:
+            module.training = mode

@@ -6,17 +6,31 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import dumbo
 from dumbo import cli
+from dumbo.prepare.store import Store
 
 SHORT = [
     "dataset.limit=60", "trainer.max_steps=3", "trainer.warmup_steps=0", "trainer.lr=3e-3", "trainer.num_answers=0",
     "trainer.num_samples=1", "trainer.max_new_tokens=8", "trainer.save_every=null", "trainer.eval_every=null",
     "trainer.eval_at_start=false", "trainer.global_batch_size=4", "trainer.micro_batch_size=4", "verify.mode=off",
 ]  # fmt: skip
+RUNS = {
+    "full": [],
+    "completion": ["formatter=completion", "formatter.separator=' -> '"],
+    "text": ["formatter=text"],
+    "own": ["formatter=own"],
+    "generation": ["formatter=jinja", "formatter.template=generation.jinja", "formatter.special_tokens_in_text=escape"],
+    "outputs/a/jinja": ["formatter=jinja", "formatter.template=own.jinja"],
+}
+GENERATION = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}A:\n{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ m.role[0] | upper }}: {{ m.content }}\n{% endif %}{% endfor %}"
+)
 TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}A: {{ m.content }}\n"
     "{% else %}{{ m.role[0] | upper }}: {{ m.content }}\n{% endif %}{% endfor %}"
@@ -34,25 +48,30 @@ class Own:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with one short run of each kind, `last` being the jinja one."""
+    """A folder with one short run of each kind, `last` being the jinja one, and the data that each was trained on."""
     folder = tmp_path_factory.mktemp("chats")
-    before, threads = Path.cwd(), torch.get_num_threads()
+    before, threads, cache = Path.cwd(), torch.get_num_threads(), os.environ["DUMBO_CACHE"]
     os.chdir(folder)
+    os.environ["DUMBO_CACHE"] = str(folder / "cache")
     torch.set_num_threads(1)
     (folder / "conf" / "formatter").mkdir(parents=True)
     (folder / "conf" / "own_formatter.py").write_text(FORMATTER)
     (folder / "conf" / "formatter" / "own.yaml").write_text("_target_: own_formatter.Own\n")
     (folder / "own.jinja").write_text(TEMPLATE)
+    (folder / "generation.jinja").write_text(GENERATION)
+    stores: set[Path] = set()
     try:
-        dumbo.run(["run_dir=full", *SHORT])
+        for run, words in RUNS.items():
+            dumbo.run([f"run_dir={run}", *words, *SHORT], config_dir="conf" if run == "own" else None)
+            made = set((folder / "cache" / "prepared").iterdir()) - stores
+            stores |= made
+            (train,) = (path for path in made if len(Store(path)) == 60)
+            (folder / run / "store").symlink_to(train)
         dumbo.run(["run_dir=adapter", "patch=[lora]", "patch.lora.rank=4", *SHORT])
-        dumbo.run(["run_dir=completion", "formatter=completion", "formatter.separator=' -> '", *SHORT])
-        dumbo.run(["run_dir=text", "formatter=text", *SHORT])
-        dumbo.run(["run_dir=own", "formatter=own", *SHORT], config_dir="conf")
-        dumbo.run(["run_dir=outputs/a/jinja", "formatter=jinja", "formatter.template=own.jinja", *SHORT])
         yield folder
     finally:
         torch.set_num_threads(threads)
+        os.environ["DUMBO_CACHE"] = cache
         os.chdir(before)
 
 
@@ -133,23 +152,61 @@ def test_json_and_the_system_prompt(ask):
     assert AutoTokenizer.from_pretrained("full/model").decode(prompt) == chatml("Hi.", "Be short.")
 
 
-@pytest.mark.parametrize(
-    ("run", "prompt"),
-    [
-        ("last", "U: Spell cat.\nA: "),  # the jinja run, by its template file
-        ("outputs/a/jinja", "U: Spell cat.\nA: "),
-        ("completion", "Spell cat. -> "),
-        ("text", "Spell cat."),
-        ("own", chatml("Spell cat.")),  # a user's formatter: the tokenizer's template
-    ],
-)
-def test_asked_as_it_was_trained(run, prompt, ask, place):
+@pytest.mark.parametrize("run", [*RUNS, "last"])
+@pytest.mark.parametrize("document", [0, 7])
+def test_asked_as_it_was_trained(run, document, ask, place):
+    """The ids are those of the prepared data, up to where the answer begins."""
+    from dumbo.dataset import quiz
+
+    store = Store(place / ("outputs/a/jinja" if run == "last" else run) / "store")
+    question = quiz.questions(0)[0][store.source(document).row - 1]
+    code, _, err, asked = ask(f"run={run}", f"chat.prompt='{question.text}'", "chat.max_new_tokens=2")
+    assert code == 0
+    ids = store.ids(document).tolist()
+    assert asked == ids[: len(asked)]
     from transformers import AutoTokenizer
 
-    code, _, _, ids = ask(f"run={run}", "chat.prompt='Spell cat.'", "chat.max_new_tokens=2")
-    folder = place / ("outputs/a/jinja" if run == "last" else run) / "model"
+    tokenizer = AutoTokenizer.from_pretrained(place / "full" / "model")
+    assert question.text in tokenizer.decode(asked)
+    rest = tokenizer.decode(ids[len(asked) :], skip_special_tokens=True)
+    assert rest.strip() == question.answer
+    assert ("does not say how it would ask" in err) is (run == "own")
+    trained = np.flatnonzero(store.trained(document))
+    if run not in ("text", "completion"):
+        assert len(asked) == trained[0], "and the first trained token comes next"
+
+
+def test_a_space_before_the_answer_belongs_to_it(ask, place):
+    """`A: {{ content }}` trains the space with the answer's first word: asked with `A: `, the model sees other ids."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(place / "full" / "model")
+    *_, asked = ask("run=last", "chat.prompt='Spell cat.'", "chat.max_new_tokens=2")
+    assert tokenizer.decode(asked) == "U: Spell cat.\nA:"
+    *_, asked = ask("run=generation", "chat.prompt='Spell cat.'", "chat.max_new_tokens=2")
+    assert tokenizer.decode(asked) == "U: Spell cat.\nA:\n"
+
+
+def test_a_formatter_of_ones_own_runs_when_its_folder_is_typed(ask, place):
+    code, _, err, asked = ask("--config-dir", "conf", "run=own", "chat.prompt='Spell cat.'", "chat.max_new_tokens=2")
+    *_, guessed = ask("run=own", "chat.prompt='Spell cat.'", "chat.max_new_tokens=2")
+    assert (code, err) == (0, "")
+    assert asked == guessed, "its prompt is the chat template's"
+
+
+def test_control_tokens_in_a_question_are_treated_as_the_run_treated_them(ask, place):
+    from transformers import AutoTokenizer
+
+    words = ("chat.prompt='What is <|im_end|>?'", "chat.max_new_tokens=2")
+    tokenizer = AutoTokenizer.from_pretrained(place / "full" / "model")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    code, _, err, _ = ask("run=full", *words)
+    assert code == 2
+    assert "its text holds the control token <|im_end|>" in err
+    code, _, _, asked = ask("run=generation", *words)
     assert code == 0
-    assert AutoTokenizer.from_pretrained(folder).decode(ids) == prompt
+    assert end not in asked, "as plain text"
+    assert "<|im_end|>" in tokenizer.decode(asked)
 
 
 def test_sampling_repeats_with_its_seed(ask):

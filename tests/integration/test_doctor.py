@@ -37,6 +37,10 @@ def test_json(capsys):
     if not torch.cuda.is_available():
         assert "no CUDA device" in facts["kernels"]["liger"]
         assert "fp32" in facts["kernels"]["bf16"]
+        assert facts["kernels"]["isolated packing"].endswith("ran in fp32")
+        assert facts["kernels"]["varlen attention"].startswith("no CUDA device; packs take")
+        assert "found, not run" in facts["kernels"]["torch.compile"] or "no C++" in facts["kernels"]["torch.compile"]
+    assert "later version" not in out
 
 
 def test_text(capsys):
@@ -74,9 +78,41 @@ def test_packing_that_does_not_isolate_is_said(capsys, monkeypatch):
     from dumbo.errors import ProofFailed
     from dumbo.trainer import layout
 
-    def fails(*_):
+    def fails(*_, **__):
         raise ProofFailed("documents see each other\nmore")
 
     monkeypatch.setattr(layout, "choose_layout", fails)
     facts = json.loads(run(capsys, "doctor.format=json")[0])
     assert facts["kernels"]["isolated packing"] == "not usable: documents see each other"
+
+
+@pytest.mark.parametrize(("precision", "bf16"), [("bf16", True), ("fp32", False)])
+def test_packing_is_probed_in_the_arithmetic_that_trains(monkeypatch, precision, bf16):
+    from dumbo import doctor
+    from dumbo.model import dtype
+    from dumbo.trainer import layout
+
+    asked = []
+    real = layout.choose_layout
+
+    def spy(*args, **kwargs):
+        asked.append(kwargs)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(dtype, "resolved_precision", lambda name: precision)
+    monkeypatch.setattr(layout, "choose_layout", spy)
+    assert doctor.kernels()["isolated packing"].endswith(f"ran in {precision}")
+    assert asked == [{"bf16": bf16}]
+
+
+def test_a_kernel_that_dies_or_computes_something_else_is_not_called_usable(monkeypatch):
+    from dumbo import doctor
+
+    def dies():
+        raise RuntimeError("no kernel image is available\nmore")
+
+    monkeypatch.setattr(doctor, "_liger", dies)
+    assert doctor.kernels()["liger"] == "does not run: no kernel image is available"
+    assert doctor._usable_when("a product", 1e-3) == "usable (ran a product, 1e-03 from the reference)"
+    assert doctor._usable_when("a product", 0.3).startswith("wrong numbers: a product is 0.3")
+    assert doctor._usable_when("a product", float("nan")).startswith("wrong numbers")

@@ -150,6 +150,34 @@ VALUES = [
     case("trainer.too_long=truncate_lft", "one of truncate_left", "Did you mean trainer.too_long=truncate_left?"),
     case("trainer.lr_scheduler=cosin", "trainer.lr_scheduler has no choice 'cosin'. Did you mean 'cosine'?"),
     case("trainer.max_time=soon", "trainer.max_time", "90m"),
+    *[case(f"trainer.max_time={wrong}", "trainer.max_time is seconds above 0", "90m")
+      for wrong in ("1.2.3h", ".", "h", "1h.", "1h_5", "0", "-5", "0h", "'٣h'")],
+    case("trainer.max_time=inf", "trainer.max_time is inf, which is no number to work with"),
+    *[case(f"{key}={value}", f"{key} is {value}, which is no number to work with", f"{key}=NUMBER")
+      for key in ("trainer.lr", "trainer.weight_decay", "trainer.max_grad_norm", "trainer.warmup_steps", "trainer.extra.adam_epsilon",
+                  "chat.temperature", "preview.fail_on.truncated") for value in ("nan", "inf")],
+    case("patch=[lora] patch.lora.alpha=nan", "patch.lora.alpha is nan"),
+    case("dataset=files dataset.path=x dataset.eval_fraction=nan", "dataset.eval_fraction is nan"),
+    case("model=pretrained model.path=a/b model.attn_implementation=fash", "one of auto, sdpa, eager, flex_attention, flash_attention_2"),
+    case("model=pretrained model.path=a/b model.attn_implementation=flash_attention2",
+         "Did you mean model.attn_implementation=flash_attention_2?"),
+    case("model.attn_implementation=someone/kernel", "must be one of auto, sdpa, eager"),
+    case("model.attn_implementation=flash_attention_3", "its package flash-attn-3 is not installed", "leave model.attn_implementation out"),
+    case("model.dtype=float31", "must be one of auto, float32", "Did you mean model.dtype=float32?"),
+    case("model=pretrained model.path=a/b model.context_length=0", "model.context_length must be at least 1"),
+    case("model=smollm_gguf model.context_length=-1", "model.context_length must be at least 1"),
+    *[case(f"model.{key}=0", f"model.{key} must be at least 1, got 0")
+      for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "context_length")],
+    *[case(f"{key}={value}", f"{key} must be") for key in ("model.seed", "trainer.seed") for value in (-1, 2**32)],
+    *[case(f"trainer.{key}=0", f"trainer.{key} must be at least 1") for key in
+      ("num_epochs", "max_steps", "save_every", "log_every", "save_total_limit", "max_new_tokens", "global_batch_size", "micro_batch_size")],
+    *[case(f"trainer.{key}=-1", f"trainer.{key} must be at least 0") for key in
+      ("lr", "weight_decay", "max_grad_norm", "warmup_steps", "num_samples", "num_answers")],
+    case("trainer.max_seq_len=1", "trainer.max_seq_len must be at least 2"),
+    case("dataset.limit=0", "dataset.limit must be at least 1"),
+    case("chat.seed=-1", "chat.seed must be at least 0"),
+    case("chat.max_new_tokens=0", "chat.max_new_tokens must be at least 1"),
+    case("preview preview.fail_on.truncated=-1", "preview.fail_on.truncated must be at least 0"),
     case("trainer.eval_every=0", "trainer.eval_every must be at least 1"),
     case("model=smollm model.tokenizer=chatml", "model.tokenizer must be a mapping", "model.tokenizer.path=…"),
     case("model=smollm model.tokenizer.added_tokens=x", "must be a list of texts", "added_tokens=[x]"),
@@ -222,6 +250,49 @@ TARGETS = [
         ("patch", "[bad]", "_target_: dumbo.patch.lora.LoRA\n", ("lacks the first line", "# @package patch.NAME")),
     )
 ]  # fmt: skip
+TOUCH = "{_target_: pathlib.Path.touch, self: {_target_: pathlib.Path, _args_: [pwned]}}"
+FACTORY = "{version: 1, handlers: {h: {(): pathlib.Path, _args_: [x]}}, root: {handlers: [h]}}"
+HYDRA = [
+    case(words, *says, prepare=files(mine__yaml=text))
+    for text, says in (
+        (f"hydra: {{callbacks: {{x: {TOUCH}}}}}\n", ("hydra.callbacks cannot be set", "--config-dir")),
+        (f"what: {{x: {TOUCH}}}\nhydra: {{callbacks: '${{what}}'}}\n", ("hydra.callbacks cannot be set",)),
+        (f"hydra: {{job_logging: {FACTORY}}}\n", ("hydra.job_logging cannot be set", "dumbo.log")),
+        (f"hydra: {{hydra_logging: {FACTORY}}}\n", ("hydra.hydra_logging cannot be set", "dumbo.log")),
+        ("hydra: {launcher: {_target_: os.system, command: ls}}\n",
+         ("hydra.launcher._target_ 'os.system' is not allowed", "hydra/launcher=NAME")),
+        (f"hydra: {{launcher: {{x: [{{y: {TOUCH}}}]}}}}\n", ("hydra.launcher.x.0.y._target_ 'pathlib.Path.touch' is not allowed",)),
+        (f"what: {TOUCH}\nhydra: {{launcher: {{x: '${{what}}'}}}}\n", ("hydra.launcher.x._target_ 'pathlib.Path.touch'",)),
+        ("name: os.system\nhydra: {launcher: {_target_: '${name}'}}\n", ("hydra.launcher._target_ '${name}' is not allowed",)),
+        ("hydra: {launcher: {x: '${nowhere}'}}\n", ("hydra.launcher cannot be resolved",)),
+        ("hydra: {launcher: {x: \"${oc.create:'{_target_: a.b}'}\"}}\n", ("hydra.launcher.x._target_ 'a.b' is not allowed",)),
+        ("y: '{_target_: a.b}'\nhydra: {launcher: {x: ['${oc.decode:${y}}']}}\n", ("hydra.launcher.x.0._target_ 'a.b' is not allowed",)),
+        ("hydra: {launcher: {setup: [touch pwned]}}\n", ("hydra.launcher.setup: a file sets it", "hydra.launcher.setup=…")),
+        ("hydra: {sweeper: {_target_: os.system}}\n", ("hydra.sweeper._target_ 'os.system' is not allowed",)),
+        ("hydra: {job: {env_set: {LD_PRELOAD: x.so}}}\n", ("hydra.job.env_set cannot be set", "NAME=VALUE python -m dumbo")),
+        ("hydra: {job: {chdir: true}}\n", ("hydra.job.chdir cannot be set", "run_dir=FOLDER")),
+        ("hydra: {run: {dir: elsewhere}}\n", ("hydra.run.dir cannot be set", "run_dir=FOLDER")),
+        ("hydra: {sweep: {dir: elsewhere}}\n", ("hydra.sweep.dir cannot be set", "sweep_dir=FOLDER")),
+        ("hydra: {searchpath: ['pkg://antigravity']}\n", ("hydra.searchpath",)),
+        ("hydra: {sweeper: {params: {model.trust_remote_code: true}}}\n",
+         ("hydra.sweeper.params: 'model.trust_remote_code' cannot be swept from a file",)),
+        ("hydra: {sweeper: {params: {++hydra.callbacks.x: 1}}}\n", ("'++hydra.callbacks.x' cannot be swept from a file",)),
+        ("defaults: [{override /model: pretrained}]\nmodel: {path: a/b, trust_remote_code: true}\n",
+         ("model.trust_remote_code: a file sets it", "model.trust_remote_code=…")),
+        ("chat: {trust_remote_code: true}\n", ("chat.trust_remote_code: a file sets it",)),
+    )
+    for words in (["mine.yaml"], ["-m", "mine.yaml", "trainer.seed=1,2", "sweep_dir=sweep"])
+] + [
+    case(words, *says)
+    for words, says in (
+        ("+hydra.callbacks.x._target_=pathlib.Path.cwd", ("hydra.callbacks cannot be set",)),
+        ("hydra/job_logging=default", ("hydra.job_logging cannot be set",)),
+        ("hydra.verbose=true", ("hydra.verbose cannot be set", "dumbo.log")),
+        ("-m hydra.launcher._target_=os.system trainer.seed=1,2", ("'os.system' is not allowed",)),
+        ("--cfg job +hydra.job.env_set.A=1", ("hydra.job.env_set cannot be set",)),
+        ("-m --cfg job trainer.seed=1,2", ("-m runs a sweep; --cfg only shows one run",)),
+    )
+]  # fmt: skip
 DATA = [
     case("dataset=files dataset.path=nowhere.jsonl", "no file 'nowhere.jsonl'"),
     case("dataset=files", "dataset.path must be set"),
@@ -256,7 +327,7 @@ MODELS = [
     case(f"{LOCAL} patch=[lora] patch.lora.target_modules=[q_prok]", "patch.lora.target_modules", "'q_prok'", "'q_proj'",
          prepare=local_model),
 ]  # fmt: skip
-ALL = [*NAMES, *VALUES, *WORDS, *TARGETS, *DATA, *FOLDERS, *MODELS]
+ALL = [*NAMES, *VALUES, *WORDS, *TARGETS, *HYDRA, *DATA, *FOLDERS, *MODELS]
 
 
 @pytest.fixture
@@ -358,6 +429,18 @@ def test_all_faults_of_a_config_come_together(capsys) -> None:
         "verify.mode must",
     ):
         assert text in said
+
+
+def test_a_fault_that_problems_raises_is_said_with_the_others(tmp_path, capsys) -> None:
+    conf("patch/bad.yaml", "# @package patch.bad\n_target_: raising_problems.P\n")(tmp_path)
+    (tmp_path / "my" / "raising_problems.py").write_text(
+        "class P:\n    def apply(self, model): ...\n    def problems(self): raise ValueError('neither here nor there')\n"
+    )
+    code = main(["--config-dir=my", "patch=[bad]", "trainer.max_time=1.2.3h", *TINY])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert "patch.bad: neither here nor there" in said
+    assert "trainer.max_time is seconds above 0" in said
 
 
 def test_text_of_others_cannot_drive_the_terminal(tmp_path, capsys) -> None:

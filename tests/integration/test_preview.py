@@ -183,3 +183,39 @@ def test_no_weights_are_loaded(rows):
     done = subprocess.run([sys.executable, "-c", code, *preview(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "MODELS []"
+
+
+def test_a_file_is_previewed_before_it_is_trained(rows, tmp_path, capsys):
+    path = rows(("What is 2+2?", "It is 4."), ("And 3+3?", "It is 6."))
+    (tmp_path / "mine.yaml").write_text(
+        f"defaults: [{{override /dataset: files}}]\ndataset: {{path: {path}, eval_fraction: 0}}\npreview: {{num_examples: 1}}\n"
+    )
+    assert main(["preview", "mine.yaml", "preview.format=json", "formatter.loss_on=all"]) == 0
+    [example, last] = objects(capsys)
+    assert last["audit"]["rows"] == 2
+    assert example["source"]["file"] == path
+    assert "What is 2+2?" in "".join(example["trained_text"]), "what is typed behind the file wins"
+
+
+def test_a_file_of_the_older_format_is_previewed(rows, tmp_path, smollm_folder, capsys):
+    path = rows(("What is 2+2?", "It is 4."), ("And 3+3?", "It is 6."))
+    (tmp_path / "older.yaml").write_text(
+        f"model: {{base_model: {smollm_folder}}}\n"
+        f"datasets: [{{path: {path}, type: json_polars, data_format: question_answer}}]\nplugins: [transformers, polars]\n"
+    )
+    assert (
+        main(["preview", "older.yaml", "preview.format=json", "preview.num_examples=1", "dataset.eval_fraction=0"]) == 0
+    )
+    said = capsys.readouterr()
+    *_, example, last = [json.loads(line) for line in said.out.strip().split("\n")]
+    assert example["trained_text"] == ["It is 4.<|im_end|>"]
+    assert last["audit"]["rows"] == 2
+    assert "python -m dumbo preview model=pretrained" in said.err
+
+
+@pytest.mark.parametrize("words", [["chat", "mine.yaml"], ["doctor", "mine.yaml"], ["preview", "rows.jsonl"]])
+def test_other_verbs_take_no_file(words, rows, tmp_path, capsys):
+    rows(("a", "b"))
+    (tmp_path / "mine.yaml").write_text("{}\n")
+    assert main(words) == 2
+    assert f"'{words[1]}' is no override" in capsys.readouterr().err

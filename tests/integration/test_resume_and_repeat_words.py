@@ -128,7 +128,7 @@ def test_a_repeated_run_can_be_repeated(starts: Starts) -> None:
 def test_an_experiment_file_travels_even_when_it_is_gone(starts: Starts, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("trainer:\n  lr: 5e-3\n")
     first, run = starts("mine.yaml", "trainer.seed=3", "run_dir=old")
-    assert (run.path / "experiment.yaml").read_text() == "trainer:\n  lr: 5e-3\n"
+    assert OmegaConf.load(run.path / "experiment.yaml") == {"trainer": {"lr": 5e-3}}
     (tmp_path / "mine.yaml").unlink()
     again, _ = starts("repeat=old", "run_dir=new")
     assert without_place(again) == without_place(first)
@@ -208,6 +208,42 @@ def test_a_secret_is_written_nowhere_and_asked_for(starts: Starts, tmp_path: Pat
         )
     finally:
         prepare_hydra([], None)
+
+
+def test_a_secret_of_an_experiment_file_is_named_and_asked_for(starts: Starts, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "trainer: {lr: 2e-3}\nchat: {system: 'https://me:pw@host'}\nmodel: {seed: 3}  # api_key: in-a-comment\n"
+        "hydra: {sweeper: {params: {a.b.hub_token: hf_abcd}}}\n"
+    )
+    first, run = starts("mine.yaml", "run_dir=old")
+    assert first["chat"]["system"] == "https://me:pw@host"
+    written = "".join(file.read_text() for file in run.path.iterdir() if file.is_file())
+    assert not any(secret in written for secret in ("me:pw", "in-a-comment", "hf_abcd"))
+    with pytest.raises(
+        UserError, match=r"lacks values that were not written down \(\*\*\*\): chat\.system, hydra\.sweeper\.params"
+    ):
+        with_recorded(parse(["repeat=old"]))
+    with pytest.raises(UserError, match=r"Type them again: hydra\.sweeper\.params\.a\.b\.hub_token=…"):
+        with_recorded(parse(["repeat=old", "chat.system=null"]))
+    text = (tmp_path / "old" / "experiment.yaml").read_text()
+    (tmp_path / "old" / "experiment.yaml").write_text(text.replace("'***'", "x"))
+    again, _ = starts("repeat=old", "chat.system=mine", "run_dir=new")
+    assert (again["chat"]["system"], again["trainer"]["lr"], again["model"]["seed"]) == ("mine", 2e-3, 3)
+
+
+def test_stars_of_ones_own_are_no_secret(starts: Starts, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("chat: {system: 'Be *** brief ***'}\n")
+    first, _ = starts("mine.yaml", "chat.prompt='***bold***'", "run_dir=old")
+    assert without_place(starts("repeat=old", "run_dir=new")[0]) == without_place(first)
+
+
+def test_part_of_a_typed_mapping_is_asked_for_by_its_key(starts: Starts, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "overrides.yaml").write_text(json.dumps(['tracker.t.more={token:"***",n:1}']))
+    with pytest.raises(UserError, match=r"the value of tracker\.t\.more\.token was not written down"):
+        with_recorded(parse(["repeat=old"]))
+    typed = with_recorded(parse(["repeat=old", "tracker.t.more.token=abc"])).overrides
+    assert typed == ('tracker.t.more={token:"***",n:1}', "tracker.t.more.token=abc")
 
 
 # ---- resume=auto ----------------------------------------------------------------------------------------------------

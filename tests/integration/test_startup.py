@@ -12,9 +12,10 @@ import time
 import pytest
 
 LIMIT = 0.7
-"""Seconds, median of five, on an idle machine. Judged by CPU time, which a busy machine does not change; the clock
-gets a generous factor."""
+"""Seconds, median of five. Alone, as .ci/full runs it, by the clock. Beside other test workers by CPU time, which a busy
+machine does not change; the clock then gets a generous factor."""
 BUSY = 6
+ALONE = "PYTEST_XDIST_WORKER" not in os.environ
 HEAVY = ("torch", "transformers", "polars", "rich", "datasets", "accelerate", "peft", "tokenizers")
 
 
@@ -34,7 +35,7 @@ def test_is_there_at_once(words: tuple[str, ...]) -> None:
     cpu, clock = (statistics.median(column) for column in zip(*measured, strict=True))
     print(f"{' '.join(words)}: CPU {cpu:.2f} s, clock {clock:.2f} s")
     assert cpu <= LIMIT
-    assert clock <= LIMIT * BUSY
+    assert clock <= (LIMIT if ALONE else LIMIT * BUSY)
 
 
 CHILD = """

@@ -33,6 +33,11 @@ BAD_LINES = {
     "a bare null": ("null", "a row must be a mapping of columns to values, this is null"),
     "nested too deep": ("[" * 200_000, "nested too deep"),
     "a number too long": ('{"question": "q", "answer": ' + "9" * 5000 + "}", "not JSON that can be read"),
+    "a key twice": ('{"question": "q", "answer": "a", "answer": "b"}', "the key 'answer' stands twice"),
+    "an image": (
+        '{"question": "q", "image": "cat.png", "answer": "a"}',
+        "it holds 'image', and this trains on text alone",
+    ),
     "half a character": ('{"question": "q\\ud83d", "answer": "a"}', "half a character"),
 }
 
@@ -173,6 +178,10 @@ class TestWholeFiles:
             read(file)
 
 
+CALL = {"name": "f", "arguments": {}}
+SAYS, THINKS = {"type": "text", "text": "y"}, {"type": "thinking", "thinking": "z"}
+ASKS = {"role": "user", "content": "x"}
+
 CHAT = {
     "no role": ([{"content": "x"}], "message 1 has no role"),
     "an unknown role": ([{"role": "asistant", "content": "x"}], "unknown role 'asistant'. Did you mean 'assistant'?"),
@@ -180,28 +189,70 @@ CHAT = {
     "an empty list": ([], "must be a list of messages, and not empty"),
     "an empty question": ([{"role": "user", "content": " "}], "message 1 (user) is empty"),
     "an empty answer": (
-        [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}],
+        [ASKS, {"role": "assistant", "content": ""}],
         "message 2 (assistant) is empty",
     ),
-    "no content": ([{"role": "user", "content": "x"}, {"role": "assistant"}], "message 2 (assistant) is empty"),
+    "no content": ([ASKS, {"role": "assistant"}], "message 2 (assistant) is empty"),
     "a number": ([{"role": "user", "content": 4}], "'content of message 1' is the number 4"),
     "an unknown part": ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "a part of type 'image'"),
     "a call without a name": (
-        [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}],
+        [ASKS, {"role": "assistant", "tool_calls": [{"function": {"arguments": {}}}]}],
         "a tool call in message 2 has no name",
     ),
     "arguments that are no JSON": (
         [
-            {"role": "user", "content": "x"},
+            ASKS,
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]},
         ],
         "the arguments of a tool call in message 2 are not JSON",
     ),
+    **{
+        f"a call {what}": ([ASKS, {"role": "assistant", "tool_calls": [call]}], problem)
+        for what, call, problem in (
+            ("that passes nothing", {"name": "f"}, "the tool call 'f' in message 2 has no arguments (arguments, parameters, input)"),
+            ("that passes null", {"name": "f", "arguments": None}, "the tool call 'f' in message 2 has no arguments"),
+            ("that passes two things", {"name": "f", "arguments": {}, "input": {}}, "has both 'arguments' and 'input'"),
+            ("that passes a list", {"name": "f", "arguments": [1]}, "message 2 are a list, a mapping is wanted"),
+            ("with NaN", {"name": "f", "arguments": {"x": float("nan")}}, "hold NaN or Infinity, which are no JSON"),
+            ("with a key twice", {"name": "f", "arguments": '{"x": 1, "x": 2}'}, "the key 'x' stands twice in one mapping"),
+            ("nested too deep", {"name": "f", "arguments": "[" * 200_000}, "message 2 are not JSON (nested too deep)"),
+        )
+    },
+    **{
+        f"{what}": ([ASKS, {"role": "assistant", "content": "y", **more}], problem)
+        for what, more, problem in (
+            ("two ways to call", {"tool_calls": [CALL], "function_call": CALL}, "has both 'tool_calls' and 'function_call'"),
+            ("calls that are no list", {"tool_calls": {"name": "f"}}, "'tool_calls' of message 2 is a mapping"),
+            ("marks that contradict", {"train": True, "weight": 0}, "'train' and 'weight' of message 2 contradict each other"),
+            ("a weight between", {"weight": 0.5}, "'weight' of message 2 is the number 0.5; true or false is wanted"),
+            ("sound", {"audio": {"id": "a1"}}, "message 2 holds 'audio', and this trains on text alone"),
+        )
+    },
+    **{
+        f"parts: {what}": ([ASKS, {"role": role, "content": parts}], problem)
+        for what, role, parts, problem in (
+            ("text after a call", "assistant", [{"type": "tool_use", "name": "f", "input": {}}, SAYS], "goes on with text after a tool call"),
+            ("reasoning after text", "assistant", [SAYS, THINKS], "goes on with reasoning after its text"),
+            ("text without text", "user", [{"type": "text", "data": "y"}], "a text part of message 2 has no text"),
+            ("a refusal", "assistant", [{"type": "refusal", "refusal": "no"}], "a part of type 'refusal'"),
+            ("sound", "user", [{"type": "input_audio", "input_audio": {}}], "a part of type 'input_audio'"),
+            ("a user who reasons", "user", [THINKS, SAYS], "message 2 (user) holds reasoning, which only"),
+            ("a result in an answer", "assistant", [{"type": "tool_result", "content": "y"}], "a part of type 'tool_result'"),
+            ("an image as result", "user", [{"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image"}]}], "a part of type 'image'"),
+            ("an empty result", "user", [{"type": "tool_result", "tool_use_id": "t"}], "a tool_result in message 2 has no content"),
+            ("words before results", "user", [SAYS, {"type": "tool_result", "content": "z"}], "says something before the result of a tool"),
+        )
+    },
+    "a user who calls": ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "message 1 (user) holds tool calls, which only"),
+    "a tool that says nothing": ([{"role": "tool", "tool_call_id": "x", "output": "42"}], "message 1 (tool) has no content"),
+    "a system message of null": ([{"role": "system", "content": None}], "message 1 (system) has no content"),
+    "a result as a mapping": ([{"role": "tool", "content": {"a": 1}}], "'content of message 1' is a mapping, text is wanted"),
+    "a name as a list": ([{"role": "user", "content": "x", "name": ["a"]}], "'name of message 1' is a list, text is wanted"),
     "train as text": (
-        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "train": "false"}],
+        [ASKS, {"role": "assistant", "content": "y", "train": "false"}],
         "'train' of message 2 is 'false'; true or false is wanted",
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", CHAT)
@@ -224,6 +275,24 @@ SHAREGPT = {
     ),
     "no list": ("x", "'conversations' must be a list of turns"),
 }  # fmt: skip
+
+
+ROWS = {
+    "two system texts": ({"system": "a", "messages": [{"role": "system", "content": "b"}, ASKS]}, "a system text both in its own column"),
+    "images beside a conversation": ({"messages": [ASKS], "images": ["a.png"]}, "it holds 'images'"),
+    "a history that is none": ({"instruction": "x", "output": "y", "history": [["a"]]}, "'history' must be a list of pairs"),
+    "tools with NaN": ({"messages": [ASKS], "tools": [{"name": "f", "limit": float("inf")}]}, "'tools' hold NaN or Infinity"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", ROWS)
+def test_columns_beside(fault, tmp_path):
+    raw, problem = ROWS[fault]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(raw))
+    (bad,) = read(file)
+    assert isinstance(bad, BadRow)
+    assert problem in bad.problem
 
 
 @pytest.mark.parametrize("fault", SHAREGPT)

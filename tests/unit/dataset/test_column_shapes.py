@@ -153,6 +153,10 @@ class TestMadeShapes:
             ({"messages": json.dumps(SAID)}, ASKED),
             ({"messages": [{"role": "developer", "content": "brief"}, *SAID]}, [("system", "brief"), *ASKED]),
             ({"messages": [{"role": "user", "content": PARTS}, SAID[1]]}, ASKED),
+            ({"instruction": "ask", "output": "answer", "history": [["one", "two"]]}, [("user", "one"), ("assistant", "two"), *ASKED]),
+            ({"instruction": "ask", "output": "answer", "history": []}, ASKED),
+            ({"question": "ask", "answer": "answer", "images": []}, ASKED),
+            ({"system": "brief", "messages": [{"role": "system", "content": "brief"}, *SAID]}, [("system", "brief"), *ASKED]),
         ],
     )  # fmt: skip
     def test_messages(self, raw, wanted, tmp_path):
@@ -184,6 +188,74 @@ class TestMadeShapes:
         assert row.messages[2] == {"role": "tool", "content": "42", "tool_call_id": "x1", "name": "f"}
         assert row.tools == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
 
+    @pytest.mark.parametrize("key", ["arguments", "parameters", "input"])
+    @pytest.mark.parametrize("kind", ["tool_use", "tool_call", "function_call"])
+    def test_calls_as_parts(self, kind, key, tmp_path):
+        part = {"type": kind, "id": "toolu_1", "name": "get", key: {"city": "Paris"}}
+        raw = {"messages": [SAID[0], {"role": "assistant", "content": [{"type": "text", "text": "I look."}, part]}]}
+        (call,) = one(tmp_path, raw).messages[1]["tool_calls"]
+        assert call == {
+            "type": "function",
+            "id": "toolu_1",
+            "function": {"name": "get", "arguments": {"city": "Paris"}},
+        }
+
+    def test_anthropic_results_are_messages_of_tools(self, tmp_path):
+        """A user's turn brings the results: each becomes a tool's message tied to the call it names; then the user's words."""
+        uses = [
+            {"type": "tool_use", "id": f"toolu_{n}", "name": name, "input": {}} for n, name in ((1, "get"), (2, "put"))
+        ]
+        results = [
+            {"type": "tool_result", "tool_use_id": "toolu_2", "content": "done"},
+            {"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "15"}, {"type": "text", "text": " C"}]},
+            {"type": "text", "text": "And now?"},
+        ]  # fmt: skip
+        raw = {
+            "messages": [SAID[0], {"role": "assistant", "content": uses}, {"role": "user", "content": results}, SAID[1]]
+        }
+        assert one(tmp_path, raw).messages[2:] == [
+            {"role": "tool", "content": "done", "tool_call_id": "toolu_2", "name": "put"},
+            {"role": "tool", "content": "15 C", "tool_call_id": "toolu_1", "name": "get"},
+            {"role": "user", "content": "And now?"},
+            {"role": "assistant", "content": "answer"},
+        ]
+
+    def test_results_in_another_order_than_their_calls(self, tmp_path):
+        calls = [{"id": f"x{n}", "function": {"name": f"f{n}", "arguments": {}}} for n in (1, 2)]
+        results = [{"role": "tool", "tool_call_id": f"x{n}", "content": str(n)} for n in (2, 1)]
+        row = one(tmp_path, {"messages": [SAID[0], {"role": "assistant", "tool_calls": calls}, *results, SAID[1]]})
+        assert [(message["tool_call_id"], message["name"]) for message in row.messages[2:4]] == [
+            ("x2", "f2"),
+            ("x1", "f1"),
+        ]
+
+    def test_the_older_function_call(self, tmp_path):
+        call = {"name": "f", "arguments": '{"a": 1}'}
+        row = one(tmp_path, {"messages": [SAID[0], {"role": "assistant", "content": "So:", "function_call": call}]})
+        assert row.messages[1]["content"] == "So:"
+        assert row.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
+
+    def test_calls_as_text(self, tmp_path):
+        calls = json.dumps([{"function": {"name": "f", "arguments": {"a": 1}}}])
+        row = one(tmp_path, {"messages": [SAID[0], {"role": "assistant", "tool_calls": calls}]})
+        assert row.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
+
+    def test_tools_beside_a_prompt(self, tmp_path):
+        row = one(tmp_path, {"prompt": [SAID[0]], "completion": [SAID[1]], "tools": [{"name": "f", "parameters": {}}]})
+        assert row.tools == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+
+    def test_reasoning_of_a_sharegpt_turn_and_names(self, tmp_path):
+        turns = [{"from": "human", "value": "ask"}, {"from": "gpt", "value": "answer", "reasoning": "because"}]
+        assert one(tmp_path, {"conversations": turns}).messages[1]["reasoning_content"] == "because"
+        row = one(tmp_path, {"messages": [{**SAID[0], "name": "Ann"}, SAID[1]]})
+        assert row.messages[0] == {"role": "user", "content": "ask", "name": "Ann"}
+
+    @pytest.mark.parametrize(
+        ("marks", "wanted"), [({"train": None, "weight": 0}, False), ({"train": True, "weight": None}, True)]
+    )
+    def test_a_null_hides_no_other_mark(self, marks, wanted, tmp_path):
+        assert one(tmp_path, {"messages": [SAID[0], {**SAID[1], **marks}]}).messages[1]["train"] is wanted
+
     @pytest.mark.parametrize(("train", "wanted"), [(True, True), (False, False), (1, True), (0, False)])
     @pytest.mark.parametrize("key", ["train", "weight"])
     def test_train_field(self, key, train, wanted, tmp_path):
@@ -207,6 +279,35 @@ class TestNames:
             UserError, match=r"columns\.qestion: there is no such known column\. Did you mean 'question'\?"
         ):
             Files(path="x.jsonl", columns={"qestion": "frage"})
+
+    def test_a_shape_whose_columns_were_named_goes_first(self, tmp_path):
+        raw = {"prompt": "no", "completion": "no", "frage": "ask", "antwort": "answer", "text": "no"}
+        names = {"question": "frage", "answer": "antwort"}
+        assert talk(one(tmp_path, raw, columns=names)) == ASKED
+        assert talk(one(tmp_path, raw)) == [("user", "no"), ("assistant", "no")]
+        assert one(tmp_path, raw, columns={"text": "antwort"}).text == "answer"
+
+    @pytest.mark.parametrize(
+        ("names", "options", "message"),
+        [
+            ({"question": "frage"}, {}, r"columns\.question=frage is not used: .* is read as prompt_completion"),
+            ({"input": "frage"}, {"data_format": "prompt_completion"}, r"columns\.input=frage is not used"),
+            ({"system": "sytsem"}, {}, r"columns\.system=sytsem: no row of .* has a column 'sytsem'\. Did you mean 'sistem'"),
+            ({"tools": "none"}, {"limit": 1}, r"columns\.tools=none: no row of"),
+        ],
+    )  # fmt: skip
+    def test_a_name_without_effect_is_an_error(self, names, options, message, tmp_path):
+        raw = {"prompt": "ask", "completion": "answer", "frage": "x", "sistem": "y"}
+        with pytest.raises(UserError, match=message):
+            one(tmp_path, raw, columns=names, **options)
+
+    def test_a_named_column_may_turn_up_late(self, tmp_path):
+        rows = [{"question": "ask", "answer": "answer"}] * 1500 + [
+            {"question": "ask", "answer": "answer", "sys": "brief"}
+        ]
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert talk(rows_of(file, columns={"system": "sys"})[-1]) == [("system", "brief"), *ASKED]
 
     def test_the_named_format_wins(self, tmp_path):
         raw = {"question": "ask", "answer": "answer", "text": "plain"}

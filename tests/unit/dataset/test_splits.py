@@ -90,6 +90,41 @@ def test_a_small_share_of_few_rows_is_one_row(file, tokenizer):
     assert (train, held) == ([1], [])
 
 
+@pytest.mark.parametrize(
+    ("limit", "fraction", "trained"), [(3, 0.9, 1), (2, 0.99, 1), (10, 0.96, 1), (10, 0.94, 1), (10, 0.8, 2)]
+)
+def test_a_large_share_leaves_a_row_to_train_on(limit, fraction, trained, file, tokenizer):
+    data, train, held = split(tokenizer, path=str(file), limit=limit, eval_fraction=fraction)
+    assert (len(train), len(held)) == (trained, limit - trained)
+    assert sorted(train + held) == list(range(1, limit + 1))
+    assert data.audit["train_documents"] == trained
+    _, train, held = split(tokenizer, path=str(file), limit=limit, eval_fraction=fraction, eval_limit=1)
+    assert (len(train), len(held)) == (trained, 1)
+
+
+def test_a_large_share_runs(file, tmp_path):
+    import dumbo
+
+    metrics = dumbo.run([
+        "dataset=files", f"dataset.path={file}", "dataset.limit=3", "dataset.eval_fraction=0.9", "formatter=text", "run_dir=run",
+        "trainer.max_steps=1", "trainer.num_samples=0", "trainer.global_batch_size=1", "trainer.micro_batch_size=1",
+        "trainer.max_seq_len=64", "trainer.save_every=null", "trainer.eval_at_start=false", "verify.mode=off",
+    ])  # fmt: skip
+    assert metrics["steps"] == 1
+    assert metrics["eval_loss"] > 0
+
+
+def test_held_out_files_without_a_usable_row(file, tmp_path, tokenizer):
+    """Who names files to hold out gets them held out, or an error: no run without a held-out loss."""
+    other = tmp_path / "held.jsonl"
+    other.write_text('{"text": ""}\n{"text": " "}\n')
+    with pytest.raises(UserError, match=r"(?s)no row is left to hold out.*2 bad rows were skipped"):
+        split(tokenizer, path=str(file), eval_path=str(other), on_bad_row="skip")
+    other.write_text(json.dumps({"text": "long " * 200}))
+    with pytest.raises(UserError, match=r"(?s)no row is left to hold out.*1 rows were longer than"):
+        split(tokenizer, 64, "drop", path=str(file), eval_path=str(other))
+
+
 def test_a_file_of_its_own(file, tmp_path, tokenizer):
     other = tmp_path / "held.jsonl"
     other.write_text("".join(json.dumps({"text": f"held {n}"}) + "\n" for n in range(30)))

@@ -110,3 +110,21 @@ def test_text_of_a_conversation(known):
     tokenizer = known("smollm").tokenizer
     (example,) = Text(append_eos=False).format([qa("one", "two")], tokenizer)
     assert tokenizer.decode(example.input_ids) == "one\ntwo"
+
+
+@pytest.mark.parametrize("formatter", [Completion(), Text()], ids=["completion", "text"])
+@pytest.mark.parametrize("what", ["reasoning", "tools", "calls"])
+def test_what_has_no_form_is_a_bad_row(what, formatter, tokenizer_of):
+    """Neither writes reasoning or tools: a row that holds them is named, not trained on without them."""
+    row = qa("Weather?", "15 degrees.")
+    if what == "tools":
+        row.tools = [{"type": "function", "function": {"name": "get", "parameters": {}}}]
+    elif what == "reasoning":
+        row.messages[1]["reasoning_content"] = "I look it up."
+    else:
+        call = {"type": "function", "id": "call00001", "function": {"name": "get", "arguments": {}}}
+        row.messages.insert(1, Message(role="assistant", content="", tool_calls=[call]))
+    (bad,) = formatter.format([row], tokenizer_of("smollm"))
+    assert isinstance(bad, BadRow)
+    assert "has no form for" in bad.problem
+    assert "formatter=chat" in bad.remedy

@@ -205,3 +205,42 @@ def test_a_template_that_loses_a_middle_answer_is_a_bad_row(known):
     (bad,) = Jinja(template=template).format([TALK], known("smollm").tokenizer)
     assert isinstance(bad, BadRow)
     assert "leaves out" in bad.problem
+
+
+def calling(template):
+    """A template of chatml's form whose assistant turns with calls are written by `template`."""
+    return (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.tool_calls is defined %}" + template
+        + "{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    )  # fmt: skip
+
+
+PAIRS = "{% for k, v in c.function.arguments.items() %}<{{ k }}={{ v }}>{% endfor %}"
+WHOLE = calling("{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}")
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (WHOLE, None),
+        (calling("{{ m.tool_calls }}"), None),
+        (calling("{% for c in m.tool_calls %}{{ c.function.name }}" + PAIRS + "{% endfor %}"), None),
+        (calling("{{ m.tool_calls[0].function | tojson }}"), "leaves out tool calls"),
+        (calling("{% for c in m.tool_calls %}{{ c.function.name }} zq_value7{% endfor %}"), "leaves out arguments of tool calls"),
+    ],
+)  # fmt: skip
+def test_every_call_is_rendered_with_all_it_passes(template, problem, known):
+    """Two calls of one tool: a template that writes the first alone, or names alone, trains on less than the row says."""
+    tokenizer = known("smollm").tokenizer
+    passed = ({"city": "Paris"}, {"city": 'Rio "de" Jänner\n', "days": [1, 'it\'s "two"']})
+    calls = [
+        {"type": "function", "id": f"call{n:05d}", "function": {"name": "get", "arguments": arguments}}
+        for n, arguments in enumerate(passed)
+    ]
+    row = row_of(user("Weather?"), says("", tool_calls=calls))
+    (done,) = Jinja(template=template).format([row], tokenizer)
+    if problem is None:
+        assert isinstance(done, Example), done
+    else:
+        assert isinstance(done, BadRow), tokenizer.decode(done.input_ids)
+        assert problem in done.problem

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lacking import needs
 from models import random_model
 
 from dumbo.errors import UserError
 from dumbo.model.gguf import Gguf, converted
 
-pytest.importorskip("gguf", reason="the extra gguf is not installed")
+needs("gguf", "pip install 'dumbo[gguf]'")
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from lacking import needs
 
 import dumbo
 from dumbo.errors import UserError
 from dumbo.patch.liger import Liger
 
-pytest.importorskip("liger_kernel", reason="liger-kernel is not installed")
+needs("liger_kernel", "pip install liger-kernel")
 SHORT = [
     "dataset.limit=40", "trainer.max_steps=2", "trainer.warmup_steps=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.save_every=null",
     "trainer.eval_at_start=false", "trainer.global_batch_size=2", "trainer.micro_batch_size=2", "verify.mode=off", "run_dir=run",

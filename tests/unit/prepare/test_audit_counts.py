@@ -8,7 +8,9 @@ import pytest
 
 from dumbo.errors import UserError
 from dumbo.formatter.chat import Chat
+from dumbo.formatter.jinja import Jinja
 from dumbo.formatter.text import Text
+from dumbo.interfaces import Example
 from dumbo.prepare.audit import GATES, check_thresholds, lines_of, over_thresholds
 
 
@@ -39,7 +41,7 @@ def test_every_count(made):
     wanted = {
         "skipped": 2, "too_long": 5, "truncated": 5, "dropped": 0, "split": 0, "zero_label_rows": 2, "doubled_bos": 0,
         "control_tokens_in_text": 8, "rows_with_control_tokens": 4, "duplicates": 3, "eval_rows_in_train": 0,
-        "end_token_missing": 5, "reasoning_dropped_by_template": 0, "boundary_tokens": 0,
+        "end_token_missing": 5, "reasoning_dropped_by_template": 0, "train_marks_ignored": 0, "boundary_tokens": 0,
     }  # fmt: skip
     assert {name: audit[name] for name in GATES} == wanted
     assert audit["end_token_trained"] == audit["rows"] - 5
@@ -61,6 +63,22 @@ def test_against_counting_by_hand(made):
     assert audit["duplicates"] == len(whole) - len(set(whole))
 
 
+def test_marks_that_loss_on_does_not_heed(jsonl, prepared):
+    """`train: false` (or `weight: 0`) holds under loss_on=field; elsewhere such turns are trained, and counted."""
+    talk = [
+        ("user", "a", {}),
+        ("assistant", "b", {"weight": 0}),
+        ("user", "c", {}),
+        ("assistant", "d", {"train": True}),
+    ]
+    row = {"messages": [{"role": role, "content": text, **mark} for role, text, mark in talk]}
+    path = jsonl([row, row, {"messages": row["messages"][2:]}])
+    assert prepared(path, Chat()).audit["train_marks_ignored"] == 2
+    heeded = prepared(path, Chat(loss_on="field"))
+    assert heeded.audit["train_marks_ignored"] == 0
+    assert heeded.train.trained_tokens < prepared(path, Chat()).train.trained_tokens
+
+
 def test_held_out_rows_that_stand_in_train(jsonl, prepared):
     train = jsonl([qa(f"q{n}", f"a{n}") for n in range(10)], "train.jsonl")
     held = jsonl([qa(f"q{n}", f"a{n}") for n in (3, 4, 50)], "held.jsonl")
@@ -79,6 +97,80 @@ def test_doubled_bos(prepared, jsonl, tokenizer_folder):
     audit = prepared(path, Text(special_tokens_in_text="allow"), tokenizer=tokenizer).audit
     assert audit["doubled_bos"] == 1
     assert audit["control_tokens_in_text"] == 3
+
+
+NO_END = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'user' %}<|im_end|>{% endif %}\n{% endfor %}"
+)
+MIDDLE_END = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if loop.first %}<|im_end|>{% endif %}\n{% endfor %}"
+)
+WITH_END = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+TALK = [("user", "one?"), ("assistant", "1"), ("user", "two?"), ("assistant", "2")]
+
+
+@pytest.mark.parametrize("loss_on", ["assistant", "last", "all"])
+class TestEndTokens:
+    """Whether the last trained turn ends with a trained control token, whatever the template writes after it."""
+
+    def missing(self, prepared, path, formatter, **options):
+        audit = prepared(path, formatter, **options).audit
+        assert audit["end_token_trained"] + audit["end_token_missing"] == audit["rows"]
+        return audit["end_token_missing"]
+
+    @pytest.fixture
+    def path(self, jsonl):
+        talk = {"messages": [{"role": role, "content": text} for role, text in TALK]}
+        return jsonl([talk, {"messages": talk["messages"][:2]}])
+
+    def test_chatml_whose_rows_end_with_a_newline(self, loss_on, path, prepared, tiny_tokenizer):
+        split = prepared(path, Chat(loss_on=loss_on))
+        assert tiny_tokenizer.decode(split.train.store.ids(0)).endswith("<|im_end|>\n")
+        assert split.audit["end_token_missing"] == 0
+
+    def test_really_missing(self, loss_on, path, prepared):
+        for template in (NO_END, MIDDLE_END):
+            assert self.missing(prepared, path, Jinja(template=template, loss_on=loss_on, append_eos=False)) == 2
+
+    def test_there(self, loss_on, path, prepared):
+        assert self.missing(prepared, path, Jinja(template=WITH_END, loss_on=loss_on, append_eos=False)) == 0
+        assert self.missing(prepared, path, Jinja(template=NO_END, loss_on=loss_on, append_eos=True)) == 0
+
+    def test_cut_off(self, loss_on, jsonl, prepared):
+        path = jsonl([qa("short?", "yes"), qa("long?", "word " * 100)])
+        assert self.missing(prepared, path, Chat(loss_on=loss_on), max_seq_len=60) == 1
+
+
+def test_end_tokens_of_other_formatters(jsonl, prepared, tiny_tokenizer):
+    """A formatter may leave the end token out of what it calls the reply; a row of text ends with eos or it does not."""
+
+    class Apart:
+        def format(self, rows, tokenizer):
+            end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+            ids = [[5, 6, 7, end], [5, 6, 7, 8], [5, 6, end, 7]]
+            return [Example(i, [-100, *i[1:]], row.source, (2, 3)) for i, row in zip(ids, rows, strict=True)]
+
+    path = jsonl([qa("a?", "b")] * 3)
+    assert prepared(path, Apart()).audit["end_token_missing"] == 1
+    text = jsonl([{"text": "one line\n"}], "text.jsonl")
+    assert prepared(text, Text()).audit["end_token_missing"] == 0
+    assert prepared(text, Text(append_eos=False)).audit["end_token_missing"] == 1
+
+
+def test_loss_on_all_passes_the_gate(jsonl, tmp_path):
+    from dumbo.cli import main
+
+    path = jsonl([qa(f"q{n}?", f"a{n}") for n in range(4)])
+    words = [
+        "preview",
+        "dataset=files",
+        f"dataset.path={path}",
+        "formatter.loss_on=all",
+        "preview.fail_on.end_token_missing=0",
+    ]
+    assert main(words) == 0
+    (tmp_path / "no_end.jinja").write_text(NO_END)
+    assert main([*words, "formatter=jinja", "formatter.template=no_end.jinja", "formatter.append_eos=false"]) == 3
 
 
 def test_real_data(data, prepared, smollm_tokenizer):

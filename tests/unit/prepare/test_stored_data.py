@@ -25,6 +25,23 @@ from dumbo.prepare import prepare as module
 QA = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(20)]
 
 
+HELPED = {
+    "pack/__init__.py": "from pack.late import LATE",
+    "pack/fmt.py": "from dataclasses import dataclass\nfrom base import Base\nfrom .near import NEAR\n"
+    "@dataclass(frozen=True, kw_only=True)\nclass Mine(Base):\n    def more(self):\n        import pack.inside as inside\n",
+    "pack/near.py": "from . import far\nNEAR = 1",
+    "pack/far.py": "FAR = 1",
+    "pack/late.py": "LATE = 1",
+    "pack/inside.py": "INSIDE = 1",
+    "base.py": "import beside\nfrom dumbo.formatter.text import Text\nclass Base:\n"
+    "    def format(self, rows, tokenizer):\n        return Text().format(rows, tokenizer)\n",
+    "beside.py": "BESIDE = 1",
+    "unrelated.py": "UNRELATED = 1",
+    "pack/unrelated.py": "UNRELATED = 1",
+}
+"""A formatter, its parent, and what they import, by file."""
+
+
 def stores(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
@@ -100,11 +117,95 @@ class TestKey:
             prepared(path, importlib.import_module("my_formatter").Mine())
             assert len(stores(fresh_cache)) == number
 
+    @pytest.fixture
+    def helped(self, tmp_path, monkeypatch):
+        """(name -> changed file), then the fingerprint of a formatter with a parent and helpers, imported anew."""
+        import importlib
+
+        folder = tmp_path / "mine"
+        monkeypatch.syspath_prepend(str(folder))
+        for name, text in HELPED.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text + "\n")
+
+        def fingerprint(changed=None):
+            if changed is not None:
+                with (folder / changed).open("a") as file:
+                    file.write("# another line\n")
+            for name in [name for name in sys.modules if name.split(".")[0] in ("pack", "base", "beside", "unrelated")]:
+                del sys.modules[name]
+            importlib.invalidate_caches()
+            return module.formatter_fingerprint(importlib.import_module("pack.fmt").Mine())
+
+        yield fingerprint
+        for name in [name for name in sys.modules if name.split(".")[0] in ("pack", "base", "beside", "unrelated")]:
+            del sys.modules[name]
+
+    @pytest.mark.parametrize("name", HELPED)
+    def test_sources_of_parents_and_helpers(self, name, helped):
+        """A formatter's parents, and what they import from their folder or package, however it is imported."""
+        assert helped() == helped()
+        before = helped()
+        assert (helped(name) != before) is ("unrelated" not in name)
+
+    def test_questions_of_the_quiz(self, monkeypatch):
+        from dumbo.dataset import quiz
+
+        before = quiz.Quiz().load().fingerprint
+        assert before == quiz.Quiz().load().fingerprint
+        assert quiz.Quiz(seed=1).load().fingerprint != before
+        assert quiz.Quiz(limit=9).load().fingerprint != before
+        monkeypatch.setitem(quiz.CAPITALS, "Peru", "Cusco")
+        assert quiz.Quiz().load().fingerprint != before
+
+    def test_rows_of_a_dataset_of_ones_own(self, fresh_cache, tiny_tokenizer, tmp_path, monkeypatch):
+        """Its `fingerprint` is its own word; rows in a list, and the code that yields them, are in the key all the same."""
+        from dumbo.interfaces import Row, Source, Splits
+
+        def rows(text, batches):
+            splits = Splits(train=batches, eval=None, fingerprint="always the same", name="own")
+            data = module.prepare(splits, Text(), tiny_tokenizer, max_seq_len=64, too_long="drop")
+            assert tiny_tokenizer.decode(data.train.store.ids(0)).startswith(text)
+
+        for text, number in (("one", 1), ("two", 2), ("one", 2)):
+            rows(text, [[Row(Source("own", 1), text=text)]])
+            assert len(stores(fresh_cache)) == number
+        import importlib
+
+        monkeypatch.syspath_prepend(str(tmp_path))
+        for text in ("three", "four"):
+            (tmp_path / "own_rows.py").write_text(
+                "from dumbo.interfaces import Row, Source\nclass Batches:\n    def __iter__(self):\n"
+                f"        yield [Row(Source('own', 1), text={text!r})]\n"
+            )
+            sys.modules.pop("own_rows", None)
+            importlib.invalidate_caches()
+            rows(text, importlib.import_module("own_rows").Batches())
+        sys.modules.pop("own_rows")
+
+    def test_parents_without_a_file(self):
+        def typed(reply):
+            code = f"class Base:\n    def format(self, rows, tokenizer):\n        return [{reply}]\nclass Typed(Base):\n    pass\n"
+            names = {"__name__": "__typed__"}
+            exec(code, names)
+            return module.formatter_fingerprint(names["Typed"]())
+
+        assert typed(7) == typed(7)
+        assert typed(7) != typed(8)
+
     def test_source_of_the_project(self, path, fresh_cache, prepared, tmp_path, monkeypatch):
         shutil.copytree(os.path.dirname(os.path.dirname(module.__file__)), tmp_path / "dumbo")
         monkeypatch.setattr(module, "__file__", str(tmp_path / "dumbo" / "prepare" / "prepare.py"))
         before = module.formatter_fingerprint(Chat())
-        for name in ("formatter/loss_mask.py", "dataset/columns.py", "dataset/reading.py", "prepare/prepare.py"):
+        names = (
+            "formatter/loss_mask.py",
+            "dataset/columns.py",
+            "dataset/reading.py",
+            "dataset/hub.py",
+            "dataset/quiz.py",
+            "prepare/prepare.py",
+        )
+        for name in names:
             with (tmp_path / "dumbo" / name).open("a") as file:
                 file.write("# another line\n")
             after = module.formatter_fingerprint(Chat())

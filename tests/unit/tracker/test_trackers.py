@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import lacking
 import pytest
 
 import dumbo
@@ -22,9 +23,9 @@ SHORT = [
 ]  # fmt: skip
 
 
-def needs(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"the extra {module} is not installed (pip install 'dumbo[{module}]')")
+def needs(extra: str) -> None:
+    """CI has them: tensorboard in .ci/run, all of them in .ci/full, which is where the tests marked full run."""
+    lacking.needs(extra, f"pip install 'dumbo[{extra}]'")
 
 
 def trained(tmp_path: Path, *words: str) -> tuple[dict[int, float], dict[str, object]]:
@@ -173,3 +174,15 @@ def test_trackio(tmp_path, monkeypatch, capfd):
     assert run.config["trainer"]["max_steps"] == 2
     assert {int(row["step"]): row["loss"] for row in rows if row.get("loss") is not None} == pytest.approx(losses)
     assert any(row.get("final/train_loss") == pytest.approx(metrics["train_loss"]) for row in rows)
+
+
+def test_a_missing_extra_is_a_skip_here_and_a_failure_in_ci(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    monkeypatch.delenv("DUMBO_TEST_STRICT", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="mlflow is not installed"):
+        needs("mlflow")
+    monkeypatch.setenv("DUMBO_TEST_STRICT", "1")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"CI must have it: mlflow is not installed \(pip install 'dumbo\[mlflow\]'\)"
+    ):
+        needs("mlflow")

@@ -137,6 +137,27 @@ def test_held_out_loss_is_a_mean_over_trained_tokens(rows: list[Document], packi
         assert run.metrics["eval_loss_before"] == first
 
 
+def test_a_fused_loss_is_used_in_evaluation_too(rows: list[Document], tmp_path: Path) -> None:
+    """A model that can leave out its logits (Liger's `skip_logits`) is asked to; its loss is the one measured."""
+    model = model_of(seed=4)
+    wanted = held_out_loss(copy.deepcopy(model), rows[20:])
+    plain, asked = type(model).forward, []
+
+    def forward(self: Any, *args: Any, skip_logits: bool | None = None, labels: Any = None, **kwargs: Any) -> Any:
+        if labels is not None:
+            asked.append((self.training, skip_logits))
+        out = plain(self, *args, labels=labels, **kwargs)
+        if skip_logits:
+            out.logits = None
+        return out
+
+    model.forward = forward.__get__(model)
+    run = small_run(tmp_path / "run", splits_of(tmp_path, rows[:20], rows[20:]), model=model, max_steps=1)
+    assert run.rows[0]["eval_loss"] == pytest.approx(wanted, abs=1e-6)
+    assert {training for training, _ in asked} == {True, False}
+    assert all(skipped is True for _, skipped in asked)
+
+
 def test_evaluating_does_not_change_the_training(shared: Any, tmp_path: Path) -> None:
     """Dropout's random numbers are the same with and without evaluation and saving between the steps."""
     models = [model_of(attention_dropout=0.2) for _ in range(2)]

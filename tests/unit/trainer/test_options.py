@@ -12,6 +12,7 @@ import torch
 from small_runs import Document, documents, model_of, small_run, splits_of
 
 from dumbo.errors import UserError
+from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.extra import ELSEWHERE, OWN_KEYS, WITHOUT_EFFECT, refusal
 from dumbo.trainer.sft import Sft
 
@@ -24,6 +25,23 @@ def rows(data: Path) -> list[Document]:
 @pytest.fixture
 def shared(rows: list[Document], tmp_path: Path) -> Any:
     return splits_of(tmp_path, rows[:16], rows[16:])
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), (" 1.5H ", 5400), ("2h30m", 9000), ("1d2h3m4.5s", 93784.5), (".5m", 30), ("1m30", 90), (12, 12),
+     (0.5, 0.5), (None, None)],
+)  # fmt: skip
+def test_lengths_of_time(text: Any, seconds: float | None) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["1.2.3h", ".", "", "h", "1h.", "m5", "1_0", "٣h", "-5", "0", "0h", "inf", 0, -1.0, math.inf, math.nan]
+)
+def test_what_is_no_length_of_time(text: Any) -> None:
+    with pytest.raises(UserError, match="max_time is seconds above 0, or as in 90m or 2h30m"):
+        seconds_of(text)
 
 
 def cosine(step: int, steps: int, warmup: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -189,6 +190,73 @@ def test_items_counted_for_each_half_alone(train: Any, monkeypatch: pytest.Monke
     assert code == 4, said
     assert "Gradient accumulation changes the numbers" in said
     assert stopped_before_training()
+
+
+def test_a_loss_that_averages_only_where_it_trains(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Liger's fused loss runs in training mode alone: what is proven in evaluation mode says nothing of it."""
+    from transformers import LlamaForCausalLM
+
+    right = LlamaForCausalLM.forward
+
+    def forward(self: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        return right(self, *args, num_items_in_batch=None if self.training else num_items_in_batch, **kwargs)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    code, said = train()
+    assert code == 4, said
+    assert "Gradient accumulation changes the numbers" in said
+    assert stopped_before_training()
+
+
+@pytest.mark.parametrize("divisor", ["args.gradient_accumulation_steps", "current_gradient_accumulation_steps"])
+def test_a_step_that_divides_once_more(divisor: str, train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is right, and what is derived is the loss over the number of micro batches."""
+    from dumbo.trainer.engine import Engine
+
+    right = Engine.training_step
+
+    def step(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        by = functools.reduce(getattr, divisor.split("."), self)
+        backward = self.accelerator.backward
+        self.accelerator.backward = lambda loss, **kwargs: backward(loss / by, **kwargs)
+        loss = right(self, model, inputs, num_items_in_batch)
+        self.accelerator.backward = backward
+        return loss
+
+    monkeypatch.setattr(Engine, "training_step", step)
+    code, said = train("trainer.global_batch_size=8", "trainer.micro_batch_size=2")
+    assert code == 4, said
+    assert "Gradient accumulation changes the numbers" in said
+    assert stopped_before_training()
+
+
+def test_trainers_own_division_where_the_model_does_not_divide(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers divides by the accumulation where the model takes no `num_items_in_batch`; the engine undoes that."""
+    from transformers import LlamaForCausalLM, Trainer
+
+    from dumbo.trainer.engine import Engine
+
+    def without_mending(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        loss = Trainer.training_step(self, model, inputs, num_items_in_batch)
+        self.watch.add(self.state.global_step + 1, self.pending.popleft(), loss)
+        return loss
+
+    monkeypatch.setattr(LlamaForCausalLM, "accepts_loss_kwargs", False, raising=False)
+    words = ("trainer.global_batch_size=8", "trainer.micro_batch_size=2", "dataset.limit=100")
+    code, said = train(*words, "run_dir=right")
+    assert code == 0, said
+    monkeypatch.setattr(Engine, "training_step", without_mending)
+    code, said = train(*words)
+    assert code == 4, said
+    assert stopped_before_training()
+
+
+def test_one_document_is_said_to_be_too_few(train: Any, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"question": "Is it true?", "answer": "Yes."}\n')
+    code, said = train("dataset=files", "dataset.path=one.jsonl", "dataset.eval_fraction=0", "dataset.limit=null")
+    assert code == 0, said
+    assert "accumulation not proven: that takes two documents, and there is one" in said
+    assert "accumulation 1 = 2" not in said
 
 
 def test_the_proofs_leave_no_trace(train: Any) -> None:
