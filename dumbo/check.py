@@ -14,7 +14,7 @@ import re
 import sys
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,7 @@ def check(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], config_d
         except (ValueError, TypeError) as error:  # raised instead of told
             problems = [str(error)]
         report.faults += [text if text.startswith(f"{name}.") else f"{name}: {text}" for text in problems]
+    plugins = _fitted(plugins)
     report.faults += _batch(plugins)
     report.stop_if_any()
     return plugins
@@ -410,6 +411,19 @@ def _conflicts(patches: Mapping[str, Any]) -> list[str]:
                     f"patch.{name} and patch.{other} cannot be used together.\n  Leave one out: patch=[{_without(patches, other)}]"
                 )
     return faults
+
+
+def _fitted(plugins: Plugins) -> Plugins:
+    """`launch` may adapt itself to the batch, where the choice is its own."""
+    fit = getattr(plugins.launch, "fitting", None)
+    if not callable(fit):
+        return plugins
+    return replace(plugins, launch=fit(lambda ranks: not _batch(replace(plugins, launch=_Ranks(ranks)))))
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    ranks: int
 
 
 def _batch(plugins: Plugins) -> list[str]:

@@ -1,13 +1,19 @@
-"""`launch=auto`, the default: every visible GPU, one process each (DDP); with one or none, this process."""
+"""`launch=auto`, the default: every visible GPU, one process each (DDP); with one or none, this process.
+
+Where the global batch does not divide over all of them, as many as it divides over; a line of the panel says so.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dumbo.launch.gpus import visible_gpus
 from dumbo.launch.job import Job
 from dumbo.launch.many import Many, checked
 from dumbo.launch.single import Single
+from dumbo.launch.world import asked_by_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +45,24 @@ class Auto:
     def seconds_an_exchange(self) -> float:
         return Many.of(self).timeout
 
+    def fitting(self, divides: Callable[[int], bool]) -> Auto:
+        """With as many processes as the batch divides over, when nothing else says how many.
+
+        Args:
+            divides: whether the global batch does, over so many ranks.
+        """
+        gpus = visible_gpus()
+        if self.num_processes is not None or self.num_nodes > 1 or gpus < 2 or asked_by_environment():
+            return self
+        return replace(self, num_processes=next((ranks for ranks in range(gpus, 0, -1) if divides(ranks)), None))
+
     def require_many(self) -> None:
         """Started by torchrun: the ranks are those."""
 
     def launch(self, job: Job) -> dict[str, Any]:
         """Runs the job, in this process or in several; returns the metrics."""
+        if self.num_processes is not None and self.num_processes < visible_gpus():
+            job.run.console.row(
+                "gpus", f"{self.num_processes} of {visible_gpus()}: the global batch divides over no more"
+            )
         return Many.of(self).launch(job) if self.ranks > 1 else Single().launch(job)
