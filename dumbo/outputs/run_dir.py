@@ -84,6 +84,13 @@ class RunDir:
         return self.world.size
 
     @property
+    def wrapped_in(self) -> str:
+        """What has to be around the model: none, DDP or FSDP2. One rank alone has nothing to average, but can be sharded."""
+        if self.wrapper == "FSDP2" and self.world.group is not None:
+            return "FSDP2"
+        return self.wrapper if self.world.size > 1 else "none"
+
+    @property
     def writes(self) -> bool:
         """Whether this process writes into the folder."""
         return self.world.main and self.claimed

@@ -143,7 +143,7 @@ class Session:
 
     def _fsdp(self) -> dict[str, Any] | None:
         """FSDP2's options, where the launch plugin asks for it."""
-        return self.run.fsdp if self.run.wrapper == "FSDP2" and self.run.ranks > 1 else None
+        return self.run.fsdp if self.run.wrapped_in == "FSDP2" else None
 
     def _examples_held_out(self) -> Examples | None:
         """What the held-out loss is measured on; None where no held-out token bears a loss."""
@@ -355,7 +355,7 @@ class _Wrapped(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         found = wrapper_of(self.trainer.model_wrapped)
-        wanted = self.run.wrapper if self.run.ranks > 1 else "none"
+        wanted = self.run.wrapped_in
         assert found == wanted, f"the model is wrapped in {found}, not in {wanted}"
         self.run.update(parallel=found)
 
