@@ -24,7 +24,7 @@ from dumbo.trainer.engine import Engine, save_weights
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.schedule import require_schedule
-from dumbo.trainer.sharded import is_sharded, whole_weights, wrapper_of
+from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights, wrapper_of
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.quick import accumulation_proof, unlike_documents
@@ -110,6 +110,8 @@ class Session:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
+        if run.wrapped_in == "FSDP2":
+            place_whole(self.model, trainer.args.device)
         self.layout, self.isolation = choose_layout(
             self.model, self.sft.packing, run.attn_implementation, bf16=trainer.args.bf16, longest=data.max_seq_len
         )

@@ -15,6 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.nn.parallel import DistributedDataParallel
 
+from dumbo.errors import UserError
+
 
 def shard_on_cpu(accelerator: Accelerator, options: Mapping[str, Any]) -> None:
     """Makes accelerate prepare models with FSDP2 on CPU ranks.
@@ -25,6 +27,23 @@ def shard_on_cpu(accelerator: Accelerator, options: Mapping[str, Any]) -> None:
     state: Any = accelerator.state
     state.fsdp_plugin = FullyShardedDataParallelPlugin(**dict(options))
     state.distributed_type = DistributedType.FSDP
+
+
+def place_whole(model: torch.nn.Module, device: torch.device) -> None:
+    """Puts a model on its device before it is sharded: the proofs and the answers before training use it whole.
+
+    Raises:
+        UserError: its weights alone do not fit.
+    """
+    if device.type == "cuda":
+        needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > free:
+            raise UserError(
+                f"The model's weights take {needed / 2**30:.1f} GiB, and one GPU has {free / 2**30:.1f} GiB free. Before it is "
+                "sharded the model is proven whole, on every GPU.\n  Write model.dtype=bfloat16, or take a larger GPU."
+            )
+    model.to(device)
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
