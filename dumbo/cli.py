@@ -8,6 +8,7 @@ proof, 130 Ctrl-C, 143 SIGTERM.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a narrow terminal encoding must not end a run
+    code = _guarded(argv)
+    if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of torchrun's: the others may never answer a goodbye
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
     try:
         return _dispatch(parse(sys.argv[1:] if argv is None else argv))
     except (UserError, RunFailed, GateFailed, ProofFailed) as error:

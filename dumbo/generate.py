@@ -65,11 +65,20 @@ def _batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, h
         eos_token_id=list(how.stop_ids) or None,
         pad_token_id=pad,
         use_cache=True,
+        synced_gpus=_together(model),
         **sampling,
     )
     for row in out[:, width:].tolist():
         end = next((place for place, token in enumerate(row) if token in how.stop_ids), len(row))
         yield row[:end]
+
+
+def _together(model: PreTrainedModel) -> bool:
+    """Whether every rank must make each pass, because every one of them holds a part of each layer."""
+    import torch.distributed as dist
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule) and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager

@@ -62,7 +62,6 @@ class Auto:
     def launch(self, job: Job) -> dict[str, Any]:
         """Runs the job, in this process or in several; returns the metrics."""
         if self.num_processes is not None and self.num_processes < visible_gpus():
-            job.run.console.row(
-                "gpus", f"{self.num_processes} of {visible_gpus()}: the global batch divides over no more"
-            )
+            used = f"{self.num_processes} of {visible_gpus()} are used (the global batch is divided over them)"
+            job.run.console.row("gpus", used)
         return Many.of(self).launch(job) if self.ranks > 1 else Single().launch(job)

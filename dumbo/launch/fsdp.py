@@ -21,7 +21,6 @@ class Fsdp:
         num_processes, num_nodes, rdzv_endpoint, start_timeout, timeout: see `launch=ddp`.
         reshard_after_forward: let go of a gathered layer after its forward pass, and gather it once more for the
             backward one; false: more memory, less traffic.
-        cpu_offload: shards wait in the machine's memory and go to the GPU when used.
     """
 
     num_processes: int | None = None
@@ -30,7 +29,6 @@ class Fsdp:
     start_timeout: float | str = "5m"
     timeout: float | str = "10m"
     reshard_after_forward: bool = True
-    cpu_offload: bool = False
 
     wrapper: ClassVar[str] = "FSDP2"
 
@@ -44,7 +42,7 @@ class Fsdp:
     @property
     def fsdp(self) -> dict[str, Any]:
         """Options of the wrapper, by the names of transformers' `fsdp_config`."""
-        return {"reshard_after_forward": self.reshard_after_forward, "offload_params": self.cpu_offload}
+        return {"reshard_after_forward": self.reshard_after_forward}
 
     @property
     def seconds_an_exchange(self) -> float:

@@ -106,15 +106,20 @@ class Many:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded
         with interruptible():
             job.prepare()
-        import torch
+            import torch
 
-        from dumbo.launch.addresses import meeting_at
-        from dumbo.launch.ranks import Ranks
+            from dumbo.launch.addresses import meeting_at
+            from dumbo.launch.ranks import Ranks
 
         gpus = torch.cuda.device_count()
         if gpus and self.here > gpus:
             raise UserError(
                 f"launch.num_processes={self.here}, but {gpus} GPU{'s are' * (gpus > 1) or ' is'} visible here."
+            )
+        if not gpus and visible_gpus() > 1 and self.here == visible_gpus():
+            raise UserError(
+                f"There are {visible_gpus()} GPUs here, but torch {torch.__version__} sees none: dumbo doctor says why.\n"
+                "  For ranks on the CPU: CUDA_VISIBLE_DEVICES= and launch.num_processes=2"
             )
         run = job.run
         several = f", {self.nodes} machines" if self.nodes > 1 else ""
@@ -131,6 +136,7 @@ class Many:
         try:
             ending = ranks.run(job.freeze())
         finally:
-            (run.path / ATTACHMENT).unlink(missing_ok=True)
+            if run.writes:
+                (run.path / ATTACHMENT).unlink(missing_ok=True)
             run.reload()
         return run.take_result(ending.result or {"metrics": run.facts.get("metrics", {})})

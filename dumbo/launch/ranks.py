@@ -32,8 +32,8 @@ from dumbo.launch.addresses import Meeting
 from dumbo.launch.endings import Ending, cause, endings
 from dumbo.launch.frozen import Frozen
 
-GRACE = 5.0
-"""Seconds the other ranks have to end by themselves when one has failed."""
+GRACE, GRACE_STOPPED = 5.0, 12.0
+"""Seconds the other ranks have to end by themselves when one has failed; when one has stopped (trackers have last words)."""
 LAST_WORDS = 2.0
 """Seconds the launcher has to end by itself when all ranks of this machine are gone."""
 LOOKS = 0.1
@@ -83,8 +83,8 @@ class Ranks:
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        thread = threading.Thread(target=self._launch, args=(frozen,), daemon=True, name="ranks")
-        with self._forwarding():
+        thread = threading.Thread(target=self._launch, daemon=True, name="ranks")
+        with _environment(self._for_ranks(frozen)), self._forwarding():
             thread.start()
             late = self._watch(thread)
         if not self._noticed:
@@ -102,7 +102,7 @@ class Ranks:
 
     # ---- starting ---------------------------------------------------------------------------------------------
 
-    def _launch(self, frozen: Frozen) -> None:
+    def _launch(self) -> None:
         """In the thread: torch's launcher, until all ranks have ended."""
         from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -124,8 +124,7 @@ class Ranks:
         )
         words = ["-m", "dumbo.launch.rank"]
         try:
-            with _environment(self._for_ranks(frozen)):
-                elastic_launch(config, sys.executable)(*words)
+            elastic_launch(config, sys.executable)(*words)
         except ChildFailedError as error:
             self._exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         except BaseException as error:
@@ -181,8 +180,9 @@ class Ranks:
             if failed_at is None and self._somebody_failed():
                 failed_at, self._noticed = now, True
                 self._silent = self._gone_silent()  # by themselves, and not because of us
-            if failed_at is not None and now - failed_at > GRACE:
-                if not any(_alive(pid) for pid in self._pids().values()) and now - failed_at > GRACE + LAST_WORDS:
+            grace = self._grace()
+            if failed_at is not None and now - failed_at > grace:
+                if not self._children() and now - failed_at > grace + LAST_WORDS:
                     return late  # torch's launcher waits for a machine that does not answer any more
                 self._kill()
             if not self._ready() and late is None and failed_at is None and now - began > self.start_timeout:
@@ -191,7 +191,7 @@ class Ranks:
                     f"machine had started, {self._counted_ready()} were ready).\n"
                     "  What they said is in rank-*.log; write launch.start_timeout=SECONDS where it takes longer here."
                 )
-                failed_at, self._noticed = now - GRACE, True
+                failed_at, self._noticed = now - GRACE_STOPPED, True
         return late
 
     def _ready(self) -> bool:
@@ -217,8 +217,23 @@ class Ranks:
                 found[int(file.name.removeprefix("pid-"))] = int(file.read_text())
         return found
 
+    def _grace(self) -> float:
+        kinds = {ending.kind for ending in endings(self.folder).values()}
+        return GRACE_STOPPED if kinds <= {"stopped", "done"} and not self._silent and kinds else GRACE
+
+    def _children(self) -> list[int]:
+        """Processes that were started for this run and live, also those that have not said their number yet."""
+        found = [pid for pid in self._pids().values() if _alive(pid)]
+        mark = f"DUMBO_LAUNCH_FOLDER={self.folder}".encode()
+        for entry in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                if int(parent) == os.getpid() and mark in (entry / "environ").read_bytes() and _alive(int(entry.name)):
+                    found.append(int(entry.name))
+        return found
+
     def _kill(self) -> None:
-        for pid in self._pids().values():
+        for pid in self._children():
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import torch
 
 LONG = timedelta(days=2)
-"""For waiting on work of unknown length (another process prepares the data); a dead process is noticed otherwise."""
+"""For waiting while another process prepares the data; a dead process is noticed otherwise."""
+DISK = timedelta(hours=1)
+"""For waiting while another process writes."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ class World:
             dist.all_reduce(numbers, group=self.group)
         return numbers
 
-    def barrier(self) -> None:
+    def barrier(self, timeout: timedelta | None = None) -> None:
+        """Waits for all ranks; None: as long as any exchange may take."""
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.monitored_barrier(self.group, timeout=LONG)
+            dist.monitored_barrier(self.group, timeout=timeout)
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
@@ -86,12 +89,12 @@ class World:
         A first rank that fails must not leave the others waiting: they go on, and fail for themselves.
         """
         if self.local_rank != 0:
-            self.barrier()
+            self.barrier(LONG)
         try:
             yield
         finally:
             if self.local_rank == 0:
-                self.barrier()
+                self.barrier(LONG)
 
     def agree(self, what: str, value: str) -> None:
         """Raises UserError unless every rank has the same value."""
@@ -106,7 +109,7 @@ class World:
 
 def asked_by_environment() -> bool:
     """Whether torchrun or accelerate launch started this process as one of several."""
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def join(timeout: float) -> World:

@@ -232,6 +232,7 @@ class RunDir:
                 f"resume: the data, tokenizer or template is no longer what the run in {self.path} was trained on "
                 f"(fingerprint {before} then, {data.fingerprint} now).\n  Restore it, or start a new run."
             )
+        self.world.agree("data, tokenizer or template", data.fingerprint)
         self.write_down()
         audit = data.audit
         parts = [

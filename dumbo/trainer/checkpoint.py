@@ -18,7 +18,7 @@ from typing import Any
 
 from dumbo.cache import fsync_tree
 from dumbo.errors import RunFailed
-from dumbo.launch.world import World
+from dumbo.launch.world import DISK, World
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -76,6 +76,10 @@ class Checkpoints:
             self._remove(target)
         staging.rename(target)
         fsync_folder(self.folder)
+        for later in [
+            other for other in self.steps() if other > int(target.name.removeprefix(PREFIX))
+        ]:  # passed over on resuming: of another future
+            self._remove(self.path(later))
         self._rotate(best_step)
 
     def _together(self, target: Path, staging: Path, part: Callable[[], None], *, rank_0_only: bool = False) -> None:
@@ -89,6 +93,7 @@ class Checkpoints:
         why = (
             None if failure is None else self._why(failure, target)
         )  # before the staging folder, which fills the disk, is gone
+        self.world.barrier(DISK)
         first = next((said for said in self.world.gather(why) if said is not None), None)
         if first is None:
             return

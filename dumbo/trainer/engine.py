@@ -47,7 +47,7 @@ from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.sharded import is_dtensor, is_sharded, shard_on_cpu
+from dumbo.trainer.sharded import compute_in_bf16, is_dtensor, is_sharded, shard_on_cpu
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Engine(_Base):
         self.counters, self.interval = Counters(), Interval()
         self.watch = Watch(store, world, checkpoints.folder.parent)
         self.on_bad, self.max_bad_steps = on_bad, max_bad_steps
+        self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
         self.fused_loss = "skip_logits" in inspect.signature(base_of(self.model).forward).parameters  # Liger's
         self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
@@ -107,7 +108,7 @@ class Engine(_Base):
         self.eval_seconds = 0.0
         self.save_seconds = _bytes_of_state(self.model) / BYTES_PER_SECOND
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self.meter = Meter(self.model, flops_per_token(self.model), peak)
+        self.meter = Meter(self.model, flops_per_token(self.model), peak * world.size if peak else None)
         self.add_callback(_Beginnings(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -117,6 +118,8 @@ class Engine(_Base):
         if self.args.fsdp_plugin_args is not None and self.args.device.type == "cpu":
             shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled and self.args.bf16:
+            compute_in_bf16(self.accelerator)
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -354,19 +357,26 @@ class Engine(_Base):
 
     def take_up(self, checkpoint: Path) -> None:
         """Before `train`: whole weights go into the model before it is sharded."""
-        if not self.is_fsdp_enabled or sharded_state.is_sharded_checkpoint(checkpoint):
-            return
-        self.is_fsdp_enabled = False  # Trainer would look for its own form of a sharded checkpoint
-        super()._load_from_checkpoint(str(checkpoint))
-        self.is_fsdp_enabled = True
+        if self.is_fsdp_enabled and not sharded_state.is_sharded_checkpoint(checkpoint):
+            self._load_whole(checkpoint, self.model)
+            self.taken_up = checkpoint
+
+    def _load_whole(self, checkpoint: Path, model: Any) -> None:
+        sharding, self.is_fsdp_enabled = self.is_fsdp_enabled, False  # Trainer would look for its own form of shards
+        super()._load_from_checkpoint(str(checkpoint), model)
+        self.is_fsdp_enabled = sharding
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Weights; Trainer's own way when neither the checkpoint nor the model is sharded."""
         checkpoint, model = Path(resume_from_checkpoint), self.model if model is None else model
         if sharded_state.is_sharded_checkpoint(checkpoint):
             sharded_state.load_weights(model, checkpoint, self.world)
-        elif not is_sharded(model):  # else `take_up` has put them in before it was sharded
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif not is_sharded(model):
+            self._load_whole(checkpoint, model)
+        elif self.taken_up == checkpoint:  # they went in before it was sharded
+            self.taken_up = None
+        else:
+            sharded_state.load_whole_weights(model, checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Optimizer state and schedule; Trainer's own way when neither the checkpoint nor the model is sharded."""

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from dumbo.batch import Batch
+from dumbo.launch.world import DISK
 from dumbo.outputs import samples
 from dumbo.outputs.console import TrainingBar
 from dumbo.patch.modules import base_of
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
-from dumbo.trainer.checkpoint import Checkpoints
+from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
 from dumbo.trainer.collate import Collate, Examples, Layout
 from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.engine import Engine, save_weights
@@ -77,6 +79,8 @@ class Session:
             else:
                 if resume_from is not None:
                     trainer.take_up(resume_from)
+                elif not run.world.main:
+                    torch.manual_seed(self.sft.seed + run.world.rank)  # dropout is another one on each rank
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         self.stop.settle(run.world)
         self.stop.raise_if_any()
@@ -168,7 +172,7 @@ class Session:
         """The checkpoint to go on from, with counters and metrics.jsonl set back to it."""
         if not self.run.resuming:
             return None
-        found = trainer.checkpoints.newest_good(lambda text: self.run.console.row("resume", text))
+        found = self._newest_good(trainer)
         if found is None:
             self.run.console.row("resume", "there is no checkpoint yet: from the start")
             self.run.cut_metrics(-1)
@@ -178,8 +182,22 @@ class Session:
         self.run.cut_metrics(done)
         self.run.console.row("resume", f"from {found.name}" + (", its last step" if done >= steps else ""))
         if trainer.eval_examples is not None:
-            trainer.evaluate_first = self._evaluation_is_due(done, steps)
+            trainer.evaluate_first = self.run.world.share(self._evaluation_is_due(done, steps))
         return found
+
+    def _newest_good(self, trainer: SftTrainer) -> Path | None:
+        """As rank 0 finds it: looking at all its bytes once is enough, and all ranks must go on from the same one."""
+        found: Path | None = None
+        fault: BadCheckpoint | None = None
+        if self.run.world.main:
+            try:
+                found = trainer.checkpoints.newest_good(lambda text: self.run.console.row("resume", text))
+            except BadCheckpoint as error:
+                fault = error
+        said, text = self.run.world.share((str(found) if found else None, str(fault) if fault else None))
+        if text is not None:
+            raise BadCheckpoint(text) from fault
+        return Path(said) if said else None
 
     def _evaluation_is_due(self, done: int, steps: int) -> bool:
         """Whether a stop left out the evaluation that belongs to the step gone on from."""
@@ -229,12 +247,15 @@ class Session:
     def _before(self, asked: list[samples.Question], how: Any) -> list[str]:
         """Answers of the untrained model; on resuming those of the first start, which are kept aside."""
         kept = self.run.path / ".before.json"
-        if self.run.resuming and kept.is_file():
-            stored: list[str] = json.loads(kept.read_text())
+        stored: list[str] | None = None
+        if self.run.resuming and self.run.world.main and kept.is_file():
+            stored = json.loads(kept.read_text())
+        stored = self.run.world.share(stored)
+        if stored is not None:
             return stored
         with self.run.console.status("answering held-out prompts before training"):
             before = self._ask(asked, how)
-        kept.write_text(json.dumps(before))
+        self.run.write(kept.name, json.dumps(before))
         self.run.write("samples.md", samples.samples_page(asked, before, None))
         return before
 
@@ -280,8 +301,11 @@ class Session:
             base.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
         folder = self.run.path / "model"
         weights = whole_weights(model) if is_sharded(model) else None  # all ranks gather, rank 0 has them
-        if not self.run.world.main:
-            return
+        if self.run.world.main:
+            self._write_model(model, base, folder, weights)
+        self.run.world.barrier(DISK)
+
+    def _write_model(self, model: Any, base: Any, folder: Path, weights: Any) -> None:
         save_weights(model, folder, weights)
         self.tokenizer.save_pretrained(folder)
         if base is not model and getattr(base, "generation_config", None) is not None:

@@ -29,6 +29,19 @@ def shard_on_cpu(accelerator: Accelerator, options: Mapping[str, Any]) -> None:
     state.distributed_type = DistributedType.FSDP
 
 
+def compute_in_bf16(accelerator: Accelerator) -> None:
+    """bf16 for what layers compute, float32 for gradients and for what the model returns.
+
+    accelerate's own choice rounds the loss that the model computes, and sums gradients over ranks in bf16.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    state: Any = accelerator.state
+    state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None
+    )
+
+
 def place_whole(model: torch.nn.Module, device: torch.device) -> None:
     """Puts a model on its device before it is sharded: the proofs and the answers before training use it whole.
 
@@ -59,6 +72,8 @@ def wrapper_of(model: torch.nn.Module) -> str:
         return "DDP"
     if is_sharded(model):
         from torch.distributed.tensor import DTensor
+
+        reshard(model)
 
         loose = [name for name, p in model.named_parameters() if not isinstance(p, DTensor)]
         assert not loose, f"FSDP2 left these parameters whole: {loose[:5]}"

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -29,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from dumbo.errors import RunFailed
 from dumbo.launch.world import World
 from dumbo.trainer.sharded import is_sharded, reshard
 
@@ -47,9 +49,7 @@ def save(model: torch.nn.Module, optimizer: torch.optim.Optimizer, checkpoint: P
     reshard(model)
     tensors, scalars = _state(model, optimizer)
     folder = checkpoint / FOLDER
-    if world.main:
-        folder.mkdir(parents=True, exist_ok=True)
-    world.barrier()
+    folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
     dcp.save(tensors, storage_writer=writer, process_group=world.group)
     if world.main:
@@ -71,6 +71,26 @@ def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, che
     stored = json.loads((checkpoint / FOLDER / SCALARS).read_text())
     flat = {name.removeprefix("optimizer."): value for name, value in {**scalars, **stored, **wanted}.items()}
     set_optimizer_state_dict(model, optimizer, flat, options=_FLAT)
+
+
+def load_whole_weights(model: torch.nn.Module, checkpoint: Path) -> None:
+    """Weights of an unsharded checkpoint (a model, or an adapter) into a sharded model: each rank keeps its part.
+
+    Raises:
+        RunFailed: a tensor of the checkpoint that the model has no place for.
+    """
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    found: dict[str, Any] = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        for key, tensor in load_file(file).items():
+            head, _, last = key.rpartition(".")
+            name = next(
+                (name for name in (key, f"{head}.default.{last}") if name in names), None
+            )  # peft adds the adapter's name
+            if name is None:
+                raise RunFailed(f"{file} holds {key}, which the sharded model does not have; go on with launch=single.")
+            found[name] = tensor
+    set_model_state_dict(model, found, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def load_whole_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path) -> None:

@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 SMALL = (
     "dataset.limit=199", "dataset.eval_limit=30", "trainer.max_seq_len=128", "trainer.num_epochs=2", "trainer.lr=3e-3",
-    "trainer.warmup_steps=3", "trainer.eval_every=4", "trainer.save_every=null", "trainer.num_answers=0", "trainer.num_samples=0",
+    "trainer.warmup_steps=3", "trainer.eval_every=4", "trainer.save_every=null", "trainer.num_answers=0", "trainer.num_samples=3",
     "trainer.precision=fp32", "trainer.log_every=1",
 )  # fmt: skip
 """199 rows of the quiz: no global batch divides them."""

@@ -16,7 +16,7 @@ COMMON = (
     "trainer.global_batch_size=8",
     "trainer.save_every=4",
     "trainer.save_total_limit=9",
-    "trainer.eval_every=null",
+    "trainer.eval_every=4",
 )
 WAYS = {"single": (1, "launch=single", "trainer.micro_batch_size=4"), "ddp": (2, "launch=ddp", "trainer.micro_batch_size=2"),
         "fsdp": (2, "launch=fsdp", "trainer.micro_batch_size=4"), "fsdp4": (4, "launch=fsdp", "trainer.micro_batch_size=1")}  # fmt: skip
@@ -28,6 +28,9 @@ def as_if_killed(run: Path, to: Path) -> None:
     for checkpoint in (to / "checkpoints").iterdir():
         if checkpoint.name != f"step-{SAVED:06d}":
             shutil.rmtree(checkpoint)
+    rows = [json.loads(line) for line in (to / "metrics.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if not ("eval_loss" in row and row["step"] == SAVED)]  # a stop leaves it out
+    (to / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     facts = json.loads((to / "run.json").read_text())
     facts |= {"status": "running", "run_dir": str(to)}
     (to / "run.json").write_text(json.dumps(facts))

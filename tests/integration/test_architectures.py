@@ -134,9 +134,9 @@ def test_two_packed_steps(choice, patch, make, tmp_path, monkeypatch):
     seen = {}
     save = session.save_weights
 
-    def saving(model, where):
+    def saving(model, where, weights=None):
         seen["logits"] = logits_of(model)
-        save(model, where)
+        save(model, where, weights)
 
     monkeypatch.setattr(session, "save_weights", saving)
     words = [

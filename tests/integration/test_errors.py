@@ -140,7 +140,13 @@ NAMES = [
     case(
         "+model.tokenizer.pad_tok=x model=smollm", "model.tokenizer has no key 'pad_tok'", "model.tokenizer.pad_token"
     ),
-    case("+launch.ranks=2", "launch has no keys at all"),
+    case("launch=single +launch.ranks=2", "launch has no keys at all"),
+    case("+launch.ranks=2", "launch has no key 'ranks'", "num_processes"),
+    case("launch=ddp launch.num_processes=0", "launch.num_processes must be at least 1"),
+    case("launch=ddp launch.num_nodes=2", "the machines need a place to meet", "launch.rdzv_endpoint=HOST:PORT"),
+    case("launch=fsdp launch.rdzv_endpoint=host", "launch.rdzv_endpoint must be HOST:PORT"),
+    case("launch=ddp launch.timeout=soon", "launch.timeout is seconds above 0"),
+    case("launch=ddp launch.num_processes=2", "The batch does not divide", "trainer.micro_batch_size=1"),
 ]
 VALUES = [
     case("trainer.lr=fast", "trainer.lr must be a number, got the text 'fast'", "Its default is trainer.lr=0.0001"),

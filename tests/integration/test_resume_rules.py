@@ -78,4 +78,4 @@ def test_the_best_step_is_found_where_a_stop_left_out_its_evaluation(tmp_path: P
 def test_one_process_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="launch=single is one process"):
-        dumbo.run([*WORDS, f"run_dir={tmp_path / 'run'}"])
+        dumbo.run([*WORDS, "launch=single", f"run_dir={tmp_path / 'run'}"])

@@ -298,3 +298,15 @@ def test_best_and_last_are_kept(rows: list[Document], tmp_path: Path) -> None:
     assert all(torch.equal(weights[name], chosen[name]) for name in chosen)
     assert run.metrics["eval_loss"] == evaluated[best]
     assert f"step {best}" in run.said
+
+
+def test_what_was_passed_over_does_not_push_out_what_is_new(tmp_path: Path) -> None:
+    """Step 100 is corrupt, the run goes on from 50 and saves 60: with one kept, it is 60, and it is found."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    for step in (50, 100):
+        checkpoints.save(step, lambda folder: (folder / "state").write_text("x"), best_step=50)  # type: ignore[arg-type]
+    (checkpoints.path(100) / "state").write_text("y")
+    assert checkpoints.newest_good(lambda text: None) == checkpoints.path(50)
+    checkpoints.save(60, lambda folder: (folder / "state").write_text("z"), best_step=None)  # type: ignore[arg-type]
+    assert checkpoints.steps() == [60]
+    assert checkpoints.newest_good(lambda text: None) == checkpoints.path(60)
