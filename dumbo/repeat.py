@@ -37,6 +37,8 @@ def _merged(command: Command, run: Path, key: str) -> Command:
     _require_typed(words, chosen, command, key)
     rest = [word for word in words if (not word.startswith(CONFIG_DIR) and "=" in word) or word.startswith("~")]
     rest = [word for word in rest if not key_of(word).startswith(("hydra.", "hydra/"))]  # of a sweep, not of its runs
+    if "launch" in chosen:  # another way of launching has other keys; none of them changes a number
+        rest = [word for word in rest if not key_of(word).startswith("launch.")]
     kept = parse([word for word in rest if key_of(word) not in chosen and key_of(word) not in NOT_KEPT]).overrides
     return replace(
         command,

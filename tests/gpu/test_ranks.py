@@ -32,7 +32,7 @@ def losses(run: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("patch", ["[]", "lora"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-4), ("bf16", 5e-2)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-4), ("bf16", 1e-2)])
 def test_one_sharded_rank_is_one_process(precision: str, tolerance: float, patch: str, tmp_path: Path) -> None:
     own = [*WORDS, f"trainer.precision={precision}", f"patch={patch}"]
     dumbo(*own, "launch=single", f"run_dir={tmp_path / 'one'}")

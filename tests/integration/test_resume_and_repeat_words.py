@@ -328,3 +328,16 @@ def test_from_python_too(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setattr("dumbo.train.train", lambda plugins, composed, command: seen.append(composed) or {})
     package.run(["repeat=old", "trainer.seed=9"])
     assert (seen[0].cfg.trainer.lr, seen[0].cfg.trainer.seed, seen[0].cfg.run_dir) == (1e-3, 9, None)
+
+
+def test_another_launch_takes_the_keys_of_the_first_away(starts: Starts, tmp_path: Path) -> None:
+    """`resume=RUN launch=single` after a run of several ranks; without a new launch its keys stay."""
+    run = tmp_path / "run"
+    few = ("trainer.micro_batch_size=1", f"run_dir={run}")
+    starts("launch=fsdp", "launch.num_processes=2", "launch.reshard_after_forward=false", *few)
+    same, _ = starts(f"repeat={run}", f"run_dir={tmp_path / 'same'}")
+    assert same["launch"]["num_processes"] == 2
+    other, _ = starts(f"repeat={run}", "launch=single", f"run_dir={tmp_path / 'other'}")
+    assert set(other["launch"]) == {"_target_"}
+    again, _ = starts(f"resume={run}", "launch=ddp", "launch.num_processes=1")
+    assert again["launch"]["num_processes"] == 1
