@@ -1,6 +1,6 @@
 """How each rank of a run ended: written by the rank, read by the process that started it.
 
-One file a rank in the run's `.launch` folder. What ended first is the cause; what the other ranks say afterwards
+One file a rank in the run's folder of the node. What ended first is the cause; what the other ranks say afterwards
 (a connection closed, a signal from us) is its consequence.
 """
 

@@ -109,7 +109,7 @@ class Many:
             import torch
 
             from dumbo.launch.addresses import meeting_at
-            from dumbo.launch.ranks import Ranks
+            from dumbo.launch.ranks import Ranks, node_folder
 
         gpus = torch.cuda.device_count()
         if gpus and self.here > gpus:
@@ -125,7 +125,7 @@ class Many:
         several = f", {self.nodes} machines" if self.nodes > 1 else ""
         run.console.row("ranks", f"{self.ranks} on {'GPUs' if gpus else 'the CPU'}{several}")
         ranks = Ranks(
-            run.folder_of_node(),
+            node_folder(),
             self.here,
             self.nodes,
             meeting_at(self.endpoint) if self.nodes > 1 else None,

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def main() -> int:
             _write_pid(folder, rank)
             ending = _run(frozen, folder)
     except BaseException as error:
-        traceback.print_exc()
+        with suppress(OSError):  # the log may be on a full disk
+            traceback.print_exc()
         ending = ending_of(error)
     ending.write(folder, rank)
     if ending.kind in ("done", "stopped"):
@@ -59,7 +61,8 @@ def _run(frozen: Frozen, folder: Path) -> Ending:
     except Exception as error:
         ending = ending_of(error)
         if ending.kind == "failed":
-            run.console.log(traceback.format_exc())
+            with suppress(OSError):  # a full disk must not hide why the run failed
+                run.console.log(traceback.format_exc())
             ending = Ending("failed", why_failed(error, run), 1)
         return ending
     return Ending("done", result=_result(metrics, run.samples) if world.main else None)

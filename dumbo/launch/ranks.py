@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,22 @@ LOOKS = 0.1
 """Seconds between looks at the ranks."""
 FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "PYTHONUNBUFFERED": "1"}
+
+
+FOLDERS = "dumbo-launch-"
+
+
+def node_folder() -> Path:
+    """Where this process keeps what it needs while its ranks run: not in the run's folder, whose disk may be full.
+
+    What a killed one left is removed.
+    """
+    place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{FOLDERS}*"):
+        pid = left.name.removeprefix(FOLDERS)
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return place / f"{FOLDERS}{os.getpid()}"
 
 
 @dataclass
@@ -82,7 +99,7 @@ class Ranks:
             Stopped, UserError, ProofFailed, RunFailed: what ended a rank first.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, mode=0o700)
         thread = threading.Thread(target=self._launch, daemon=True, name="ranks")
         with _environment(self._for_ranks(frozen)), self._forwarding():
             thread.start()

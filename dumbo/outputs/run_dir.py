@@ -11,8 +11,6 @@ import fcntl
 import json
 import math
 import os
-import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -153,18 +151,6 @@ class RunDir:
             lists: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in question.items()}
             self.samples.append((Question(**lists), before, after))
         return dict(result.get("metrics", {}))
-
-    def folder_of_node(self) -> Path:
-        """Where the process that starts ranks on this machine keeps what it needs while they run.
-
-        What a killed one left is removed.
-        """
-        host = socket.gethostname()
-        for left in self.path.glob(f".launch-{host}-*"):
-            pid = left.name.rpartition("-")[2]
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                shutil.rmtree(left, ignore_errors=True)
-        return self.path / f".launch-{host}-{os.getpid()}"
 
     def reload(self) -> None:
         """Takes up what another process wrote into run.json."""

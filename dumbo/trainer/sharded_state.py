@@ -14,7 +14,8 @@ Source: https://docs.pytorch.org/docs/stable/distributed.checkpoint.html
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -51,7 +53,8 @@ def save(model: torch.nn.Module, optimizer: torch.optim.Optimizer, checkpoint: P
     folder = checkpoint / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)
-    dcp.save(tensors, storage_writer=writer, process_group=world.group)
+    with _as_exception():
+        dcp.save(tensors, storage_writer=writer, process_group=world.group)
     if world.main:
         (folder / SCALARS).write_text(json.dumps(scalars))
 
@@ -112,6 +115,16 @@ def names_in_order(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> 
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
+@contextmanager
+def _as_exception() -> Iterator[None]:
+    """torch's CheckpointException is no Exception, and tells of every rank: raised is what one of them met first."""
+    try:
+        yield
+    except CheckpointException as failed:
+        rank, (first, _) = min(failed.failures.items())
+        raise OSError(getattr(first, "errno", None) or 0, f"{first} (rank {rank})") from failed
+
+
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
 
@@ -137,4 +150,5 @@ def _read(tensors: dict[str, Any], checkpoint: Path, model: torch.nn.Module, wor
     """Fills tensors in place from the shards on disk."""
     alone = not is_sharded(model)  # every rank needs all of it: nothing to agree on
     reader = HuggingFaceStorageReader(path=str(checkpoint / FOLDER))
-    dcp.load(tensors, storage_reader=reader, process_group=None if alone else world.group, no_dist=alone)
+    with _as_exception():
+        dcp.load(tensors, storage_reader=reader, process_group=None if alone else world.group, no_dist=alone)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -54,8 +55,7 @@ class Started:
         raise TimeoutError(self.said)
 
     def pid(self, rank: int) -> int:
-        (file,) = self.run.glob(f".launch-*/pid-{rank}")
-        return int(file.read_text())
+        return int((Path(tempfile.gettempdir()) / f"dumbo-launch-{self.process.pid}" / f"pid-{rank}").read_text())
 
     def ends(self) -> tuple[int, float]:
         """(exit code, seconds from now)."""
@@ -83,7 +83,7 @@ def nothing_left(run: Path) -> None:
     while (left := left_behind(run)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
-    assert not list(run.glob(".launch-*"))
+    assert not list(run.glob(".*attach*"))
 
 
 SIGNALS = {
