@@ -104,6 +104,15 @@ def parse(argv: Sequence[str]) -> Command:
         raise UserError(_unknown_word(stray.lstrip("+")))
     if stray is not None and stray in VERBS:
         raise UserError(f"The verb comes first: python -m dumbo {stray} …")
+    if stray is not None and stray.endswith("]") and any("[" in word and "]" not in word for word in words):
+        opened = next(word for word in words if "[" in word and "]" not in word)
+        whole = "".join(words[words.index(opened) : words.index(stray) + 1])
+        raise UserError(f"A list has no spaces in it: {whole}")
+    if stray is not None and _is_data(stray) and Path(stray).expanduser().is_file():
+        raise UserError(
+            f"'{stray}' is a data file. To look at it: dumbo {stray}\n"
+            f"  For {verb} it is named as an override: dataset=files dataset.path={stray}"
+        )
     if stray is not None:
         raise UserError(
             f"'{stray}' is no override: overrides are KEY=VALUE or GROUP=CHOICE.\n"
@@ -189,9 +198,19 @@ def _unknown_word(word: str) -> str:
     )
 
 
+OPEN_MAPPINGS = (
+    "trainer.extra.",
+    "trainer.extra=",
+    "preview.fail_on.",
+    "preview.fail_on=",
+    "dataset.columns.",
+    "dataset.columns=",
+)
+
+
 def _with_plus(word: str) -> str:
     """`trainer.extra.KEY=V` adds a key, which Hydra wants said: `++trainer.extra.KEY=V`."""
-    return f"++{word}" if word.startswith(("trainer.extra.", "preview.fail_on.", "dataset.columns.")) else word
+    return f"++{word}" if word.startswith(OPEN_MAPPINGS) else word
 
 
 def _quoted(word: str) -> str:

@@ -26,6 +26,13 @@ LONGEST = 1 << 17
 """Tokens; so long that a look at a file cuts nothing."""
 
 
+FOR_LOOKING = (
+    "model=tiny", "formatter=chat", "formatter=text", "formatter.special_tokens_in_text=escape",
+    "formatter.tool_calls=as_text", f"model.context_length={LONGEST}", f"trainer.max_seq_len={LONGEST}",
+)  # fmt: skip
+"""What is set for looking alone."""
+
+
 def as_preview(command: Command) -> Command:
     """The command with the file as its data set, the user's own overrides last."""
     assert command.data is not None
@@ -109,8 +116,9 @@ def look(plugins: Any, command: Command) -> int:
 def _suggestion(command: Command, shape: str, rows: Sequence[Row], audit: dict[str, Any]) -> str:
     assert command.data is not None
     path = shlex.quote(f"dataset.path={_quoted(command.data)}")
-    words = ["python -m dumbo", "model=smollm", "patch=[liger,lora]", "dataset=files", path]
-    words += [word for word in command.overrides if word.lstrip("+").startswith(("dataset.columns.", "dataset.kind="))]
+    typed = [w for w in command.overrides if w.lstrip("+").startswith(TRAINED_WITH) and w not in FOR_LOOKING]
+    own = [word for word in ("model=smollm", "patch=[liger,lora]") if not any(_group(word) == _group(o) for o in typed)]
+    words = ["python -m dumbo", *own, "dataset=files", path, *map(shlex.quote, typed)]
     if shape == "text":
         words += ["formatter=text", "trainer.too_long=split"]
     if any(_calls_or_reasons(row) for row in rows):
@@ -120,6 +128,14 @@ def _suggestion(command: Command, shape: str, rows: Sequence[Row], audit: dict[s
     if audit["control_tokens_in_text"]:
         words.append("formatter.special_tokens_in_text=escape")
     return " ".join(words)
+
+
+TRAINED_WITH = ("dataset.columns.", "dataset.kind=", "trainer.", "model", "patch", "formatter", "launch", "tracker")
+"""Typed words that belong to the training, too."""
+
+
+def _group(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
 
 
 def _calls_or_reasons(row: Row) -> bool:

@@ -9,6 +9,7 @@ import errno
 import io
 import logging
 import secrets as random_source
+import shlex
 import time
 import traceback
 import warnings
@@ -28,6 +29,7 @@ from dumbo.outputs.console import Console, clock
 from dumbo.outputs.run_dir import RunDir, facts_if_whole, is_claimed, read_facts
 from dumbo.outputs.secrets import masked, masked_words, masked_yaml
 from dumbo.outputs.surroundings import git_state, versions
+from dumbo.override_text import value_text
 
 if TYPE_CHECKING:
     from dumbo.check import Plugins
@@ -172,6 +174,11 @@ def _short(path: Path) -> str:
     return str(path)
 
 
+def _word(key: str, run: RunDir) -> str:
+    """`resume=FOLDER` as it can be typed into a shell, whatever the folder's name is."""
+    return shlex.quote(f"{key}={value_text(_short(run.path))}")
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -244,7 +251,7 @@ def _require_same(run: RunDir, config: Mapping[str, Any]) -> list[str]:
         listed = "\n  ".join(stuck)
         raise UserError(
             f"resume: the checkpoint fixes these, a change of them would not take effect:\n  {listed}\n"
-            f"  Leave them out, or start a run of its own with them: repeat={_short(run.path)}"
+            f"  Leave them out, or start a run of its own with them: {_word('repeat', run)}"
         )
     run.console.row("changed", "\n".join(changed))
     return changed
@@ -286,7 +293,7 @@ def closing(run: RunDir) -> Iterator[None]:
         _end(run, "preempted", f"stopped by {stop.signal_name}")
         run.console.row(
             "stopped",
-            f"{stop.signal_name}: {saved[-1].name if saved else 'nothing'} is saved.\nGo on: python -m dumbo resume={_short(run.path)}",
+            f"{stop.signal_name}: {saved[-1].name if saved else 'nothing'} is saved.\nGo on: python -m dumbo {_word('resume', run)}",
         )
         if not run.console.fancy:
             run.console.plain(_short(run.path))
@@ -365,7 +372,7 @@ def _why(error: Exception, run: RunDir) -> str:
     """A failure in the user's words, where its cause is known; else its last lines."""
     log = f"The whole traceback is in {_short(run.path / 'dumbo.log')}"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full: {error}.\n  Checkpoints written before are intact. Free some space, then go on: resume={_short(run.path)}"
+        return f"The disk is full: {error}.\n  Checkpoints written before are intact. Free some space, then go on: {_word('resume', run)}"
     if type(error).__name__ == "OutOfMemoryError":
         return (
             f"The GPU's memory is full: {str(error).splitlines()[0]}\n  Lower trainer.micro_batch_size or trainer.max_seq_len, "
@@ -374,7 +381,7 @@ def _why(error: Exception, run: RunDir) -> str:
     if run.ranks > 1 and (lost := next((word for word in LOST if word in str(error)), None)):
         return (
             f"Another rank did not answer ({lost}): it is gone, or stuck for longer than launch.timeout.\n"
-            f"  Checkpoints are whole, go on: resume={_short(run.path)}. {log}"
+            f"  Checkpoints are whole, go on: {_word('resume', run)}  {log}"
         )
     last = traceback.format_exception_only(error)[-1].strip()
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -392,8 +399,8 @@ def show_end(run: RunDir) -> dict[str, Any]:
         console.row("", f"after     {_answer(after)}")
         console.row("", f"wanted    {_answer(question.reference)}")
     last = _short(run.path).startswith("outputs")
-    named = "last" if last else _short(run.path)
-    console.row("next", f'python -m dumbo chat run={named} chat.prompt="{_example(run)}"')
+    named = "run=last" if last else _word("run", run)
+    console.row("next", f'python -m dumbo chat {named} chat.prompt="{_example(run)}"')
     console.row("", f"model in {_short(run.path / 'model')}, numbers in {_short(run.path / 'metrics.jsonl')}")
     if not console.fancy:
         console.plain(_short(run.path))

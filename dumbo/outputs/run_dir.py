@@ -83,10 +83,8 @@ class RunDir:
 
     @property
     def wrapped_in(self) -> str:
-        """What has to be around the model: none, DDP or FSDP2. One rank alone has nothing to average, but can be sharded."""
-        if self.wrapper == "FSDP2" and self.world.group is not None:
-            return "FSDP2"
-        return self.wrapper if self.world.size > 1 else "none"
+        """What has to be around the model: none, DDP or FSDP2."""
+        return self.wrapper if self.world.group is not None else "none"
 
     @property
     def writes(self) -> bool:

@@ -219,6 +219,13 @@ WORDS = [
     case("evaluate run=last", "'evaluate' is not built yet", "train, preview, chat, doctor"),
     case("trainer.lr", "'trainer.lr' lacks its value: trainer.lr=VALUE"),
     case(["preview", "two words"], "'two words' is no override"),
+    case(["patch=[liger,", "lora]"], "A list has no spaces in it: patch=[liger,lora]"),
+    case(
+        "train rows.jsonl",
+        "'rows.jsonl' is a data file",
+        "dataset=files dataset.path=rows.jsonl",
+        prepare=files(**{"rows.jsonl": "{}"}),
+    ),
     case("model=tiny preview", "The verb comes first: python -m dumbo preview"),
     case("--lr=3", "unrecognized arguments: --lr=3", "dumbo --help"),
     case("--config-dir=nowhere", "there is no folder 'nowhere'"),

@@ -188,3 +188,12 @@ def test_a_file_that_is_not_there(tmp_path, capsys):
     assert main([str(tmp_path / "rosw.jsonl")]) == 2
     assert "rows.jsonl" in capsys.readouterr().err
     assert parse(["preview"]).data is None
+
+
+def test_what_was_typed_for_the_training_is_in_the_command(tmp_path, capsys):
+    file = write(tmp_path, "r.jsonl")
+    assert main([str(file), "trainer.max_steps=5", "patch=lora", "patch.lora.rank=4", "preview.num_examples=1"]) == 0
+    command = capsys.readouterr().out.strip().split("\n")[-1].split()
+    assert {"trainer.max_steps=5", "patch=lora", "patch.lora.rank=4", "model=smollm"} <= set(command)
+    assert "patch=[liger,lora]" not in command
+    assert not [word for word in command if word.startswith("preview.")]

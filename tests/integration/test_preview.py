@@ -218,4 +218,13 @@ def test_other_verbs_take_no_file(words, rows, tmp_path, capsys):
     rows(("a", "b"))
     (tmp_path / "mine.yaml").write_text("{}\n")
     assert main(words) == 2
-    assert f"'{words[1]}' is no override" in capsys.readouterr().err
+    wanted = "is a data file" if words[1].endswith(".jsonl") else "is no override"
+    assert f"'{words[1]}' {wanted}" in capsys.readouterr().err
+
+
+def test_thresholds_as_one_mapping(rows, tmp_path, capsys):
+    """`preview.fail_on={…}`, all at once."""
+    rows(("a", "b"), ("a", "b"))
+    words = ["preview", "dataset=files", "dataset.path=rows.jsonl", "preview.num_examples=0", "dataset.eval_fraction=0"]
+    assert main([*words, "preview.fail_on={duplicates:0}"]) == 3
+    assert main([*words, "preview.fail_on={duplicates:5}"]) == 0
