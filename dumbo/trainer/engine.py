@@ -3,8 +3,8 @@
     class SftTrainer(Engine, Trainer): ...
 
 Public methods overridden: get_train_dataloader, get_eval_dataloader, get_batch_samples, training_step, compute_loss,
-evaluate, log, floating_point_ops, create_accelerator_and_postprocess. Private ones, each with a test, within the versions of transformers in
-pyproject.toml:
+evaluate, log, floating_point_ops, create_accelerator_and_postprocess, create_optimizer. Private ones, each with a test,
+within the versions of transformers in pyproject.toml:
 
     _save_checkpoint      complete or absent, in dumbo's folder names
     _save                 no training_args.bin (a pickle)
@@ -120,6 +120,12 @@ class Engine(_Base):
             self.is_fsdp_enabled = True
         if self.is_fsdp_enabled and self.args.bf16:
             compute_in_bf16(self.accelerator)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own, without groups that hold nothing (with LoRA no bias or norm trains): torch cannot restore them."""
+        optimizer: Any = super().create_optimizer(*args, **kwargs)
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
 
     # ---- data -------------------------------------------------------------------------------------------------
 
