@@ -12,7 +12,7 @@ from dumbo.errors import UserError
 from dumbo.interfaces import Message
 from dumbo.options import ChatOptions, Options
 from dumbo.outputs.printable import printable
-from dumbo.outputs.run_dir import find_run
+from dumbo.outputs.runs import find_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

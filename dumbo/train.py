@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from dumbo.check import Plugins
 from dumbo.launch.frozen import freeze
 from dumbo.launch.job import Job
-from dumbo.outputs.lifecycle import closing, enter, show_end, silence_libraries, tracking
+from dumbo.outputs.claim import enter
+from dumbo.outputs.lifecycle import closing, silence_libraries
 from dumbo.outputs.model_card import write_model_card
+from dumbo.outputs.summary import show_end
 from dumbo.patch import order
+from dumbo.tracker.tracking import tracking
 
 if TYPE_CHECKING:
     from dumbo.command import Command

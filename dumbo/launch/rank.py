@@ -48,7 +48,8 @@ def main() -> int:
 def _run(frozen: Frozen, folder: Path) -> Ending:
     from dumbo.launch.many import ATTACHMENT
     from dumbo.launch.world import join
-    from dumbo.outputs.lifecycle import attach, why_failed
+    from dumbo.outputs.claim import attach
+    from dumbo.outputs.failure import why_failed
     from dumbo.train import tracked
 
     plugins = frozen.plugins()

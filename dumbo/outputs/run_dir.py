@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -20,18 +19,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dumbo.errors import UserError
 from dumbo.launch.world import World
 from dumbo.outputs.console import Console
+from dumbo.outputs.runs import read_facts
 
 if TYPE_CHECKING:
     from dumbo.outputs.samples import Question
     from dumbo.prepare.store import PreparedSplits
-
-RUNS = (
-    "outputs/*/*/run.json",
-    "outputs/*/run.json",
-    "multirun_outputs/*/*/run.json",
-    "multirun_outputs/*/*/*/run.json",
-)
-"""Where runs lie unless they were told otherwise, below the current folder."""
 
 
 @dataclass
@@ -312,58 +304,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(child) for child in value]
     return value
-
-
-def is_claimed(folder: Path) -> bool:
-    """Whether a live process holds a run's folder."""
-    file = folder / ".lock"
-    if not file.is_file():
-        return False
-    with file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """run.json of a folder; empty when there is none.
-
-    Raises:
-        UserError: it is no JSON object (dumbo replaces it whole: something else wrote it).
-    """
-    file = folder / "run.json"
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is not what a run writes ({error}).\n  Take another folder.") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{file} is not what a run writes (no JSON object).\n  Take another folder.")
-    return facts
-
-
-def facts_if_whole(folder: Path) -> dict[str, Any]:
-    """The same, empty for a folder whose run.json is broken: one of many that are looked through."""
-    with suppress(UserError):
-        return read_facts(folder)
-    return {}
-
-
-def find_run(asked: str | None) -> Path:
-    """The folder of a run: a path, or `last`, the one that started last below outputs/ and multirun_outputs/.
-
-    Raises:
-        UserError: nothing was asked for, or there is no such run.
-    """
-    if asked is None:
-        raise UserError("Which run? Write run=last, or run=FOLDER.")
-    if asked != "last":
-        folder = Path(asked).expanduser()
-        if not (folder / "run.json").is_file():
-            raise UserError(f"run: '{asked}' is not a run's folder (there is no run.json in it).")
-        return folder
-    found = [path for pattern in RUNS for path in Path().glob(pattern)]
-    if not found:
-        raise UserError("run=last: there is no run below outputs/ or multirun_outputs/ here.\n  Write run=FOLDER.")
-    return max(found, key=lambda path: str(facts_if_whole(path.parent).get("started", ""))).parent

@@ -23,7 +23,7 @@ from dumbo.command import parse
 from dumbo.compose import prepare_hydra
 from dumbo.errors import UserError
 from dumbo.hydra_node import FIXED, NO_LOGGING
-from dumbo.outputs.lifecycle import begin
+from dumbo.outputs.claim import begin
 from dumbo.repeat import with_recorded
 
 

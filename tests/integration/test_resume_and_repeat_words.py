@@ -20,7 +20,7 @@ from dumbo.check import check
 from dumbo.command import Command, parse
 from dumbo.compose import Composed, compose, prepare_hydra
 from dumbo.errors import UserError
-from dumbo.outputs.lifecycle import begin
+from dumbo.outputs.claim import begin
 from dumbo.outputs.run_dir import RunDir
 from dumbo.override_text import quoted, value_text
 from dumbo.repeat import with_recorded

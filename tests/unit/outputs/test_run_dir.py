@@ -13,7 +13,8 @@ import pytest
 
 from dumbo.errors import UserError
 from dumbo.outputs.console import Console
-from dumbo.outputs.run_dir import RunDir, find_run
+from dumbo.outputs.run_dir import RunDir
+from dumbo.outputs.runs import find_run
 
 
 def run_in(folder: Path) -> RunDir:

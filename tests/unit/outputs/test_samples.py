@@ -107,7 +107,7 @@ class TestQuestions:
 
 def test_the_summary_says_what_was_not_asked(tmp_path: Path) -> None:
     import dumbo
-    from dumbo.outputs.lifecycle import _result
+    from dumbo.outputs.summary import _result
 
     rows = [{"question": f"q{n}?", "answer": "yes" if n % 3 else "word " * 60} for n in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
