@@ -192,7 +192,9 @@ class Trainer(Protocol):
 
 @runtime_checkable
 class Launch(Protocol):
-    """Group `launch`: in how many processes a job runs. `ranks` says how many; absent: one."""
+    """Group `launch`: in how many processes a job runs. `ranks` says how many (absent: one); `many` (`launch/many.py`)
+    is there where torchrun may start them.
+    """
 
     def launch(self, job: Job) -> dict[str, Any]:
         """Runs the job (`job.here()`, in this process) and returns its metrics."""

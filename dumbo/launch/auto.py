@@ -34,16 +34,17 @@ class Auto:
         checked(self)
 
     @property
+    def many(self) -> Many:
+        """The processes."""
+        return Many.of(self)
+
+    @property
     def ranks(self) -> int:
-        return Many.of(self).ranks
+        return self.many.ranks
 
     @property
     def wrapper(self) -> str:
         return "DDP" if self.ranks > 1 else "none"
-
-    @property
-    def seconds_an_exchange(self) -> float:
-        return Many.of(self).timeout
 
     def fitting(self, divides: Callable[[int], bool]) -> Auto:
         """With as many processes as the batch divides over, when nothing else says how many.
@@ -56,12 +57,9 @@ class Auto:
             return self
         return replace(self, num_processes=next((ranks for ranks in range(gpus, 0, -1) if divides(ranks)), None))
 
-    def require_many(self) -> None:
-        """Started by torchrun: the ranks are those."""
-
     def launch(self, job: Job) -> dict[str, Any]:
         """Runs the job, in this process or in several; returns the metrics."""
         if self.num_processes is not None and self.num_processes < visible_gpus():
             used = f"{self.num_processes} of {visible_gpus()} are used (the global batch is divided over them)"
             job.run.console.row("gpus", used)
-        return Many.of(self).launch(job) if self.ranks > 1 else Single().launch(job)
+        return self.many.launch(job) if self.ranks > 1 else Single().launch(job)

@@ -36,16 +36,14 @@ class Ddp:
         checked(self)
 
     @property
-    def ranks(self) -> int:
-        return Many.of(self).ranks
+    def many(self) -> Many:
+        """The processes."""
+        return Many.of(self)
 
     @property
-    def seconds_an_exchange(self) -> float:
-        return Many.of(self).timeout
-
-    def require_many(self) -> None:
-        """Started by torchrun: that is what this plugin is for."""
+    def ranks(self) -> int:
+        return self.many.ranks
 
     def launch(self, job: Job) -> dict[str, Any]:
         """Runs the job in its processes; returns rank 0's metrics."""
-        return Many.of(self).launch(job)
+        return self.many.launch(job)

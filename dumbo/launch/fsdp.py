@@ -36,21 +36,19 @@ class Fsdp:
         checked(self)
 
     @property
+    def many(self) -> Many:
+        """The processes."""
+        return Many.of(self)
+
+    @property
     def ranks(self) -> int:
-        return Many.of(self).ranks
+        return self.many.ranks
 
     @property
     def fsdp(self) -> dict[str, Any]:
         """Options of the wrapper, by the names of transformers' `fsdp_config`."""
         return {"reshard_after_forward": self.reshard_after_forward}
 
-    @property
-    def seconds_an_exchange(self) -> float:
-        return Many.of(self).timeout
-
-    def require_many(self) -> None:
-        """Started by torchrun: that is what this plugin is for."""
-
     def launch(self, job: Job) -> dict[str, Any]:
         """Runs the job in its processes; returns rank 0's metrics."""
-        return Many.of(self).launch(job)
+        return self.many.launch(job)

@@ -109,7 +109,8 @@ class Many:
             import torch
 
             from dumbo.launch.addresses import meeting_at
-            from dumbo.launch.ranks import Ranks, node_folder
+            from dumbo.launch.processes import node_folder
+            from dumbo.launch.ranks import Ranks
 
         gpus = torch.cuda.device_count()
         if gpus and self.here > gpus:

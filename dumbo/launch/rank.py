@@ -35,7 +35,7 @@ def main() -> int:
         with interruptible():
             _write_pid(folder, rank)
             ending = _run(frozen, folder)
-    except BaseException as error:
+    except BaseException as error:  # nothing goes on: this is what the process that started us says
         with suppress(OSError):  # the log may be on a full disk
             traceback.print_exc()
         ending = ending_of(error)
@@ -49,23 +49,16 @@ def _run(frozen: Frozen, folder: Path) -> Ending:
     from dumbo.launch.many import ATTACHMENT
     from dumbo.launch.world import join
     from dumbo.outputs.claim import attach
-    from dumbo.outputs.failure import why_failed
+    from dumbo.outputs.failure import explained
     from dumbo.train import tracked
 
     plugins = frozen.plugins()
-    world = join(plugins.launch.seconds_an_exchange)
+    world = join(plugins.launch.many.timeout)
     world.agree("config", frozen.hash)
     run = attach(json.loads((Path(frozen.folder) / ATTACHMENT).read_text()), world)
     (folder / f"ready-{world.rank}").touch()
-    try:
+    with explained(run):
         metrics = tracked(plugins, run)
-    except Exception as error:
-        ending = ending_of(error)
-        if ending.kind == "failed":
-            with suppress(OSError):  # a full disk must not hide why the run failed
-                run.console.log(traceback.format_exc())
-            ending = Ending("failed", why_failed(error, run), 1)
-        return ending
     return Ending("done", result=_result(metrics, run.samples) if world.main else None)
 
 

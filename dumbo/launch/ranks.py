@@ -18,10 +18,9 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,9 @@ from typing import Any
 from dumbo.errors import RunFailed
 from dumbo.launch.addresses import Meeting
 from dumbo.launch.endings import Ending, cause, endings
+from dumbo.launch.environment import changed_environment, for_ranks
 from dumbo.launch.frozen import Frozen
+from dumbo.launch.processes import Processes
 
 GRACE, GRACE_STOPPED = 5.0, 12.0
 """Seconds the other ranks have to end by themselves when one has failed; when one has stopped (trackers have last words)."""
@@ -40,23 +41,6 @@ LAST_WORDS = 2.0
 LOOKS = 0.1
 """Seconds between looks at the ranks."""
 FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
-QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", "PYTHONUNBUFFERED": "1"}
-
-
-FOLDERS = "dumbo-launch-"
-
-
-def node_folder() -> Path:
-    """Where this process keeps what it needs while its ranks run: not in the run's folder, whose disk may be full.
-
-    What a killed one left is removed.
-    """
-    place = Path(tempfile.gettempdir())
-    for left in place.glob(f"{FOLDERS}*"):
-        pid = left.name.removeprefix(FOLDERS)
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return place / f"{FOLDERS}{os.getpid()}"
 
 
 @dataclass
@@ -79,12 +63,16 @@ class Ranks:
     start_timeout: float
     cuda: bool
     _exit_codes: dict[int, int] = field(default_factory=dict)
-    _launcher: BaseException | None = None
+    _launcher: Exception | None = None
     _was_ready: bool = False
     _noticed: bool = False
     _silent: list[int] = field(default_factory=list)
     _heard: list[int] = field(default_factory=list)
     _told: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def _processes(self) -> Processes:
+        return Processes(self.folder)
 
     def run(self, frozen: Frozen) -> Ending:
         """Runs them to their end.
@@ -101,7 +89,7 @@ class Ranks:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, mode=0o700)
         thread = threading.Thread(target=self._launch, daemon=True, name="ranks")
-        with _environment(self._for_ranks(frozen)), self._forwarding():
+        with changed_environment(self._environment(frozen)), self._forwarding():
             thread.start()
             late = self._watch(thread)
         if not self._noticed:
@@ -144,35 +132,13 @@ class Ranks:
             elastic_launch(config, sys.executable)(*words)
         except ChildFailedError as error:
             self._exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        except BaseException as error:
+        except Exception as error:  # `run` raises it, in the main thread
             self._launcher = error
 
     def _who_hosts(self) -> dict[str, Any]:
         return {"is_host": str(self.meeting.hosts)} if self.meeting else {}
 
-    def _for_ranks(self, frozen: Frozen) -> dict[str, str | None]:
-        """What the ranks find in their environment; None: taken out of it."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # a user's own accelerate configuration must not leak in
-        foreign = [name for name in os.environ if name.startswith(("ACCELERATE_", "FSDP_"))]
-        return {
-            **dict.fromkeys(foreign),
-            **QUIET,
-            **frozen.to_environment(),
-            "DUMBO_LAUNCH_FOLDER": str(self.folder),
-            "DUMBO_LAUNCHER": str(os.getpid()),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // self.here)),
-            **self._interface(),
-            **({} if self.cuda else {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}),
-        }
-
-    def _interface(self) -> dict[str, str]:
-        """gloo would take the interface of the host's name, which may be the loopback."""
-        if self.meeting is None or not self.meeting.interface or "GLOO_SOCKET_IFNAME" in os.environ:
-            return {}
-        return {"GLOO_SOCKET_IFNAME": self.meeting.interface}
-
-    def _launcher_failed(self, error: BaseException) -> str:
+    def _launcher_failed(self, error: Exception) -> str:
         said = f"{type(error).__name__}: {error}"
         if self.meeting is None:
             return f"The ranks could not be started: {said}"
@@ -182,6 +148,11 @@ class Ranks:
             f"The {self.nodes} machines did not meet at {self.meeting.endpoint} within {self.start_timeout:g} s ({said}).\n"
             f"  Start the same command on {self.nodes} machines; launch.rdzv_endpoint must be reachable from all of them."
         )
+
+    def _environment(self, frozen: Frozen) -> dict[str, str | None]:
+        own = {"DUMBO_LAUNCH_FOLDER": str(self.folder), **frozen.to_environment()}
+        interface = self.meeting.interface if self.meeting else ""
+        return {**for_ranks(self.here, cuda=self.cuda, interface=interface), **own}
 
     # ---- watching ---------------------------------------------------------------------------------------------
 
@@ -199,12 +170,12 @@ class Ranks:
                 self._silent = self._gone_silent()  # by themselves, and not because of us
             grace = self._grace()
             if failed_at is not None and now - failed_at > grace:
-                if not self._children() and now - failed_at > grace + LAST_WORDS:
+                if not self._processes.living() and now - failed_at > grace + LAST_WORDS:
                     return late  # torch's launcher waits for a machine that does not answer any more
-                self._kill()
+                self._processes.kill()
             if not self._ready() and late is None and failed_at is None and now - began > self.start_timeout:
                 late = RunFailed(
-                    f"The ranks were not ready after {self.start_timeout:g} s ({len(self._pids())} of {self.here} on this "
+                    f"The ranks were not ready after {self.start_timeout:g} s ({len(self._processes.pids())} of {self.here} on this "
                     f"machine had started, {self._counted_ready()} were ready).\n"
                     "  What they said is in rank-*.log; write launch.start_timeout=SECONDS where it takes longer here."
                 )
@@ -223,36 +194,13 @@ class Ranks:
         return any(ending.kind != "done" for ending in endings(self.folder).values()) or bool(self._gone_silent())
 
     def _gone_silent(self) -> list[int]:
-        gone = [rank for rank, pid in self._pids().items() if not _alive(pid)]
+        gone = self._processes.gone()
         found = endings(self.folder)  # after looking who is gone: a rank writes first, then goes
         return [rank for rank in gone if rank not in found]
-
-    def _pids(self) -> dict[int, int]:
-        found = {}
-        for file in self.folder.glob("pid-*"):
-            with suppress(ValueError, OSError):
-                found[int(file.name.removeprefix("pid-"))] = int(file.read_text())
-        return found
 
     def _grace(self) -> float:
         kinds = {ending.kind for ending in endings(self.folder).values()}
         return GRACE_STOPPED if kinds <= {"stopped", "done"} and not self._silent and kinds else GRACE
-
-    def _children(self) -> list[int]:
-        """Processes that were started for this run and live, also those that have not said their number yet."""
-        found = [pid for pid in self._pids().values() if _alive(pid)]
-        mark = f"DUMBO_LAUNCH_FOLDER={self.folder}".encode()
-        for entry in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                if int(parent) == os.getpid() and mark in (entry / "environ").read_bytes() and _alive(int(entry.name)):
-                    found.append(int(entry.name))
-        return found
-
-    def _kill(self) -> None:
-        for pid in self._children():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
 
     # ---- signals ----------------------------------------------------------------------------------------------
 
@@ -275,39 +223,8 @@ class Ranks:
     def _pass_on(self) -> None:
         """Every signal heard so far to every rank that listens by now, once."""
         for place, number in enumerate(self._heard):
-            for pid in self._pids().values():
+            for pid in self._processes.pids().values():
                 if (place, pid) not in self._told:
                     self._told.add((place, pid))
                     with suppress(ProcessLookupError, PermissionError):
                         os.kill(pid, number)
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs (a zombie does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        return not Path("/proc/self").exists()
-
-
-@contextmanager
-def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
-    """The ranks inherit this process's environment: it is changed while they are started and run."""
-    before = {name: os.environ.get(name) for name in values}
-    _set(values)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value

@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from dumbo.errors import UserError
 from dumbo.launch.job import Job
 from dumbo.trainer.signals import interruptible
 
@@ -18,13 +17,6 @@ class Single:
     @property
     def ranks(self) -> int:
         return 1
-
-    def require_many(self) -> None:
-        """Raises UserError: something started several processes."""
-        raise UserError(
-            f"launch=single is one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']} (torchrun, accelerate launch).\n"
-            "  Write launch=auto, ddp or fsdp, or start it with python -m dumbo"
-        )
 
     def launch(self, job: Job) -> dict[str, Any]:
         """Runs the job and returns its metrics.

@@ -6,6 +6,7 @@ enter -> begin (this process claims the folder), or attach (another one has: ran
 from __future__ import annotations
 
 import io
+import os
 import secrets as random_source
 import time
 from collections.abc import Mapping
@@ -41,8 +42,13 @@ def enter(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
     """
     if not asked_by_environment():
         return begin(plugins, composed, command)
-    plugins.launch.require_many()
-    world = join(plugins.launch.seconds_an_exchange)
+    many = getattr(plugins.launch, "many", None)
+    if many is None:
+        raise UserError(
+            f"launch={composed.choices.get('launch')} is one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']} (torchrun, accelerate "
+            "launch).\n  Write launch=auto, ddp or fsdp, or start it with python -m dumbo"
+        )
+    world = join(many.timeout)
     world.agree("config", config_hash(masked(composed.cfg)))
     told: Any = None
     if world.main:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from dumbo.errors import RunFailed
+from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.places import short, typed
 
 if TYPE_CHECKING:
@@ -20,9 +22,21 @@ LOST = (
 """What gloo and NCCL say when they lose another rank."""
 
 
-def why_failed(error: Exception, run: RunDir) -> str:
-    """A failure in the user's words."""
-    return str(error) if isinstance(error, RunFailed) else _why(error, run)
+@contextmanager
+def explained(run: RunDir) -> Iterator[None]:
+    """What fails inside is logged with its traceback, and raised in the user's words.
+
+    Raises:
+        RunFailed: for any failure that is not the user's to mend.
+    """
+    try:
+        yield
+    except (Stopped, UserError, ProofFailed):
+        raise
+    except Exception as error:
+        with suppress(OSError):  # a full disk must not hide why the run failed
+            run.console.log(traceback.format_exc())
+        raise RunFailed(str(error) if isinstance(error, RunFailed) else _why(error, run)) from error
 
 
 def _why(error: Exception, run: RunDir) -> str:

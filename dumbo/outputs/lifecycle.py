@@ -6,14 +6,13 @@ enter (`claim.py`) -> closing(the experiment) -> show_end (`summary.py`)
 from __future__ import annotations
 
 import logging
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
-from dumbo.outputs.failure import why_failed
+from dumbo.outputs.failure import explained
 from dumbo.outputs.places import now, short, typed
 from dumbo.outputs.run_dir import RunDir
 
@@ -48,10 +47,11 @@ def closing(run: RunDir) -> Iterator[None]:
     """Runs the experiment; whatever ends it stands in run.json and dumbo.log afterwards.
 
     Raises:
-        RunFailed: for any failure that is not the user's to mend; its text is the last line of the traceback.
+        RunFailed: for any failure that is not the user's to mend.
     """
     try:
-        yield
+        with explained(run):
+            yield
     except Stopped as stop:
         saved = sorted((run.path / "checkpoints").glob("step-*"))
         _end(run, "preempted", f"stopped by {stop.signal_name}")
@@ -67,18 +67,10 @@ def closing(run: RunDir) -> Iterator[None]:
         _end(run, "failed", "Ctrl-C before anything could be saved")
         run.release()
         raise
-    except (UserError, ProofFailed) as error:
+    except (UserError, ProofFailed, RunFailed) as error:
         _end(run, "failed", str(error))
         run.release()
         raise
-    except Exception as error:
-        text = traceback.format_exc()
-        with suppress(OSError):
-            run.console.log(text)
-        said = why_failed(error, run)
-        _end(run, "failed", said)
-        run.release()
-        raise RunFailed(said) from error
     else:
         _end(run, "finished", None)
 
