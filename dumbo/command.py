@@ -15,20 +15,7 @@ from typing import NoReturn
 from dumbo.errors import UserError
 from dumbo.override_text import quoted
 from dumbo.suggest import did_you_mean
-
-VERBS = {
-    "train": "prepare the data, train, evaluate, save (the default)",
-    "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
-    "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
-    "doctor": "versions, devices, which kernels are usable here and why not",
-}
-LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
-
-KEYS = ("model", "patch", "dataset", "formatter", "trainer", "launch", "tracker", "experiment", "verify", "hydra")
-"""What stands at the top of the config and has keys of its own (check.py's GROUPS, without importing it)."""
-
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
-PACKED_SUFFIXES = (".gz", ".zst")
+from dumbo.words import VERBS, is_bare, is_data, refuse_stray, unknown_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,52 +67,26 @@ def parse(argv: Sequence[str]) -> Command:
     args = _parser().parse_intermixed_args(list(argv))
     words: list[str] = list(args.words)
     verb, file, data = "train", None, None
-    if words and _is_bare(words[0]):
+    if words and is_bare(words[0]):
         first = words.pop(0)
         if first in VERBS:
             verb = first
         elif first.endswith((".yaml", ".yml")):
             file = _existing(first)
-        elif _is_data(first):
+        elif is_data(first):
             verb, data = "preview", _existing(first)
         else:
-            raise UserError(_unknown_word(first))
+            raise UserError(unknown_word(first))
     if (
         verb in ("train", "preview")
         and data is None
         and words
         and file is None
-        and _is_bare(words[0])
+        and is_bare(words[0])
         and words[0].endswith((".yaml", ".yml"))
     ):
         file = _existing(words.pop(0))
-    stray = next((word for word in words if _is_bare(word)), None)
-    if stray is not None and stray.lstrip("+").split(".")[0] in KEYS:
-        raise UserError(_unknown_word(stray.lstrip("+")))
-    if stray is not None and stray in VERBS:
-        raise UserError(f"The verb comes first: python -m dumbo {stray} …")
-    if stray is not None and stray.endswith("]") and any("[" in word and "]" not in word for word in words):
-        opened = next(word for word in words if "[" in word and "]" not in word)
-        whole = "".join(words[words.index(opened) : words.index(stray) + 1])
-        raise UserError(f"A list has no spaces in it: {whole}")
-    if stray is not None and _is_data(stray) and Path(stray).expanduser().is_file():
-        raise UserError(
-            f"'{stray}' is a data file. To look at it: dumbo {stray}\n"
-            f"  For {verb} it is named as an override: dataset=files dataset.path={stray}"
-        )
-    if stray is not None:
-        raise UserError(
-            f"'{stray}' is no override: overrides are KEY=VALUE or GROUP=CHOICE.\n"
-            "  A value with spaces needs quotes inside quotes: 'chat.prompt=\"two words\"' (dumbo chat adds them by itself)."
-        )
-    flags: list[str] = []
-    for name in ("cfg", "package"):
-        if value := getattr(args, name):
-            flags += [f"--{name}", value]
-    if args.resolve:
-        flags.append("--resolve")
-    if args.shell_completion:
-        flags.append("--shell-completion")
+    refuse_stray(words, verb)
     return Command(
         verb=verb,
         overrides=tuple(_quoted(_with_plus(word)) for word in words),
@@ -133,7 +94,7 @@ def parse(argv: Sequence[str]) -> Command:
         file=file,
         data=data,
         multirun=args.multirun,
-        flags=tuple(flags),
+        flags=_hydra_flags(args),
         info=args.info,
         help=args.help,
         version=args.version,
@@ -156,15 +117,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_bare(word: str) -> bool:
-    return "=" not in word and not word.startswith("~")
-
-
-def _is_data(word: str) -> bool:
-    name = word.lower()
-    for suffix in PACKED_SUFFIXES:
-        name = name.removesuffix(suffix)
-    return name.endswith(DATA_SUFFIXES)
+def _hydra_flags(args: argparse.Namespace) -> tuple[str, ...]:
+    """The flags that Hydra acts on, to pass on as typed."""
+    flags: list[str] = []
+    for name in ("cfg", "package"):
+        if value := getattr(args, name):
+            flags += [f"--{name}", value]
+    if args.resolve:
+        flags.append("--resolve")
+    if args.shell_completion:
+        flags.append("--shell-completion")
+    return tuple(flags)
 
 
 def _existing(word: str) -> Path:
@@ -183,19 +146,6 @@ def _existing_folder(word: str) -> Path:
     if not path.is_dir():
         raise UserError(f"--config-dir: there is no folder '{word}'.")
     return path.resolve()
-
-
-def _unknown_word(word: str) -> str:
-    if re.fullmatch(r"[\w@/]+\.[\w.]+", word) and word.split(".")[0] in KEYS:
-        return f"'{word}' lacks its value: {word}=VALUE."
-    if word in KEYS:
-        return f"'{word}' lacks its choice: {word}=NAME (dumbo --info {word})."
-    if word in LATER_VERBS:
-        return f"'{word}' is not built yet. The verbs are: {', '.join(VERBS)}."
-    return (
-        f"'{word}' is neither a verb, nor a file, nor an override.{did_you_mean(word, VERBS)}\n"
-        f"  verbs: {', '.join(VERBS)}; overrides are KEY=VALUE (dumbo --help)"
-    )
 
 
 OPEN_MAPPINGS = (

@@ -30,9 +30,9 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dumbo.check import LIST_GROUPS
 from dumbo.errors import UserError
 from dumbo.explain import FILE_GROUP, explain
+from dumbo.groups import LIST_GROUPS
 from dumbo.hydra_node import key_of, refuse_code
 from dumbo.outputs.secrets import mask_in_place
 from dumbo.refuse import SWEEP_WANTED, refuse_early

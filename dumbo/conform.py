@@ -1,6 +1,6 @@
 """Does a value of the config fit the type its constructor declares?
 
-OmegaConf types what is registered with it; plugins are not registered, so `check.py` asks here, from the
+OmegaConf types what is registered with it; plugins are not registered, so `bind.py` asks here, from the
 signature alone. Values arrive as plain Python (resolved, no OmegaConf containers).
 """
 

@@ -14,8 +14,10 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from dumbo.allow_list import resolve_class
-from dumbo.check import GROUPS, LIST_GROUPS, SECTIONS, unknown_key
 from dumbo.errors import UserError
+from dumbo.faults import unknown_key
+from dumbo.groups import GROUPS, LIST_GROUPS
+from dumbo.options import SECTIONS
 from dumbo.refuse import SWEEP_WANTED, unreadable
 from dumbo.search_path import DumboSearchPath, choices_of
 from dumbo.suggest import did_you_mean

@@ -6,12 +6,13 @@ import textwrap
 from pathlib import Path
 
 import dumbo
-from dumbo.check import GROUPS, LIST_GROUPS
-from dumbo.command import VERBS, Command
+from dumbo.command import Command
 from dumbo.compose import prepare_hydra, show
 from dumbo.errors import UserError
+from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.search_path import DumboSearchPath, files_of
 from dumbo.suggest import did_you_mean
+from dumbo.words import VERBS
 
 WHAT = {
     "model": "weights and tokenizer",

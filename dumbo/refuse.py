@@ -9,8 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
 from hydra.errors import HydraException
 
-from dumbo.check import GROUPS, LIST_GROUPS
 from dumbo.errors import UserError
+from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.override_text import value_text
 
 SWEEP_WANTED = "a sweep is started with -m.\n  Write python -m dumbo -m …, and leave hydra.mode out."

@@ -384,7 +384,7 @@ def test_dumbo_from_a_wheel_in_an_empty_folder(installed: Path, tmp_path: Path) 
     where = python("-c", "import dumbo, hydra_plugins.dumbo_process_launcher as p; print(dumbo.__file__, p.__file__)",
                    first=[installed], cwd=tmp_path)  # fmt: skip
     assert [Path(file).is_relative_to(installed) for file in where.out.split()] == [True, True], where.out + where.err
-    from dumbo.check import GROUPS
+    from dumbo.groups import GROUPS
     from dumbo.search_path import conf_folder
 
     for file in conf_folder().rglob("*.yaml"):

@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from dumbo.allow_list import resolve_class
-from dumbo.check import GROUPS, LIST_GROUPS, SECTIONS, check
+from dumbo.check import check
 from dumbo.compose import compose, prepare_hydra
 from dumbo.errors import ConfigError
-from dumbo.options import Options
+from dumbo.groups import GROUPS, LIST_GROUPS
+from dumbo.options import SECTIONS, Options
 from dumbo.search_path import conf_folder
 
 CONF = conf_folder()

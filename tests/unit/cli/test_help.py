@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 import dumbo
-from dumbo.check import GROUPS, check
-from dumbo.command import VERBS, parse
+from dumbo.check import check
+from dumbo.command import parse
 from dumbo.compose import compose
 from dumbo.errors import UserError
+from dumbo.groups import GROUPS
 from dumbo.search_path import choices_of
+from dumbo.words import VERBS
 
 
 def test_help_is_grouped_with_all_choices_and_three_examples(cli) -> None:

@@ -1,0 +1,53 @@
+"""What plugins of one experiment must agree on: patches that exclude each other, the batch over the ranks.
+
+Last step of check.py, when every plugin by itself is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dumbo.errors import UserError
+
+
+def conflicts(patches: Mapping[str, Any]) -> list[str]:
+    """Pairs of chosen patches that one of the two says cannot go together."""
+    faults, seen = [], set()
+    for name, patch in patches.items():
+        for other in getattr(patch, "conflicts", ()):
+            pair = frozenset((name, other))
+            if other in patches and pair not in seen:
+                seen.add(pair)
+                faults.append(
+                    f"patch.{name} and patch.{other} cannot be used together.\n  Leave one out: patch=[{_without(patches, other)}]"
+                )
+    return faults
+
+
+def _without(patches: Mapping[str, Any], name: str) -> str:
+    return ",".join(other for other in patches if other != name)
+
+
+def fitted(launch: Any, trainer: Any) -> Any:
+    """`launch`, which may adapt itself to the trainer's batch, where the choice is its own."""
+    fit = getattr(launch, "fitting", None)
+    return fit(lambda ranks: not batch(trainer, _Ranks(ranks))) if callable(fit) else launch
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    ranks: int
+
+
+def batch(trainer: Any, launch: Any) -> list[str]:
+    """Faults of the batch arithmetic, where trainer and launch have one."""
+    derive = getattr(trainer, "batch", None)
+    if not callable(derive):
+        return []
+    try:
+        derive(getattr(launch, "ranks", 1))
+    except UserError as error:
+        return [str(error)]
+    return []

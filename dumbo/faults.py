@@ -1,0 +1,97 @@
+"""The faults of one config: gathered, so that all are told at once, and worded with what to write instead.
+
+check.py and the steps it takes (resolve.py, bind.py) add to one report.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from dumbo.conform import literals
+from dumbo.errors import ConfigError
+from dumbo.groups import GROUPS, LIST_GROUPS
+from dumbo.suggest import nearest
+
+
+@dataclass
+class Report:
+    """What was found so far; `config_dirs`, typed as --config-dir, are where plugins may lie too."""
+
+    config_dirs: tuple[Path, ...]
+    faults: list[str] = field(default_factory=list)
+
+    def stop_if_any(self) -> None:
+        if self.faults:
+            raise ConfigError(self.faults)
+
+
+def unknown_key(path: str, key: str, valid: Sequence[str]) -> str:
+    """The fault for a key that a node does not have."""
+    near = nearest(key, valid)
+    prefix = f"{path}." if path else ""
+    hint = f" Did you mean {prefix}{near}?" if near else ""
+    group = path.split(".")[0] if path else ""
+    more = f" (dumbo --info {group})" if group in GROUPS else ""
+    if not near and path in GROUPS and path not in LIST_GROUPS and (others := _choices_with(path, key)):
+        known = [name for name in ("files", "pretrained", "jinja") if name in others] or others
+        hint = f" {path}={known[0]} has one: {path}={known[0]} {path}.{key}=…"
+    if not valid:
+        return f"{path} has no keys at all, and so no '{key}'.{hint}"
+    return f"{path or 'The config'} has no key '{key}'.{hint}\n  keys{f' of {path}' if path else ''}: {', '.join(valid)}{more}"
+
+
+def _choices_with(group: str, key: str) -> list[str]:
+    """Choices of a group whose YAML has a key."""
+    from dumbo.search_path import files_of
+
+    found = [name for name, file in files_of(group).items() if re.search(rf"(?m)^{key}:", file.read_text("utf-8"))]
+    return sorted(found)
+
+
+def wrong_type(name: str, wanted: str, value: Any, annotation: Any, default: Any) -> str:
+    """The fault for a value that does not fit, with what to write: a near option, a rounded number, the default."""
+    text = f"{name} must be {wanted}, got {shown(value)}."
+    options = literals(annotation)
+    if options and isinstance(value, str) and (near := nearest(value, options)):
+        return f"{text}\n  Did you mean {name}={near}?"
+    if isinstance(value, float) and value.is_integer() and "whole number" in wanted:
+        return f"{text}\n  Write {name}={int(value)}"
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return f"{text}\n  Set its keys one by one: {name}.{next(iter(annotation.__dataclass_fields__))}=…"
+    if isinstance(value, str | int | float) and "a list of" in wanted:
+        return f"{text}\n  Write {name}=[{_plain(value)}]"
+    if default is inspect.Parameter.empty or isinstance(default, list | dict):
+        return f"{text}\n  Write {name}=…, or leave it out."
+    return f"{text}\n  Its default is {name}={_plain(default)}"
+
+
+def _plain(value: Any) -> str:
+    from dumbo.override_text import value_text
+
+    return value_text(value)
+
+
+def shown(value: Any) -> str:
+    """A value as a fault names it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return f"the text '{value}'"
+    if isinstance(value, list):
+        return f"the list {value}"
+    return repr(value)
+
+
+def own_complaint(path: str, text: str, keys: Collection[str]) -> str:
+    """A plugin's own complaint under the full name of what it complains of."""
+    if text.startswith(f"{path}."):
+        return text
+    key = text.split(" ")[0].split(".")[0]
+    return f"{path}.{text}" if path and key in keys else f"{path}: {text}" if path else text

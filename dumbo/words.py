@@ -1,0 +1,87 @@
+"""What a typed word can be (verb, data file, override), and what is said to one that is none of them.
+
+command.py sorts the words and asks here. Pure but for one look whether a file exists.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from dumbo.errors import UserError
+from dumbo.groups import GROUPS
+from dumbo.suggest import did_you_mean
+
+VERBS = {
+    "train": "prepare the data, train, evaluate, save (the default)",
+    "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
+    "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
+    "doctor": "versions, devices, which kernels are usable here and why not",
+}
+LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
+
+KEYS = (*GROUPS, "experiment", "verify", "hydra")
+"""What stands at the top of the config and has keys of its own."""
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+PACKED_SUFFIXES = (".gz", ".zst")
+
+
+def is_bare(word: str) -> bool:
+    """Whether a word is no override: no KEY=VALUE, no ~KEY."""
+    return "=" not in word and not word.startswith("~")
+
+
+def is_data(word: str) -> bool:
+    """Whether a word names a data file, by its ending."""
+    name = word.lower()
+    for suffix in PACKED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.endswith(DATA_SUFFIXES)
+
+
+def refuse_stray(words: Sequence[str], verb: str) -> None:
+    """Refuses the first word that is no override, saying what was probably meant.
+
+    Args:
+        words: what is left of the command line, in the order typed.
+        verb: what they were typed for.
+
+    Raises:
+        UserError: there is such a word.
+    """
+    stray = next((word for word in words if is_bare(word)), None)
+    if stray is None:
+        return
+    if stray.lstrip("+").split(".")[0] in KEYS:
+        raise UserError(unknown_word(stray.lstrip("+")))
+    if stray in VERBS:
+        raise UserError(f"The verb comes first: python -m dumbo {stray} …")
+    if stray.endswith("]") and any("[" in word and "]" not in word for word in words):
+        opened = next(word for word in words if "[" in word and "]" not in word)
+        whole = "".join(words[words.index(opened) : words.index(stray) + 1])
+        raise UserError(f"A list has no spaces in it: {whole}")
+    if is_data(stray) and Path(stray).expanduser().is_file():
+        raise UserError(
+            f"'{stray}' is a data file. To look at it: dumbo {stray}\n"
+            f"  For {verb} it is named as an override: dataset=files dataset.path={stray}"
+        )
+    raise UserError(
+        f"'{stray}' is no override: overrides are KEY=VALUE or GROUP=CHOICE.\n"
+        "  A value with spaces needs quotes inside quotes: 'chat.prompt=\"two words\"' (dumbo chat adds them by itself)."
+    )
+
+
+def unknown_word(word: str) -> str:
+    """What is said to a word in the verb's place that is none, or to a key without its value."""
+    if re.fullmatch(r"[\w@/]+\.[\w.]+", word) and word.split(".")[0] in KEYS:
+        return f"'{word}' lacks its value: {word}=VALUE."
+    if word in KEYS:
+        return f"'{word}' lacks its choice: {word}=NAME (dumbo --info {word})."
+    if word in LATER_VERBS:
+        return f"'{word}' is not built yet. The verbs are: {', '.join(VERBS)}."
+    return (
+        f"'{word}' is neither a verb, nor a file, nor an override.{did_you_mean(word, VERBS)}\n"
+        f"  verbs: {', '.join(VERBS)}; overrides are KEY=VALUE (dumbo --help)"
+    )
