@@ -51,7 +51,7 @@ def run_from_python(overrides: list[str], config_dir: str | None = None) -> dict
     """`dumbo.run`: composes and trains in this process."""
     from dumbo.check import check
     from dumbo.compose import compose, prepare_hydra
-    from dumbo.legacy import translated
+    from dumbo.legacy.file import translated
     from dumbo.repeat import with_recorded
     from dumbo.train import train
 
@@ -78,7 +78,7 @@ def _dispatch(command: Command) -> int:
 
         command = as_preview(command)
     if command.file is not None:
-        from dumbo.legacy import translated
+        from dumbo.legacy.file import translated
 
         command = translated(command)
     if command.info is not None:

@@ -17,7 +17,8 @@ from dumbo.cli import main
 from dumbo.command import parse
 from dumbo.compose import compose, prepare_hydra
 from dumbo.errors import UserError
-from dumbo.legacy import (
+from dumbo.legacy.file import translate
+from dumbo.legacy.names import (
     DATASET_TYPES,
     FORMATS,
     LIGER_KEYS,
@@ -25,7 +26,6 @@ from dumbo.legacy import (
     PLUGINS,
     TOKENIZER_KEYS,
     TRAINER_KEYS,
-    translate,
 )
 
 EXAMPLES = Path(package.__file__).resolve().parent.parent / "examples"
