@@ -18,7 +18,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dumbo.dataset.turns import MEDIA, RowFault, messages_of, sharegpt_messages, text_of, tools_of
+from dumbo.dataset.row_fault import RowFault, text_of
+from dumbo.dataset.tool_calls import tools_of
+from dumbo.dataset.turns import MEDIA, messages_of, sharegpt_messages
 from dumbo.errors import UserError
 from dumbo.interfaces import BadRow, Message, Row, Source
 from dumbo.suggest import did_you_mean
