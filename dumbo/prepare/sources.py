@@ -3,7 +3,7 @@
 For a user's formatter that is the file of the class, those of the classes it inherits from, and what these import
 from the same folder or package. Imports are read from the source: modules imported inside a function count too.
 Other installed libraries do not count; the versions that matter are in the key by themselves. Nor do dumbo's own
-files: which of them matter is known (`prepare.py`).
+files: which of them matter is known (`fingerprints.py`).
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from dumbo.formatter.completion import Completion
 from dumbo.formatter.jinja import Jinja
 from dumbo.formatter.text import Text
 from dumbo.interfaces import Example
-from dumbo.prepare import prepare as module
+from dumbo.prepare import fingerprints
+from dumbo.prepare.prepare import prepare
 
 QA = [{"question": f"What is {n} + {n}?", "answer": f"It is {2 * n}."} for n in range(20)]
 
@@ -135,7 +136,7 @@ class TestKey:
             for name in [name for name in sys.modules if name.split(".")[0] in ("pack", "base", "beside", "unrelated")]:
                 del sys.modules[name]
             importlib.invalidate_caches()
-            return module.formatter_fingerprint(importlib.import_module("pack.fmt").Mine())
+            return fingerprints.formatter_fingerprint(importlib.import_module("pack.fmt").Mine())
 
         yield fingerprint
         for name in [name for name in sys.modules if name.split(".")[0] in ("pack", "base", "beside", "unrelated")]:
@@ -164,7 +165,7 @@ class TestKey:
 
         def rows(text, batches):
             splits = Splits(train=batches, eval=None, fingerprint="always the same", name="own")
-            data = module.prepare(splits, Text(), tiny_tokenizer, max_seq_len=64, too_long="drop")
+            data = prepare(splits, Text(), tiny_tokenizer, max_seq_len=64, too_long="drop")
             assert tiny_tokenizer.decode(data.train.store.ids(0)).startswith(text)
 
         for text, number in (("one", 1), ("two", 2), ("one", 2)):
@@ -188,27 +189,33 @@ class TestKey:
             code = f"class Base:\n    def format(self, rows, tokenizer):\n        return [{reply}]\nclass Typed(Base):\n    pass\n"
             names = {"__name__": "__typed__"}
             exec(code, names)
-            return module.formatter_fingerprint(names["Typed"]())
+            return fingerprints.formatter_fingerprint(names["Typed"]())
 
         assert typed(7) == typed(7)
         assert typed(7) != typed(8)
 
     def test_source_of_the_project(self, path, fresh_cache, prepared, tmp_path, monkeypatch):
-        shutil.copytree(os.path.dirname(os.path.dirname(module.__file__)), tmp_path / "dumbo")
-        monkeypatch.setattr(module, "__file__", str(tmp_path / "dumbo" / "prepare" / "prepare.py"))
-        before = module.formatter_fingerprint(Chat())
+        shutil.copytree(os.path.dirname(os.path.dirname(fingerprints.__file__)), tmp_path / "dumbo")
+        monkeypatch.setattr(fingerprints, "__file__", str(tmp_path / "dumbo" / "prepare" / "fingerprints.py"))
+        before = fingerprints.formatter_fingerprint(Chat())
         names = (
             "formatter/loss_mask.py",
             "dataset/columns.py",
             "dataset/reading.py",
             "dataset/hub.py",
             "dataset/quiz.py",
+            "dataset/turns.py",
+            "dataset/tool_calls.py",
+            "dataset/parts.py",
+            "dataset/row_fault.py",
             "prepare/prepare.py",
+            "prepare/documents.py",
+            "prepare/fingerprints.py",
         )
         for name in names:
             with (tmp_path / "dumbo" / name).open("a") as file:
                 file.write("# another line\n")
-            after = module.formatter_fingerprint(Chat())
+            after = fingerprints.formatter_fingerprint(Chat())
             assert after != before, name
             before = after
 

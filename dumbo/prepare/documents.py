@@ -1,0 +1,170 @@
+"""One split's rows -> its documents, written to a store: format, mask, cut what is too long, count.
+
+prepare.py calls it once for each split that no store holds yet. Memory stays flat: rows come in batches, tokens go
+to disk. The counts are what the audit (audit.py) tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dumbo.errors import UserError
+from dumbo.interfaces import IGNORE, BadRow, Example, Formatter, Row, RowBatches
+from dumbo.prepare.store import StoreWriter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SKIPPED_NAMED = 20
+"""So many skipped rows are named in the store, with what is wrong with each."""
+
+
+@dataclass
+class DocumentWriter:
+    """Writes the documents of a split as they are wanted.
+
+    Args:
+        max_seq_len: longest document, in tokens.
+        too_long: what becomes of a longer one: truncate_right, truncate_left, drop, split.
+        on_bad_row: skip, or the first one ends it.
+    """
+
+    formatter: Formatter
+    tokenizer: PreTrainedTokenizerBase
+    max_seq_len: int
+    too_long: str
+    on_bad_row: str
+    _blank: dict[int, bool] = field(default_factory=dict)
+
+    def write(self, batches: RowBatches, folder: Path, progress: Callable[[int], None]) -> None:
+        """Formats the rows, writes their documents into `folder`; `progress` is told how many rows are done.
+
+        Raises:
+            UserError: a bad row, unless they are skipped.
+        """
+        writer = StoreWriter(folder, len(self.tokenizer))
+        skipped: list[str] = []
+        number = 0
+        for item in self._formatted(batches):
+            if isinstance(item, BadRow):
+                if self.on_bad_row != "skip":
+                    raise UserError(str(item))
+                writer.counts["skipped"] += 1
+                if len(skipped) < SKIPPED_NAMED:
+                    skipped.append(f"{item.source}: {item.problem}")
+                continue
+            self._add(writer, item, number)
+            number += 1
+            if number % 512 == 0:
+                progress(number)
+        progress(number)
+        writer.close({"skipped": skipped, "max_seq_len": self.max_seq_len, "too_long": self.too_long})
+
+    def _formatted(self, batches: RowBatches) -> Iterator[Example | BadRow]:
+        for batch in batches:
+            rows = [row for row in batch if isinstance(row, Row)]
+            examples = iter(self.formatter.format(rows, self.tokenizer))
+            for row in batch:
+                yield row if isinstance(row, BadRow) else next(examples)
+
+    def _add(self, writer: StoreWriter, example: Example, row: int) -> None:
+        ids = np.asarray(example.input_ids, dtype=np.int32)
+        labels = np.asarray(example.labels, dtype=np.int32)
+        trained = labels != IGNORE
+        assert not len(trained) or not trained[0], "labels must be -100 at position 0"
+        assert np.array_equal(labels[trained], ids[trained]), "labels must be unshifted ids"
+        counts = writer.counts
+        counts.update(example.counts)
+        counts["rows"] += 1
+        counts["rows_with_control_tokens"] += int("control_tokens_in_text" in example.counts)
+        counts["source_tokens"] += len(ids)
+        counts["longest"] = max(counts["longest"], len(ids))
+        counts["rows_with_reply"] += int(example.reply is not None)
+        counts["doubled_bos"] += int(_doubled(ids, self.tokenizer.bos_token_id))
+        writer.rows_by_file[example.source.file] += 1
+        writer.hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"))
+        kept = 0
+        ends = False
+        for start, end in self._cuts(len(ids), counts):
+            part = trained[start:end].copy()
+            if len(part):
+                part[0] = False
+            if not part.any():
+                continue
+            kept += 1
+            reply = _moved(example.reply, start, end)
+            ends = self._ends_with_end_token(ids[start:end], part, reply)
+            asked_whole = start == 0 or self.too_long != "split"  # a later piece has lost the start of its question
+            writer.add(ids[start:end], part, example.source, row, reply if asked_whole else None)
+            counts["tokens"] += end - start
+            counts["trained_tokens"] += int(part.sum())
+        counts["end_token_trained"] += int(ends)
+        counts["documents"] += kept
+        if kept == 0 and not (self.too_long == "drop" and len(ids) > self.max_seq_len):
+            counts["zero_label_rows"] += 1
+
+    def _ends_with_end_token(
+        self, ids: NDArray[np.int32], trained: NDArray[np.bool_], reply: tuple[int, int] | None
+    ) -> bool:
+        """Whether the last turn that is trained ends with a trained control token; white space may follow it.
+
+        The last assistant turn counts where it is trained to its end: `loss_on=all` trains what stands after it too.
+        Otherwise whatever is trained last counts.
+        """
+        last = self._before_blanks(ids, int(np.flatnonzero(trained)[-1]))
+        if reply is None or not trained[reply[1] - 1]:
+            return bool(trained[last]) and int(ids[last]) in self._end_ids
+        said = self._before_blanks(ids, reply[1] - 1)
+        apart = all(self._is_blank(int(token)) for token in ids[reply[1] : last])  # a formatter may count it apart
+        return int(ids[said]) in self._end_ids or (last >= reply[1] and apart and int(ids[last]) in self._end_ids)
+
+    def _before_blanks(self, ids: NDArray[np.int32], place: int) -> int:
+        """`place`, or the last token before it that is more than white space."""
+        while place > 0 and self._is_blank(int(ids[place])):
+            place -= 1
+        return place
+
+    def _is_blank(self, token: int) -> bool:
+        """Whether a token is white space."""
+        if token not in self._blank:
+            self._blank[token] = token not in self._end_ids and not str(self.tokenizer.decode([token])).strip()
+        return self._blank[token]
+
+    @cached_property
+    def _end_ids(self) -> set[int]:
+        specials = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return specials | set(self.tokenizer.all_special_ids)
+
+    def _cuts(self, length: int, counts: Any) -> list[tuple[int, int]]:
+        """The pieces of a row that are kept, [start, end) in tokens."""
+        longest = self.max_seq_len
+        if length <= longest:
+            return [(0, length)]
+        counts["too_long"] += 1
+        if self.too_long == "drop":
+            counts["dropped"] += 1
+            return []
+        if self.too_long == "split":
+            counts["split"] += 1
+            return [(start, min(start + longest, length)) for start in range(0, length, longest)]
+        counts["truncated"] += 1
+        return [(0, longest)] if self.too_long == "truncate_right" else [(length - longest, length)]
+
+
+def _doubled(ids: NDArray[np.int32], bos: int | None) -> bool:
+    return bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos
+
+
+def _moved(reply: tuple[int, int] | None, start: int, end: int) -> tuple[int, int] | None:
+    """The reply's place in a piece; None unless it lies in it whole, with something before it."""
+    if reply is None or reply[0] <= start or reply[1] > end:
+        return None
+    return reply[0] - start, reply[1] - start
