@@ -159,10 +159,11 @@ def test_formatters(words, reason, rows, capsys):
         assert reason in capsys.readouterr().err
 
 
-def test_what_was_previewed_is_what_is_trained(rows, tmp_path, capsys):
+def test_what_was_previewed_is_what_is_trained(rows, tmp_path, capsys, monkeypatch):
     """train finds the data that preview prepared: the same store, no second preparation."""
     from dumbo.cache import cache_folder
 
+    monkeypatch.setenv("DUMBO_CACHE", str(tmp_path / "cache"))  # others prepare in the one that tests share
     path = rows(*((f"q{n}", f"a{n}") for n in range(30)))
     assert main(preview(path)) == 0
     stores = set(cache_folder("prepared").iterdir())

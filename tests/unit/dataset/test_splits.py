@@ -56,7 +56,8 @@ def test_the_same_rows_every_time_and_others_for_another_seed(file, tokenizer):
     assert len(other) == len(held)
 
 
-def test_the_seed_chooses_without_preparing_again(file, tokenizer):
+def test_the_seed_chooses_without_preparing_again(file, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setenv("DUMBO_CACHE", str(tmp_path / "cache"))  # others prepare in the one that tests share
     split(tokenizer, path=str(file))
     stores = set(cache_folder("prepared").iterdir())
     split(tokenizer, path=str(file), split_seed=3, eval_fraction=0.3, eval_limit=7)
