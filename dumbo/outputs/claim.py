@@ -160,7 +160,7 @@ def _write_down(run: RunDir, plugins: Plugins, config: dict[str, Any], command: 
         run.write_down()
     run.facts.pop("ended", None)
     run.update(
-        status="running", run_dir=str(run.path), name=name, error=None, patches={},
+        status="running", tracker_failures=[], run_dir=str(run.path), name=name, error=None, patches={},
         versions=versions(), git=git_state(), started=run.facts.get("started", now()), seed=config.get("trainer", {}).get("seed"),
     )  # fmt: skip
     run.to_track = (list(plugins.trackers.values()), config)

@@ -39,7 +39,9 @@ def _finish_trackers(run: RunDir, status: str) -> None:
     for tracker in run.trackers:
         try:
             tracker.finish(status, numbers)
-        except Exception as failure:  # said and logged: a copy of the numbers must not hide how the run itself ended
+        except Exception as failure:  # said, logged and recorded: it must not hide how the run itself ended
             run.console.log(traceback.format_exc())
-            run.console.row("tracker", f"{type(tracker).__name__} could not end: {type(failure).__name__}: {failure}")
+            text = f"{type(tracker).__name__} could not end: {type(failure).__name__}: {failure}"
+            run.console.row("tracker", text)
+            run.update(tracker_failures=[*run.facts.get("tracker_failures", []), text])
     run.trackers.clear()

@@ -2,17 +2,15 @@
 
     class SftTrainer(Engine, Trainer): ...
 
-Public methods overridden: get_train_dataloader, get_eval_dataloader, get_batch_samples, training_step, compute_loss,
-evaluate, log, floating_point_ops, create_accelerator_and_postprocess, create_optimizer. Private ones, each with a test,
-within the versions of transformers in pyproject.toml:
+Public methods overridden: training_step, compute_loss, evaluate, log, floating_point_ops,
+create_accelerator_and_postprocess, create_optimizer. Private ones, each with a test, within the versions of transformers
+in pyproject.toml:
 
-    _save_checkpoint      complete or absent, in dumbo's folder names
-    _save                 no training_args.bin (a pickle)
-    _load_from_checkpoint, _load_optimizer_and_scheduler   shards, on any number of ranks
     _get_grad_norm        what is not finite never reaches the weights
 
-Private ones called: _save_optimizer_and_scheduler, _save_scaler, _save_rng_state (their files in our folder),
-_prepare_inputs; accelerate's AcceleratorState._reset_state.
+and those of the data (`feeding.py`) and of saving and taking up (`saving.py`).
+
+Private ones called: _prepare_inputs; accelerate's AcceleratorState._reset_state.
 
 What is not overridden: the loop, the optimizer and scheduler, gradient clipping, mixed precision.
 """
@@ -20,50 +18,38 @@ What is not overridden: the loop, the optimizer and scheduler, gradient clipping
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
-from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.trainer import SCHEDULER_NAME
+from transformers import TrainerCallback, TrainerState
 
 from dumbo.errors import RunFailed
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.patch.modules import base_of
 from dumbo.prepare.store import Store
-from dumbo.trainer import sharded_state
 from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples
+from dumbo.trainer.feeding import Feeding, trained_tokens
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.sharded import compute_in_bf16, is_dtensor, is_sharded, shard_on_cpu
+from dumbo.trainer.saving import STATE, Saving, seconds_to_save
+from dumbo.trainer.sharded import compute_in_bf16, is_dtensor, shard_on_cpu
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
-
-    _Base = Trainer
-else:
-    _Base = object
-
-COUNTERS = "counters.json"
-STATE = "trainer_state.json"
-BYTES_PER_SECOND = 2e8
-"""What a disk is taken to write before the first checkpoint has shown it."""
+    pass
 
 
-class Engine(_Base):
+class Engine(Feeding, Saving):
     """The mixin. Call `equip` before `train`."""
 
     def equip(
@@ -106,7 +92,7 @@ class Engine(_Base):
         self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
         self.evaluate_first = False
         self.eval_seconds = 0.0
-        self.save_seconds = _bytes_of_state(self.model) / BYTES_PER_SECOND
+        self.save_seconds = seconds_to_save(self.model)
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.meter = Meter(self.model, flops_per_token(self.model), peak * world.size if peak else None)
         self.add_callback(_Beginnings(self))
@@ -126,67 +112,6 @@ class Engine(_Base):
         optimizer: Any = super().create_optimizer(*args, **kwargs)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
-
-    # ---- data -------------------------------------------------------------------------------------------------
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Batches in the sampler's order. Not prepared by accelerate: the sampler already is what a rank trains on."""
-        return torch.utils.data.DataLoader(
-            self.examples, batch_sampler=self.order, collate_fn=self.collate, **self._loading(self.order.seed)
-        )
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """A rank's held-out batches, in the data's order; as many on every rank."""
-        assert self.eval_examples is not None
-        size, ranks = self.order.batch.micro, self.world.size
-        mine = range(self.world.rank, len(self.eval_examples), ranks)
-        rounds = math.ceil(math.ceil(len(self.eval_examples) / ranks) / size)
-        batches = [list(mine[start : start + size]) for start in range(0, rounds * size, size)]
-        return torch.utils.data.DataLoader(
-            self.eval_examples, batch_sampler=batches, collate_fn=self.eval_collate, **self._loading(0)
-        )
-
-    def _loading(self, seed: int) -> dict[str, Any]:
-        """How batches are fetched. A generator of their own: neither loading nor evaluating moves the random state."""
-        workers = self.args.dataloader_num_workers
-        return {
-            "num_workers": workers,
-            "prefetch_factor": self.args.dataloader_prefetch_factor if workers else None,
-            "multiprocessing_context": self.args.dataloader_multiprocessing_context if workers else None,
-            "in_order": self.args.dataloader_in_order,
-            "persistent_workers": self.args.dataloader_persistent_workers and workers > 0,
-            "pin_memory": self.args.dataloader_pin_memory and self.args.device.type == "cuda",
-            "generator": torch.Generator().manual_seed(seed),
-        }
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], torch.Tensor]:
-        """The micro batches of a step and the trained tokens in all of them; counts, and times the waiting."""
-        began = time.perf_counter()
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        self.interval.waited += time.perf_counter() - began
-        self.interval.steps += 1
-        for batch in batches:
-            self.pending.append(batch.pop("documents"))
-        documents = self.documents_of_step(self.state.global_step)
-        lengths = self.store.lengths[documents]
-        trained = self.store.trained_tokens(documents)
-        self.counters.trained_tokens += trained
-        self.counters.documents += len(documents)
-        self.counters.tokens += int(lengths.sum())
-        self.interval.add(lengths)
-        return batches, torch.tensor(max(1, trained), device=device)
-
-    def documents_of_step(self, number: int) -> NDArray[np.int64]:
-        """The documents of an optimizer step (from 0) on all ranks: known without asking them, the order is a function."""
-        return np.concatenate([self.examples[example] for example in self.order.step(number).tolist()])
-
-    def items_of(self, batches: Sequence[dict[str, Any]], device: torch.device) -> torch.Tensor:
-        """What the sum of the tokens' losses is divided by: the trained tokens of these batches, on all ranks."""
-        own = torch.tensor(sum(trained_tokens(batch) for batch in batches))
-        # a step of cut-off rows may have none: its loss is 0, not 0/0
-        return self.world.total(own).clamp(min=1).to(device)
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
@@ -319,94 +244,7 @@ class Engine(_Base):
         """Trainer's own estimate walks all parameters every step and counts padding; ours is in `mfu`."""
         return 0
 
-    # ---- checkpoints ------------------------------------------------------------------------------------------
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        began = time.perf_counter()
-        self.counters.note_saved(self.state.global_step, self.held_out)
-        self.checkpoints.save(self.state.global_step, self._write_state, self.counters.best_step)
-        self.save_seconds = time.perf_counter() - began
-        self.interval.paused += self.save_seconds
-
-    def _write_state(self, folder: Path) -> None:
-        """Model or adapters, optimizer, scheduler, random states, Trainer's state, our counters: each rank its part."""
-        model: Any = self.model
-        schedule: Any = self.lr_scheduler
-        if is_sharded(model):
-            sharded_state.save(model, self._plain_optimizer, folder, self.world)
-            if self.world.main:
-                torch.save(schedule.state_dict(), folder / SCHEDULER_NAME)
-        elif self.world.main:
-            self.save_model(str(folder), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(folder))
-            names = sharded_state.names_in_order(model, self._plain_optimizer)
-            (folder / sharded_state.NAMES).write_text(json.dumps(names))
-        if self.world.main:
-            self._save_scaler(str(folder))
-            self.state.save_to_json(str(folder / STATE))
-            (folder / COUNTERS).write_text(json.dumps(asdict(self.counters)))
-        self._save_rng_state(str(folder))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Safetensors and the tokenizer."""
-        assert output_dir is not None
-        save_weights(self.accelerator.unwrap_model(self.model), Path(output_dir))
-        assert self.processing_class is not None
-        self.processing_class.save_pretrained(output_dir)
-
-    @property
-    def _plain_optimizer(self) -> torch.optim.Optimizer:
-        """Without accelerate's wrapper."""
-        wrapped: Any = self.optimizer
-        optimizer: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
-        return optimizer
-
-    def take_up(self, checkpoint: Path) -> None:
-        """Before `train`: whole weights go into the model before it is sharded."""
-        if self.is_fsdp_enabled and not sharded_state.is_sharded_checkpoint(checkpoint):
-            self._load_whole(checkpoint, self.model)
-            self.taken_up = checkpoint
-
-    def _load_whole(self, checkpoint: Path, model: Any) -> None:
-        sharding, self.is_fsdp_enabled = self.is_fsdp_enabled, False  # Trainer would look for its own form of shards
-        super()._load_from_checkpoint(str(checkpoint), model)
-        self.is_fsdp_enabled = sharding
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Weights; Trainer's own way when neither the checkpoint nor the model is sharded."""
-        checkpoint, model = Path(resume_from_checkpoint), self.model if model is None else model
-        if sharded_state.is_sharded_checkpoint(checkpoint):
-            sharded_state.load_weights(model, checkpoint, self.world)
-        elif not is_sharded(model):
-            self._load_whole(checkpoint, model)
-        elif self.taken_up == checkpoint:  # they went in before it was sharded
-            self.taken_up = None
-        else:
-            sharded_state.load_whole_weights(model, checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Optimizer state and schedule; Trainer's own way when neither the checkpoint nor the model is sharded."""
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
-        model: Any = self.model
-        schedule: Any = self.lr_scheduler
-        if sharded_state.is_sharded_checkpoint(folder):
-            sharded_state.load_optimizer(model, self._plain_optimizer, folder, self.world)
-        elif is_sharded(model):
-            sharded_state.load_whole_optimizer(model, self._plain_optimizer, folder)
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        schedule.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
-
-    def restore_counters(self, checkpoint: Path) -> None:
-        """Takes the sums up where a checkpoint left them."""
-        self.counters = Counters(**json.loads((checkpoint / COUNTERS).read_text()))
-
-    def load_weights(self, checkpoint: Path) -> None:
-        """The weights of a checkpoint, the rest of the state as it is."""
-        self._load_from_checkpoint(str(checkpoint))
+    # ---- going on ---------------------------------------------------------------------------------------------
 
     def take_finished(self, checkpoint: Path) -> None:
         """Instead of `train`, when the last step is in a checkpoint already: its weights and Trainer's state."""
@@ -420,28 +258,6 @@ class Engine(_Base):
         """The evaluation that a stop left out at the step gone on from; that step may be the best one."""
         self.evaluate()
         self.counters.note_saved(self.state.global_step, self.held_out)
-
-
-def trained_tokens(batch: dict[str, Any]) -> int:
-    """Tokens of a batch that bear the loss: labels (B, T) unshifted, the first of a row has nothing before it."""
-    return int((batch["labels"][:, 1:] != IGNORE).sum())
-
-
-def save_weights(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """A model, or adapters alone, as safetensors. peft is told not to look at the hub whether embeddings changed.
-
-    Args:
-        weights: name -> the whole tensor, of a model that has shards only.
-    """
-    own: dict[str, Any] = {} if weights is None else {"state_dict": dict(weights)}
-    if hasattr(model, "peft_config"):
-        own["save_embedding_layers"] = False
-    model.save_pretrained(folder, **own)
-
-
-def _bytes_of_state(model: Any) -> float:
-    """Of a checkpoint, about: what trains, and two moments of it."""
-    return sum(3.0 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 class _Beginnings(TrainerCallback):

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from dumbo.batch import Batch
 from dumbo.launch.world import DISK
-from dumbo.outputs import samples
-from dumbo.outputs.console import TrainingBar
 from dumbo.patch.modules import base_of
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
+from dumbo.trainer.answers import Answers
+from dumbo.trainer.arguments import training_arguments
+from dumbo.trainer.callbacks import Flow, Progress, Wrapped
 from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
 from dumbo.trainer.collate import Collate, Examples, Layout
 from dumbo.trainer.duration import seconds_of
-from dumbo.trainer.engine import Engine, save_weights
+from dumbo.trainer.engine import Engine
+from dumbo.trainer.final import final_metrics
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
+from dumbo.trainer.saving import save_weights
 from dumbo.trainer.schedule import require_schedule
-from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights, wrapper_of
+from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.quick import accumulation_proof, unlike_documents
@@ -67,12 +69,11 @@ class Session:
         if schedule is not None:
             console.row("", schedule)
         self._prove(trainer)
-        asked = samples.questions(self._held_out, self.tokenizer, self.sft.num_samples)
-        how = samples.how_to_answer(self._held_out, self.tokenizer, asked, self.sft.max_new_tokens)
-        before = self._before(asked, how)
+        answers = Answers(self.model, self.tokenizer, self.data, run, self.sft)
+        before = answers.before()
         done = self._steps_done(resume_from)
         with console.training(steps, done) as bar, self.stop.listening():
-            trainer.add_callback(_Progress(bar))
+            trainer.add_callback(Progress(bar))
             self._bar = bar
             if resume_from is not None and done >= steps:
                 trainer.take_finished(resume_from)
@@ -86,16 +87,10 @@ class Session:
         self.stop.raise_if_any()
         if self.sft.load_best_at_end:
             self._load_best(trainer)
-        self._save_model(trainer)
-        metrics = self._final_metrics(trainer)
-        metrics |= self._answer_after(asked, how, before)
-        return metrics
+        self._save_model(trainer, answers.stop_ids)
+        return final_metrics(trainer, run, self.sft) | answers.after(before)
 
     # ---- before -----------------------------------------------------------------------------------------------
-
-    @property
-    def _held_out(self) -> Split:
-        return self.data.eval if self.data.eval is not None else self.data.train
 
     def _trainer(self, batch: Batch) -> SftTrainer:
         run, data = self.run, self.data
@@ -106,11 +101,11 @@ class Session:
         checkpoints.clean()
         trainer = SftTrainer(
             model=self.model,
-            args=self.sft.arguments(run.path, batch, evaluates=held_out is not None, fsdp=self._fsdp()),
+            args=training_arguments(self.sft, run.path, batch, evaluates=held_out is not None, fsdp=self._fsdp()),
             train_dataset=examples,
             eval_dataset=held_out,
             processing_class=self.tokenizer,
-            callbacks=[_Flow(held_out is not None)],
+            callbacks=[Flow(held_out is not None)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -138,7 +133,7 @@ class Session:
             on_bad=lambda text: self._bar.note("skipped", text),
             max_bad_steps=self.sft.max_bad_steps,
         )
-        trainer.add_callback(_Wrapped(trainer, run))
+        trainer.add_callback(Wrapped(trainer, run))
         limit = seconds_of(self.sft.max_time)
         trainer.add_callback(
             StopCallback(
@@ -244,32 +239,6 @@ class Session:
         self.run.console.row("proofs", "\n".join(proofs))
         self.run.update(proofs=proofs)
 
-    def _before(self, asked: list[samples.Question], how: Any) -> list[str]:
-        """Answers of the untrained model; on resuming those of the first start, which are kept aside."""
-        kept = self.run.path / ".before.json"
-        stored: list[str] | None = None
-        if self.run.resuming and self.run.world.main and kept.is_file():
-            stored = json.loads(kept.read_text())
-        stored = self.run.world.share(stored)
-        if stored is not None:
-            return stored
-        with self.run.console.status("answering held-out prompts before training"):
-            before = self._ask(asked, how)
-        self.run.write(kept.name, json.dumps(before))
-        self.run.write("samples.md", samples.samples_page(asked, before, None))
-        return before
-
-    def _ask(self, asked: list[samples.Question], how: Any) -> list[str]:
-        """Answers of the model as it is. Each rank answers its share; where the model is sharded, all answer all of it
-        together, because every one of them holds a part of each layer.
-        """
-        world = self.run.world
-        if world.size == 1 or is_sharded(self.model):
-            return samples.ask(self.model, self.tokenizer, asked, how) if asked else []
-        own = asked[world.rank :: world.size]
-        answered = world.gather(samples.ask(self.model, self.tokenizer, own, how) if own else [])
-        return [answered[place % world.size][place // world.size] for place in range(len(asked))]
-
     # ---- during -----------------------------------------------------------------------------------------------
 
     def _on_row(self, row: dict[str, Any]) -> None:
@@ -291,11 +260,9 @@ class Session:
             trainer.load_weights(trainer.checkpoints.path(best))
         self.run.console.row("best", f"step {best}, held-out loss {loss:.4f}, goes into model/")
 
-    def _save_model(self, trainer: SftTrainer) -> None:
+    def _save_model(self, trainer: SftTrainer, ends: tuple[int, ...]) -> None:
         model = trainer.accelerator.unwrap_model(self.model)
         base = base_of(model)
-        asked = samples.questions(self._held_out, self.tokenizer, 3)
-        ends = samples.how_to_answer(self._held_out, self.tokenizer, asked, None).stop_ids
         base.config.use_cache = True
         if getattr(base, "generation_config", None) is not None and ends:
             base.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
@@ -311,87 +278,7 @@ class Session:
         if base is not model and getattr(base, "generation_config", None) is not None:
             base.generation_config.save_pretrained(folder)
 
-    def _final_metrics(self, trainer: SftTrainer) -> dict[str, Any]:
-        rows = list(self.run.metrics())
-        evals = [row["eval_loss"] for row in rows if "eval_loss" in row]
-        training = [row for row in rows if "loss" in row]
-        speeds = [row["tokens_per_s"] for row in training[len(training) // 5 :]]
-        metrics: dict[str, Any] = {
-            "steps": trainer.state.global_step,
-            "train_loss": trainer.counters.train_loss,
-            "first_loss": training[0]["loss"] if training else None,
-            "eval_loss": (trainer.counters.best_loss if self.sft.load_best_at_end else evals[-1]) if evals else None,
-            "eval_loss_before": evals[0] if len(evals) > 1 and self.sft.eval_at_start else None,
-            "best_eval_loss": min(evals) if evals else None,
-            "tokens": trainer.counters.tokens,
-            "trained_tokens": trainer.counters.trained_tokens,
-            "documents": trainer.counters.documents,
-            "tokens_per_s": float(np.median(speeds)) if speeds else None,
-            "mfu": float(np.median([row["mfu"] for row in training]))
-            if training and training[-1].get("mfu") is not None
-            else None,
-            "peak_memory_gib": training[-1]["peak_memory_gib"] if training else None,
-            "seconds": round(time.time() - self.run.started, 1),
-        }
-        return {name: value for name, value in metrics.items() if value is not None}
-
-    def _answer_after(self, asked: list[samples.Question], how: Any, before: list[str]) -> dict[str, Any]:
-        """Samples, and exact match where the data has answers."""
-        with self.run.console.status("answering held-out prompts"):
-            after = self._ask(asked, how)
-        self.run.write("samples.md", samples.samples_page(asked, before, after))
-        self.run.samples = list(zip(asked, before, after, strict=True))
-        pattern = self.data.answer_pattern
-        if pattern is None or self.data.eval is None or self.sft.num_answers == 0:
-            return {}
-        exam = samples.questions(self.data.eval, self.tokenizer, self.sft.num_answers)
-        longer = samples.how_to_answer(self.data.eval, self.tokenizer, exam, self.sft.max_new_tokens)
-        with self.run.console.status(f"answering {len(exam)} held-out questions"):
-            replies = self._ask(exam, longer)
-        right, total = samples.exact_match(pattern, exam, replies)
-        cut = samples.left_out(self.data.eval)
-        return {
-            **({"exact_match": right / total, "questions": total} if total else {}),
-            **({"questions_left_out": cut} if cut else {}),
-        }
-
 
 def _by_length(split: Split) -> Any:
     """Held-out documents, alike lengths together, so that padding is small."""
     return split.documents[np.argsort(split.lengths, kind="stable")]
-
-
-class _Flow(TrainerCallback):
-    """Where a checkpoint is saved, the numbers of that step are logged and the held-out loss is measured."""
-
-    def __init__(self, evaluates: bool) -> None:
-        self.evaluates = evaluates
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if control.should_save:
-            control.should_log = True
-            control.should_evaluate = self.evaluates
-
-
-class _Wrapped(TrainerCallback):
-    """At the start of training: what is around the model must be what was asked for, and stands in run.json."""
-
-    def __init__(self, trainer: SftTrainer, run: RunDir) -> None:
-        self.trainer, self.run = trainer, run
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        found = wrapper_of(self.trainer.model_wrapped)
-        wanted = self.run.wrapped_in
-        alone = self.run.ranks == 1 and found == "none"  # one rank has nothing to average
-        assert found == wanted or alone, f"the model is wrapped in {found}, not in {wanted}"
-        self.run.update(parallel=found)
-
-
-class _Progress(TrainerCallback):
-    """Moves the bar also on steps that are not logged."""
-
-    def __init__(self, bar: TrainingBar) -> None:
-        self.bar = bar
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.step(state.global_step)

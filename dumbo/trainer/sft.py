@@ -8,18 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from dumbo.batch import Batch
-from dumbo.conform import misfit
 from dumbo.errors import UserError
 from dumbo.model.sizes import require_seed
 from dumbo.suggest import did_you_mean
 from dumbo.trainer.extra import refusal
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dumbo.outputs.run_dir import RunDir
     from dumbo.prepare.store import PreparedSplits
@@ -135,77 +133,6 @@ class Sft:
         """The batch arithmetic. Raises UserError when it does not divide."""
         return Batch.of(self.global_batch_size, self.micro_batch_size, ranks)
 
-    def arguments(
-        self, folder: Path, batch: Batch, *, evaluates: bool, fsdp: dict[str, Any] | None = None
-    ) -> TrainingArguments:
-        """transformers' TrainingArguments for this trainer.
-
-        Args:
-            folder: its output_dir.
-            batch: the arithmetic.
-            evaluates: whether anything is held out.
-            fsdp: options of FSDP2; None: not sharded.
-        """
-        import torch
-        from transformers import TrainingArguments
-
-        from dumbo.model.dtype import resolved_precision
-        from dumbo.trainer.schedule import require_held_out
-
-        require_held_out(self.lr_scheduler, evaluates and self.eval_every is not None)
-        never = 10**12
-        own: dict[str, Any] = {
-            "output_dir": str(folder),
-            "learning_rate": self.lr,
-            "lr_scheduler_type": self.lr_scheduler,
-            "warmup_steps": self.warmup_steps,
-            "weight_decay": self.weight_decay,
-            "max_grad_norm": self.max_grad_norm,
-            "optim": self.optimizer,
-            "per_device_train_batch_size": batch.micro,
-            "per_device_eval_batch_size": batch.micro,
-            "gradient_accumulation_steps": batch.accumulation,
-            "num_train_epochs": self.num_epochs,
-            "max_steps": self.max_steps or -1,
-            "bf16": resolved_precision(self.precision) == "bf16",
-            "seed": self.seed,
-            "data_seed": self.seed,
-            "eval_strategy": "steps" if evaluates else "no",
-            "eval_steps": self.eval_every or never,
-            "eval_on_start": evaluates and self.eval_at_start,
-            "save_strategy": "steps",
-            "save_steps": self.save_every or never,
-            "metric_for_best_model": "loss" if evaluates else None,
-            "greater_is_better": False if evaluates else None,
-            "logging_strategy": "steps",
-            "logging_steps": self.log_every,
-            "logging_first_step": True,
-            "logging_nan_inf_filter": False,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "remove_unused_columns": False,
-            "use_cpu": not torch.accelerator.is_available(),  # else it refuses bf16 there
-        }
-        if batch.ranks > 1:
-            # every trainable parameter is used in every pass; looking for others costs a walk of the graph a step
-            own |= {"ddp_find_unused_parameters": False, "ddp_broadcast_buffers": False}
-        if fsdp is not None:
-            own |= {"fsdp": "full_shard", "fsdp_config": {"version": 2, **fsdp}}
-        hints = get_type_hints(TrainingArguments)
-        for key, value in self.extra.items():
-            if key in hints and (wanted := misfit(value, hints[key])) is not None:
-                raise UserError(f"trainer.extra.{key} must be {wanted}, got {value!r}.")
-        try:
-            args = TrainingArguments(**{**own, **self.extra})
-        except (TypeError, ValueError, ImportError) as error:
-            where = "trainer.extra" if self.extra else "trainer"
-            raise UserError(f"{where}: transformers refuses it: {str(error).strip()}") from error
-        if args.n_gpu > 1:  # CUDA was there before launch=single could choose a device (a notebook)
-            raise UserError(
-                f"One process would be spread over {args.n_gpu} GPUs.\n  Set CUDA_VISIBLE_DEVICES=0 before Python starts."
-            )
-        return args
-
     def check_data(self, data: PreparedSplits, run: RunDir) -> None:
         """What cannot be trained on this data, found before any weights are loaded.
 
@@ -213,6 +140,7 @@ class Sft:
             UserError: no held-out loss to choose the best checkpoint by, or arguments, a schedule or an optimizer that
                 transformers refuses.
         """
+        from dumbo.trainer.arguments import training_arguments
         from dumbo.trainer.schedule import measurable, require_optimizer, require_schedule
 
         evaluates = measurable(data.eval)
@@ -222,7 +150,7 @@ class Sft:
                 "  Write dataset.eval_fraction=0.05, or leave trainer.load_best_at_end out."
             )
         batch = self.batch(run.ranks)
-        args = self.arguments(run.path, batch, evaluates=evaluates)
+        args = training_arguments(self, run.path, batch, evaluates=evaluates)
         most_steps = math.ceil(len(data.train) / batch.global_) * self.num_epochs  # packs are fewer than documents
         require_schedule(args, self.max_steps or most_steps)
         require_optimizer(args)

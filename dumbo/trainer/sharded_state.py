@@ -61,6 +61,7 @@ def save(model: torch.nn.Module, optimizer: torch.optim.Optimizer, checkpoint: P
 
 def load_weights(model: torch.nn.Module, checkpoint: Path, world: World) -> None:
     """Weights of a sharded checkpoint into a model, sharded or whole."""
+    reshard(model)
     own = _weights(model)
     _read({f"model.{name}": tensor for name, tensor in own.items()}, checkpoint, model, world)
     set_model_state_dict(model, own, options=StateDictOptions(strict=False))
@@ -82,6 +83,7 @@ def load_whole_weights(model: torch.nn.Module, checkpoint: Path) -> None:
     Raises:
         RunFailed: a tensor of the checkpoint that the model has no place for.
     """
+    reshard(model)
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     found: dict[str, Any] = {}
     for file in sorted(checkpoint.glob("*.safetensors")):

@@ -16,6 +16,7 @@ from small_runs import Document, documents, model_of, small_run, splits_of
 
 from dumbo.errors import RunFailed
 from dumbo.trainer import engine as engine_module
+from dumbo.trainer import feeding, saving
 from dumbo.trainer.engine import Engine
 
 
@@ -48,16 +49,28 @@ def on_trainer(change: Any) -> Any:
 # ---- what is overridden ------------------------------------------------------------------------------------------
 
 
+MIXINS = {Engine: engine_module, feeding.Feeding: feeding, saving.Saving: saving}
+
+
+def _said(cls: type) -> str:
+    return MIXINS[cls].__doc__ or ""
+
+
+def _owner(name: str) -> type:
+    return next(cls for cls in MIXINS if name in vars(cls))
+
+
 def _overridden() -> set[str]:
     from transformers import Trainer
 
-    return {name for name, value in vars(Engine).items() if inspect.isfunction(value) and hasattr(Trainer, name)}
+    own = {name: value for cls in MIXINS for name, value in vars(cls).items()}
+    return {name for name, value in own.items() if inspect.isfunction(value) and hasattr(Trainer, name)}
 
 
 def test_the_module_lists_every_method_it_overrides() -> None:
-    said = engine_module.__doc__ or ""
+    assert set(MIXINS) == {cls for cls in Engine.__mro__ if cls.__module__.startswith("dumbo.")}
     for name in _overridden():
-        assert name in said, f"engine.py does not list {name}"
+        assert name in _said(_owner(name)), f"{_owner(name).__module__} does not list {name}"
     assert {name for name in _overridden() if name.startswith("_")} == {
         "_save_checkpoint",
         "_save",
@@ -79,7 +92,7 @@ def test_transformers_calls_each_of_them(shared: Any, tmp_path: Path, monkeypatc
         return wrapper
 
     for name in _overridden():
-        monkeypatch.setattr(Engine, name, noting(name, getattr(Engine, name)))
+        monkeypatch.setattr(_owner(name), name, noting(name, vars(_owner(name))[name]))
     small_run(tmp_path / "run", shared, max_steps=2, eval_every=1, save_every=1)
     small_run(tmp_path / "run", shared, max_steps=4, save_every=1, resuming=True)
     ours_alone = {"get_eval_dataloader"}  # called by our own evaluate, overridden for Trainer's other callers
@@ -95,8 +108,8 @@ def test_the_private_methods_that_are_called_are_there_and_listed(name: str) -> 
     from transformers import Trainer
 
     assert callable(getattr(Trainer, name))
-    assert name in (engine_module.__doc__ or "")
-    assert f"self.{name}(" in inspect.getsource(engine_module)
+    (module,) = [module for module in MIXINS.values() if f"self.{name}(" in inspect.getsource(module)]
+    assert name in (module.__doc__ or "")
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from small_runs import Document, documents, model_of, small_run, splits_of
 
 from dumbo.errors import UserError
+from dumbo.trainer.arguments import training_arguments
 from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.extra import ELSEWHERE, OWN_KEYS, WITHOUT_EFFECT, refusal
 from dumbo.trainer.sft import Sft
@@ -198,7 +199,7 @@ def test_every_argument_of_transformers_is_taken_or_refused_by_name(tmp_path: Pa
         extra = {name: SAFE_VALUES[name]}
         if name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
             extra["dataloader_num_workers"] = 1
-        arguments = Sft(extra=extra).arguments(tmp_path, batch, evaluates=True)
+        arguments = training_arguments(Sft(extra=extra), tmp_path, batch, evaluates=True)
         got = getattr(arguments, name)
         if name not in ("debug", "lr_scheduler_kwargs", "torch_compile", "tf32", "optim_args"):
             assert got == SAFE_VALUES[name], name
@@ -215,7 +216,7 @@ def test_what_transformers_refuses_is_the_users_to_mend(tmp_path: Path) -> None:
     from dumbo.batch import Batch
 
     with pytest.raises(UserError, match=r"trainer.extra: transformers refuses it: .*prefetch_factor"):
-        Sft(extra={"dataloader_prefetch_factor": 2}).arguments(tmp_path, Batch.of(4, 2, 1), evaluates=True)
+        training_arguments(Sft(extra={"dataloader_prefetch_factor": 2}), tmp_path, Batch.of(4, 2, 1), evaluates=True)
 
 
 def test_extra_takes_effect(shared: Any, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What a session adds to transformers' loop, each at its moment of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer, TrainerCallback
+
+from dumbo.trainer.sharded import wrapper_of
+
+if TYPE_CHECKING:
+    from dumbo.outputs.console import TrainingBar
+    from dumbo.outputs.run_dir import RunDir
+
+
+class Flow(TrainerCallback):
+    """Where a checkpoint is saved, the numbers of that step are logged and the held-out loss is measured."""
+
+    def __init__(self, evaluates: bool) -> None:
+        self.evaluates = evaluates
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if control.should_save:
+            control.should_log = True
+            control.should_evaluate = self.evaluates
+
+
+class Wrapped(TrainerCallback):
+    """At the start of training: what is around the model must be what was asked for, and stands in run.json."""
+
+    def __init__(self, trainer: Trainer, run: RunDir) -> None:
+        self.trainer, self.run = trainer, run
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        found = wrapper_of(self.trainer.model_wrapped)
+        wanted = self.run.wrapped_in
+        alone = self.run.ranks == 1 and found == "none"  # one rank has nothing to average
+        assert found == wanted or alone, f"the model is wrapped in {found}, not in {wanted}"
+        self.run.update(parallel=found)
+
+
+class Progress(TrainerCallback):
+    """Moves the bar also on steps that are not logged."""
+
+    def __init__(self, bar: TrainingBar) -> None:
+        self.bar = bar
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.step(state.global_step)
