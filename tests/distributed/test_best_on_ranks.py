@@ -8,8 +8,9 @@ import pytest
 from ranks import SMALL, facts, rows, run_cases
 from safetensors.torch import load_file
 
-WORDS = (*SMALL, "trainer.lr=0.05", "trainer.warmup_steps=0", "trainer.lr_scheduler=constant", "trainer.global_batch_size=8",
-         "trainer.max_steps=4", "trainer.eval_every=2", "trainer.save_every=2", "trainer.save_total_limit=1", "trainer.load_best_at_end=true")  # fmt: skip
+WORDS = (*SMALL, "trainer.lr=0.05", "trainer.warmup_steps=0", "trainer.lr_scheduler=constant", "trainer.max_steps=4",
+         "trainer.global_batch_size=8", "trainer.eval_every=2", "trainer.save_every=2", "trainer.save_total_limit=1",
+         "trainer.load_best_at_end=true")  # fmt: skip
 """A learning rate at which the held-out loss rises again after step 2."""
 
 
