@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,14 @@ class World:
             import torch.distributed as dist
 
             dist.monitored_barrier(self.group, timeout=timeout)
+
+    def apart(self, timeout: timedelta = DISK) -> World:
+        """The same ranks over a CPU group of its own, for a second thread. Called on every rank."""
+        if self.size == 1:
+            return self
+        import torch.distributed as dist
+
+        return replace(self, group=dist.new_group(backend="gloo", timeout=timeout))
 
     @contextmanager
     def one_first(self) -> Iterator[None]:

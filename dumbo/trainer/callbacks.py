@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 
 from dumbo.trainer.sharded import wrapper_of
@@ -37,6 +38,24 @@ class Wrapped(TrainerCallback):
         alone = self.run.ranks == 1 and found == "none"  # one rank has nothing to average
         assert found == wanted or alone, f"the model is wrapped in {found}, not in {wanted}"
         self.run.update(parallel=found)
+
+
+class StateMemory(TrainerCallback):
+    """How much of a GPU weights, gradients and optimizer state take: what is allocated just before an optimizer step.
+
+    Looked at from the second step on, when the optimizer has its state; activations are gone by then. No GPU: None.
+    """
+
+    def __init__(self) -> None:
+        self.bytes: int | None = None
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.device.type == "cuda" and state.global_step:
+            self.bytes = max(self.bytes or 0, torch.cuda.memory_allocated())
+
+    @property
+    def gib(self) -> float | None:
+        return None if self.bytes is None else round(self.bytes / 2**30, 3)
 
 
 class Progress(TrainerCallback):

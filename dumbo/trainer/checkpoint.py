@@ -14,11 +14,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dumbo.cache import fsync_tree
 from dumbo.errors import RunFailed
 from dumbo.launch.world import DISK, World
+
+if TYPE_CHECKING:
+    from dumbo.trainer.beside import Beside
+
+Write = Callable[[Path], object]
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -52,17 +57,36 @@ class Checkpoints:
         names = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*") if path.is_dir()]
         return sorted(int(name) for name in names if name.isdigit())
 
-    def save(self, step: int, write: Callable[[Path], None], best_step: int | None) -> Path:
+    def save(self, step: int, write: Write, best_step: int | None, beside: Beside | None = None) -> Path:
         """Writes the checkpoint of a step, then drops those no longer kept.
+
+        Args:
+            write: writes into the folder it is given; what it returns, if that can be called, writes the rest.
+            best_step: its checkpoint is kept.
+            beside: does the rest while training goes on, and says later whether it could; None: all is done here.
 
         Raises:
             RunFailed: it could not be written (disk full); the older ones are as they were.
         """
         target = self.path(step)
         staging = self.folder / self.world.share(f".{target.name}.{os.getpid()}")
-        self._together(target, staging, lambda: self._begin(staging), rank_0_only=True)
-        self._together(target, staging, lambda: write(staging))
-        self._together(target, staging, lambda: self._complete(staging, target, best_step), rank_0_only=True)
+        rest: list[Callable[[], object]] = []
+
+        def first() -> None:
+            left = write(staging)
+            if callable(left):
+                rest.append(left)
+
+        def finish(world: World) -> None:
+            self._together(target, staging, lambda: [part() for part in rest], world)
+            self._together(target, staging, lambda: self._complete(staging, target, best_step), world, rank_0_only=True)
+
+        self._together(target, staging, lambda: self._begin(staging), self.world, rank_0_only=True)
+        self._together(target, staging, first, self.world)
+        if beside is None:
+            finish(self.world)
+        else:
+            beside.start(lambda: finish(beside.world))
         return target
 
     def _begin(self, staging: Path) -> None:
@@ -82,22 +106,24 @@ class Checkpoints:
             self._remove(self.path(later))
         self._rotate(best_step)
 
-    def _together(self, target: Path, staging: Path, part: Callable[[], None], *, rank_0_only: bool = False) -> None:
+    def _together(
+        self, target: Path, staging: Path, part: Callable[[], object], world: World, *, rank_0_only: bool = False
+    ) -> None:
         """A part of saving; when it fails on one rank, it has failed on all, and nothing half written stays."""
         failure: Exception | None = None
         try:
-            if self.world.main or not rank_0_only:
+            if world.main or not rank_0_only:
                 part()
         except Exception as error:
             failure = error
         why = (
             None if failure is None else self._why(failure, target)
         )  # before the staging folder, which fills the disk, is gone
-        self.world.barrier(DISK)
-        first = next((said for said in self.world.gather(why) if said is not None), None)
+        world.barrier(DISK)
+        first = next((said for said in world.gather(why) if said is not None), None)
         if first is None:
             return
-        if self.world.main:
+        if world.main:
             shutil.rmtree(staging, ignore_errors=True)
         raise RunFailed(first) from failure
 

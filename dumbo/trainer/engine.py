@@ -23,7 +23,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
@@ -36,6 +36,7 @@ from dumbo.launch.world import World
 from dumbo.patch.modules import base_of
 from dumbo.prepare.store import Store
 from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
+from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples
 from dumbo.trainer.feeding import Feeding, trained_tokens
@@ -44,9 +45,6 @@ from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import STATE, Saving, seconds_to_save
 from dumbo.trainer.sharded import compute_in_bf16, is_dtensor, shard_on_cpu
 from dumbo.trainer.throughput import flops_per_token, peak_flops
-
-if TYPE_CHECKING:
-    pass
 
 
 class Engine(Feeding, Saving):
@@ -65,7 +63,9 @@ class Engine(Feeding, Saving):
         on_row: Callable[[dict[str, Any]], None],
         world: World,
         on_bad: Callable[[str], None] = lambda text: None,
+        on_unsaved: Callable[[str], None] = lambda text: None,
         max_bad_steps: int = 5,
+        save_beside: bool = False,
     ) -> None:
         """Gives the trainer its data, its checkpoints and where its numbers go.
 
@@ -77,7 +77,9 @@ class Engine(Feeding, Saving):
             on_row: called with every row for metrics.jsonl.
             world: the ranks of the run.
             on_bad: told of skipped steps and of going back.
+            on_unsaved: told of a checkpoint that could not be written while training goes on.
             max_bad_steps: so many skipped steps in a row lead back to the last checkpoint.
+            save_beside: checkpoints are written while training goes on.
         """
         self.world = world
         self.store, self.examples, self.order, self.collate = store, examples, sampler, collate
@@ -85,7 +87,7 @@ class Engine(Feeding, Saving):
         self.checkpoints, self.on_row = checkpoints, on_row
         self.counters, self.interval = Counters(), Interval()
         self.watch = Watch(store, world, checkpoints.folder.parent)
-        self.on_bad, self.max_bad_steps = on_bad, max_bad_steps
+        self.on_bad, self.on_unsaved, self.max_bad_steps = on_bad, on_unsaved, max_bad_steps
         self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
         self.fused_loss = "skip_logits" in inspect.signature(base_of(self.model).forward).parameters  # Liger's
@@ -93,6 +95,8 @@ class Engine(Feeding, Saving):
         self.evaluate_first = False
         self.eval_seconds = 0.0
         self.save_seconds = seconds_to_save(self.model)
+        self.save_stalls: list[float] = []
+        self.beside = Beside(world.apart()) if save_beside else None
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         self.meter = Meter(self.model, flops_per_token(self.model), peak * world.size if peak else None)
         self.add_callback(_Beginnings(self))
@@ -224,6 +228,7 @@ class Engine(Feeding, Saving):
             "  Look at these rows; else lower trainer.lr, lengthen trainer.warmup_steps, or write trainer.precision=fp32. "
             f"Checkpoints are whole: resume={self.checkpoints.folder.parent}"
         )
+        self.settle_saving()
         good = self.checkpoints.newest_good(self.on_bad) if self.checkpoints.steps() else None
         if good is None:
             raise RunFailed(f"{many}\n  There is no checkpoint to go back to yet.\n{remedy}")

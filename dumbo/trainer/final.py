@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from dumbo.trainer.sft import Sft
 
 
-def final_metrics(trainer: Engine, run: RunDir, sft: Sft) -> dict[str, Any]:
-    """The final numbers (run.json, `metrics`), exact match not among them; those that there are none of are left out."""
+def final_metrics(trainer: Engine, run: RunDir, sft: Sft, state_memory_gib: float | None) -> dict[str, Any]:
+    """The final numbers (run.json, `metrics`), exact match not among them; those that there are none of are left out.
+
+    Args:
+        state_memory_gib: of weights, gradients and optimizer state on this rank's GPU.
+    """
     rows = list(run.metrics())
     evals = [row["eval_loss"] for row in rows if "eval_loss" in row]
     training = [row for row in rows if "loss" in row]
@@ -34,6 +38,9 @@ def final_metrics(trainer: Engine, run: RunDir, sft: Sft) -> dict[str, Any]:
         if training and training[-1].get("mfu") is not None
         else None,
         "peak_memory_gib": training[-1]["peak_memory_gib"] if training else None,
+        "save_stall_seconds": round(max(trainer.save_stalls), 3) if trainer.save_stalls else None,
+        "save_seconds": round(trainer.save_seconds, 3) if trainer.save_stalls else None,
+        "state_memory_gib": state_memory_gib,
         "seconds": round(time.time() - run.started, 1),
     }
     return {name: value for name, value in metrics.items() if value is not None}

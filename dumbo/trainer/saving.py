@@ -3,27 +3,27 @@
 Private methods of Trainer overridden, each with a test, within the versions of transformers in pyproject.toml:
 
     _save_checkpoint      complete or absent, in dumbo's folder names
-    _save                 no training_args.bin (a pickle)
     _load_from_checkpoint, _load_optimizer_and_scheduler   shards, on any number of ranks
 
-Private ones called: _save_optimizer_and_scheduler, _save_scaler, _save_rng_state (their files in our folder).
+Private ones called: _save_scaler, _save_rng_state (their files in our folder).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from dumbo.launch.world import World
 from dumbo.trainer import sharded_state
+from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.progress import Counters, Interval
 from dumbo.trainer.sharded import is_sharded
@@ -48,40 +48,96 @@ class Saving(_Base):
     interval: Interval
     held_out: tuple[int, float] | None
     save_seconds: float
+    save_stalls: list[float]
+    beside: Beside | None
+    on_unsaved: Callable[[str], None]
     taken_up: Path | None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Waits for the one before, then writes this one: beside training, unless that failed the last time."""
         began = time.perf_counter()
         self.counters.note_saved(self.state.global_step, self.held_out)
-        self.checkpoints.save(self.state.global_step, self._write_state, self.counters.best_step)
-        self.save_seconds = time.perf_counter() - began
-        self.interval.paused += self.save_seconds
+        beside = self.beside
+        if beside is not None and (failure := beside.settle()) is not None:
+            self.on_unsaved(f"{failure}\ntraining has gone on; this one is written while it waits")
+            beside = None
+        self.checkpoints.save(
+            self.state.global_step, lambda folder: self._write_state(folder, beside), self.counters.best_step, beside
+        )
+        stall = time.perf_counter() - began
+        self.interval.paused += stall
+        self.save_stalls.append(stall)
+        self.save_seconds = stall + (self.beside.seconds or 0.0 if self.beside is not None else 0.0)
 
-    def _write_state(self, folder: Path) -> None:
-        """Model or adapters, optimizer, scheduler, random states, Trainer's state, our counters: each rank its part."""
-        model: Any = self.model
+    def settle_saving(self) -> None:
+        """Waits until the last checkpoint is written.
+
+        Raises:
+            RunFailed: it could not be; the older ones are as they were.
+        """
+        began = time.perf_counter()
+        if self.beside is not None and (failure := self.beside.settle()) is not None:
+            raise failure
+        self.interval.paused += time.perf_counter() - began
+
+    def _write_state(self, folder: Path, beside: Beside | None = None) -> Callable[[], None]:
+        """Each rank its part: what is small at once, and a function that writes what is large.
+
+        Args:
+            beside: the large part is going to be written while training changes it: a copy is taken.
+        """
         schedule: Any = self.lr_scheduler
-        if is_sharded(model):
-            sharded_state.save(model, self._plain_optimizer, folder, self.world)
-            if self.world.main:
-                torch.save(schedule.state_dict(), folder / SCHEDULER_NAME)
-        elif self.world.main:
-            self.save_model(str(folder), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(folder))
-            names = sharded_state.names_in_order(model, self._plain_optimizer)
-            (folder / sharded_state.NAMES).write_text(json.dumps(names))
         if self.world.main:
+            torch.save(schedule.state_dict(), folder / SCHEDULER_NAME)
             self._save_scaler(str(folder))
             self.state.save_to_json(str(folder / STATE))
             (folder / COUNTERS).write_text(json.dumps(asdict(self.counters)))
         self._save_rng_state(str(folder))
+        return self._sharded_part(folder, beside) if is_sharded(self._whole) else self._whole_part(folder, beside)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _sharded_part(self, folder: Path, beside: Beside | None) -> Callable[[], None]:
+        tensors, scalars = sharded_state.state_of(self._whole, self._plain_optimizer)
+        world = self.world
+        if beside is not None:
+            tensors, world = beside.copy(tensors, "sharded"), beside.world
+        return lambda: sharded_state.save(tensors, scalars, folder, world)
+
+    def _whole_part(self, folder: Path, beside: Beside | None) -> Callable[[], None]:
+        """Model or adapters, tokenizer and optimizer, of rank 0; the others have the same."""
+        if not self.world.main:
+            return lambda: None
+        model = self.accelerator.unwrap_model(self.model)
+        optimizer = self._plain_optimizer
+        state: Any = optimizer.state_dict()
+        names = sharded_state.names_in_order(self._whole, optimizer)
+        weights: dict[str, torch.Tensor] | None = None
+        if beside is not None:
+            trains = {
+                name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad
+            }
+            weights = {
+                name: tensor for name, tensor in model.state_dict().items() if name not in trains
+            }  # stay as they are
+            weights |= beside.copy({n: tensor for n, tensor in model.state_dict().items() if n in trains}, "weights")
+            state = beside.copy(state, "optimizer")
+
+        def write() -> None:
+            self._save_weights(folder, weights)
+            torch.save(state, folder / OPTIMIZER_NAME)
+            (folder / sharded_state.NAMES).write_text(json.dumps(names))
+
+        return write
+
+    @property
+    def _whole(self) -> torch.nn.Module:
+        model: Any = self.model
+        return model
+
+    def _save_weights(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> None:
         """Safetensors and the tokenizer."""
-        assert output_dir is not None
-        save_weights(self.accelerator.unwrap_model(self.model), Path(output_dir))
+        save_weights(self.accelerator.unwrap_model(self.model), folder, weights)
         assert self.processing_class is not None
-        self.processing_class.save_pretrained(output_dir)
+        self.processing_class.save_pretrained(folder)
 
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
 from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
-from dumbo.trainer.callbacks import Flow, Progress, Wrapped
+from dumbo.trainer.callbacks import Flow, Progress, StateMemory, Wrapped
 from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
 from dumbo.trainer.collate import Collate, Examples, Layout
 from dumbo.trainer.duration import seconds_of
@@ -83,12 +83,13 @@ class Session:
                 elif not run.world.main:
                     torch.manual_seed(self.sft.seed + run.world.rank)  # dropout is another one on each rank
                 trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+                trainer.settle_saving()
         self.stop.settle(run.world)
         self.stop.raise_if_any()
         if self.sft.load_best_at_end:
             self._load_best(trainer)
         self._save_model(trainer, answers.stop_ids)
-        return final_metrics(trainer, run, self.sft) | answers.after(before)
+        return final_metrics(trainer, run, self.sft, self.state_memory.gib) | answers.after(before)
 
     # ---- before -----------------------------------------------------------------------------------------------
 
@@ -131,9 +132,13 @@ class Session:
             on_row=self._on_row,
             world=run.world,
             on_bad=lambda text: self._bar.note("skipped", text),
+            on_unsaved=lambda text: self._bar.note("checkpoint", text),
             max_bad_steps=self.sft.max_bad_steps,
+            save_beside=self._saves_beside(trainer.args.device),
         )
         trainer.add_callback(Wrapped(trainer, run))
+        self.state_memory = StateMemory()
+        trainer.add_callback(self.state_memory)
         limit = seconds_of(self.sft.max_time)
         trainer.add_callback(
             StopCallback(
@@ -141,6 +146,10 @@ class Session:
             )
         )
         return trainer
+
+    def _saves_beside(self, device: torch.device) -> bool:
+        """Left open: where another device computes, and the CPU is free to write."""
+        return device.type != "cpu" if self.sft.async_save is None else self.sft.async_save
 
     def _fsdp(self) -> dict[str, Any] | None:
         """FSDP2's options, where the launch plugin asks for it."""

@@ -46,6 +46,8 @@ class Sft:
         seed: of order, dropout, new weights.
         eval_every, save_every, log_every: steps.
         eval_at_start: held-out loss before the first step.
+        async_save: checkpoints are written from a copy in the CPU's memory while training goes on; null: where training
+            is on a GPU.
         save_total_limit: checkpoints kept, the best one not counted.
         load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
         max_bad_steps: steps in a row with a loss or gradient that is not finite (each is skipped, and named), after
@@ -75,6 +77,7 @@ class Sft:
     eval_every: int | None = 100
     eval_at_start: bool = True
     save_every: int | None = 100
+    async_save: bool | None = None
     save_total_limit: int = 2
     load_best_at_end: bool = False
     log_every: int = 1

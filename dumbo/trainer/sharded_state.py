@@ -46,10 +46,14 @@ def is_sharded_checkpoint(checkpoint: Path) -> bool:
     return (checkpoint / FOLDER).is_dir()
 
 
-def save(model: torch.nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Path, world: World) -> None:
-    """Writes this rank's shards; called on every rank."""
+def state_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """This rank's tensors, by the names they have on disk, and the numbers that are none."""
     reshard(model)
-    tensors, scalars = _state(model, optimizer)
+    return _state(model, optimizer)
+
+
+def save(tensors: dict[str, Any], scalars: dict[str, Any], checkpoint: Path, world: World) -> None:
+    """Writes this rank's shards of what `state_of` found; called on every rank."""
     folder = checkpoint / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     writer = HuggingFaceStorageWriter(path=str(folder), save_distributed=True)

@@ -52,7 +52,10 @@ def go(cases: dict[str, tuple[int, list[str]]], folder: Path) -> None:
 PAIRS = [("ddp", "single"), ("single", "fsdp"), ("fsdp", "single")]
 
 
-@pytest.mark.parametrize("weights", [(), pytest.param(("patch=lora", "patch.lora.dropout=0"), marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "weights",
+    [(), ("trainer.async_save=true",), pytest.param(("patch=lora", "patch.lora.dropout=0"), marks=pytest.mark.full)],
+)
 @pytest.mark.parametrize(
     "pairs", [PAIRS, pytest.param(list(product(WAYS, WAYS)), marks=pytest.mark.full)], ids=["some", "all"]
 )

@@ -99,6 +99,13 @@ def test_killed_with_adapters(whole_lora: Path, tmp_path: Path) -> None:
     assert_same(path, whole_lora)
 
 
+def test_killed_while_saving_beside(whole: Path, tmp_path: Path) -> None:
+    """Checkpoints are complete or absent also where a thread writes them while training goes on."""
+    path, died = killed_again_and_again(tmp_path, 3, 5, *FULL, "trainer.async_save=true")
+    assert died, "nothing was killed in time"
+    assert_same(path, whole)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_twenty_times(whole: Path, whole_lora: Path, seed: int, tmp_path: Path) -> None:

@@ -1,0 +1,160 @@
+"""Checkpoints written beside training: the same bytes, from a copy that training does not touch, and failures that are told."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_runs import documents, model_of, small_run, splits_of
+
+from dumbo.errors import RunFailed
+from dumbo.trainer.beside import HostCopy
+from dumbo.trainer.checkpoint import verify
+
+
+@pytest.fixture
+def shared(data: Path, tmp_path: Path) -> Any:
+    return splits_of(tmp_path, documents(data, 20, longest=100))
+
+
+def on_trainer(change: Any) -> Any:
+    """`before` of small_run: calls `change(trainer)` as soon as there is one."""
+
+    def before(session: Any) -> None:
+        make = session._trainer
+
+        def made(batch: Any) -> Any:
+            trainer = make(batch)
+            change(trainer)
+            return trainer
+
+        session._trainer = made
+
+    return before
+
+
+def adapted() -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    return get_peft_model(model_of(), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1))
+
+
+def equal(found: Any, wanted: Any) -> bool:
+    """Nested dicts, lists and tensors, bit by bit."""
+    if isinstance(wanted, dict):
+        return found.keys() == wanted.keys() and all(equal(found[key], wanted[key]) for key in wanted)
+    if isinstance(wanted, list | tuple):
+        return len(found) == len(wanted) and all(map(equal, found, wanted))
+    if isinstance(wanted, torch.Tensor):
+        return found.dtype == wanted.dtype and torch.equal(found, wanted)
+    return bool(found == wanted)
+
+
+@pytest.mark.parametrize("make", [model_of, adapted], ids=["full", "lora"])
+def test_beside_and_in_the_foreground_write_the_same(make: Any, shared: Any, tmp_path: Path) -> None:
+    for name, beside in (("fore", False), ("beside", True)):
+        small_run(
+            tmp_path / name, shared, model=make(), max_steps=6, save_every=2, save_total_limit=9, async_save=beside
+        )
+    folders = sorted((tmp_path / "fore" / "checkpoints").iterdir())
+    assert [folder.name for folder in folders] == ["step-000002", "step-000004", "step-000006"]
+    for wanted in folders:
+        found = tmp_path / "beside" / "checkpoints" / wanted.name
+        assert verify(found) is None
+        assert sorted(file.name for file in found.iterdir()) == sorted(file.name for file in wanted.iterdir())
+        for file in wanted.glob("*.safetensors"):
+            assert equal(load_file(found / file.name), load_file(file))
+        states = [torch.load(folder / "optimizer.pt", weights_only=True) for folder in (found, wanted)]
+        assert states[0]["state"], "an optimizer without state shows nothing"
+        assert equal(*states)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(shared: Any, tmp_path: Path) -> None:
+    """The writer of step 2 waits until step 3 has been trained: in the foreground that would never end."""
+    trained = threading.Event()
+
+    def slow(trainer: Any) -> None:
+        from transformers import TrainerCallback
+
+        class Third(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                if state.global_step == 3:
+                    trained.set()
+
+        trainer.add_callback(Third())
+        real = trainer._save_weights
+
+        def waits(folder: Path, *args: Any) -> None:
+            assert trained.wait(60), "nothing was trained while the checkpoint was being written"
+            real(folder, *args)
+
+        trainer._save_weights = waits
+
+    whole = small_run(tmp_path / "whole", shared, max_steps=6)
+    run = small_run(tmp_path / "run", shared, max_steps=6, save_every=2, async_save=True, before=on_trainer(slow))
+    assert run.losses == whole.losses
+    folder = run.path / "checkpoints" / "step-000004"
+    resumed = tmp_path / "resumed"
+    (resumed / "checkpoints").mkdir(parents=True)
+    folder.rename(resumed / "checkpoints" / folder.name)
+    (resumed / "metrics.jsonl").write_text((run.path / "metrics.jsonl").read_text())
+    again = small_run(resumed, shared, max_steps=6, resuming=True)
+    assert again.losses == whole.losses
+    assert all(torch.equal(again.weights()[name], tensor) for name, tensor in whole.weights().items())
+
+
+def failing(*steps: int) -> Any:
+    """The weights of these steps cannot be written."""
+
+    def change(trainer: Any) -> None:
+        real = trainer._save_weights
+
+        def writes(folder: Path, *args: Any) -> None:
+            if any(f"step-{step:06d}" in folder.name for step in steps):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(folder, *args)
+
+        trainer._save_weights = writes
+
+    return on_trainer(change)
+
+
+def test_a_failure_is_told_and_the_next_one_is_written_in_the_foreground(shared: Any, tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run", shared, max_steps=6, save_every=2, async_save=True, before=failing(2))
+    assert "step-000002 could not be written: the disk is full" in run.said
+    assert "training has gone on" in run.said
+    assert sorted(folder.name for folder in (run.path / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+
+
+@pytest.mark.parametrize("steps", [(2, 4), (6,)], ids=["two in a row", "the last"])
+def test_a_run_that_cannot_save_ends(steps: tuple[int, ...], shared: Any, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=f"step-{steps[-1]:06d} could not be written: the disk is full"):
+        small_run(tmp_path / "run", shared, max_steps=6, save_every=2, async_save=True, before=failing(*steps))
+    left = sorted(folder.name for folder in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ([] if steps[0] == 2 else ["step-000002", "step-000004"])
+
+
+def test_a_copy_is_nobody_elses() -> None:
+    copy, weight = HostCopy(), torch.arange(6.0).reshape(2, 3)
+    state = {
+        "a": weight,
+        "tied": weight,
+        "state": {0: {"step": torch.tensor(3.0), "moment": weight * 2}},
+        "lr": [0.1, None],
+    }
+    copied = copy(state, "x")
+    weight.zero_()
+    assert copied["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert copied["tied"] is copied["a"], "tied weights stay tied"
+    assert copied["state"][0]["moment"].sum() == 30
+    assert copied["state"][0]["step"] == 3
+    assert copied["lr"] == [0.1, None]
+    again = copy({**state, "a": weight + 1}, "x")
+    assert again["state"][0]["moment"].data_ptr() == copied["state"][0]["moment"].data_ptr(), "buffers are used again"
+    assert again["a"].tolist() == [[1, 1, 1], [1, 1, 1]]
