@@ -75,8 +75,8 @@ def work(file: Path) -> None:
     from dumbo.trainer.checkpoint import Checkpoints
     from dumbo.trainer.session import Session
 
-    Checkpoints.save = lambda self, step, write, best_step: self.path(step)  # type: ignore[method-assign,assignment]
-    Session._save_model = lambda self, trainer, ends: None  # type: ignore[method-assign]
+    Checkpoints.save = lambda self, step, *others: self.path(step)  # type: ignore[method-assign,assignment]
+    Session._save_model = lambda self, trainer, ends: (self.run.path / "model").mkdir(exist_ok=True)  # type: ignore[method-assign]
     for case, words in json.loads(file.read_text()).items():
         if torch.cuda.is_available():
             gc.collect()

@@ -1,0 +1,92 @@
+"""How long training stands still for a checkpoint: written while it waits, and beside it.
+
+    python -m benchmarks.saving --data gsm8k/train.jsonl --tokenizer FOLDER --out benchmarks/results/NAME.json
+
+The same run twice (SmolLM2-135M's shape, random weights, full fine-tuning: 1.6 GB a checkpoint), with
+`trainer.async_save` false and true, every step and every checkpoint real. On a GPU of its own for each where there are
+two, else one after the other.
+
+    stall_s            the longest time that training stood still for one checkpoint
+    written_s          from the beginning of the last checkpoint until it was on the disk
+    step_ms            median of steps during which nothing was being written (the first half of each interval is left out)
+    step_ms_writing    median of the two steps after a checkpoint had begun
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scaling import SHAPES, TINY, make_model
+
+EVERY, STEPS = 20, 60
+
+
+def command(beside: bool, folder: Path, data: Path, pack: int) -> list[str]:
+    """What one would type."""
+    return [sys.executable, "-m", "dumbo", "model=pretrained", f"model.path={folder / 'model'}", "dataset=files",
+            f"dataset.path={data}", "dataset.eval_fraction=0.02", "launch=single", f"trainer.max_seq_len={pack}",
+            "trainer.micro_batch_size=8", "trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", "trainer.lr=1e-5",
+            "trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_every=null", "trainer.eval_at_start=false",
+            f"trainer.save_every={EVERY}", "trainer.save_total_limit=1", "verify.mode=off",
+            f"trainer.async_save={str(beside).lower()}", f"run_dir={folder / str(beside)}"]  # fmt: skip
+
+
+def read(run: Path) -> dict[str, Any]:
+    """The numbers of a run, from what it left."""
+    facts = json.loads((run / "run.json").read_text())
+    rows = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
+    by_step = {row["step"]: row["step_ms"] for row in rows}
+    saved = range(EVERY, STEPS, EVERY)
+    return {
+        "stall_s": facts["metrics"]["save_stall_seconds"],
+        "written_s": facts["metrics"]["save_seconds"],
+        "step_ms": statistics.median(by_step[step] for start in saved for step in range(start - EVERY // 2, start)),
+        "step_ms_writing": statistics.median(by_step[start + more] for start in saved for more in (1, 2)),
+        "loss_last": rows[-1]["loss"],
+        "seconds": facts["metrics"]["seconds"],
+        "hardware": facts["hardware"],
+        "versions": facts["versions"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="rows to train on")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with SmolLM2's tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--folder", type=Path, help="the disk that is written to")
+    parser.add_argument("--tiny", action="store_true", help="a small shape, to try the script")
+    asked = parser.parse_args()
+    import torch
+
+    gpus = torch.cuda.device_count()
+    with tempfile.TemporaryDirectory(dir=asked.folder) as made:
+        folder = Path(made)
+        make_model(TINY if asked.tiny else SHAPES["135m"], asked.tokenizer.resolve(), folder / "model")
+        started = []
+        for number, beside in enumerate((False, True)):
+            own = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
+            words = command(beside, folder, asked.data.resolve(), 64 if asked.tiny else 2048)
+            started.append(subprocess.Popen(words, env={**os.environ, **own}))
+            if gpus < 2:
+                started[-1].wait()
+        codes = [process.wait() for process in started]
+        assert not any(codes), "a run failed"
+        results = {name: read(folder / run) for name, run in (("waiting", "False"), ("beside", "True"))}
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(results, indent=1) + "\n")
+    for name, result in results.items():
+        print(f"{name:8} stall {result['stall_s']:.3f} s  written in {result['written_s']:.3f} s  step {result['step_ms']:.1f} ms, "
+              f"{result['step_ms_writing']:.1f} ms while writing  loss {result['loss_last']:.4f}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
