@@ -19,6 +19,7 @@ import argparse
 import gc
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def read(words: list[str]) -> dict[str, Any]:
     rows = [row for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
     warm = rows[min(WARM, len(rows) - 2) :]
     return {
-        "words": words[:-1],
+        "words": [re.sub(r"=/.*/", "=", word) for word in words[:-1]],
         "tokens_per_s": round(statistics.median(row["tokens_per_s"] for row in warm)),
         "step_ms": statistics.median(row["step_ms"] for row in warm),
         "data_wait_ms": statistics.median(row["data_wait_ms"] for row in warm),

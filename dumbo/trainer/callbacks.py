@@ -37,6 +37,7 @@ class Wrapped(TrainerCallback):
         wanted = self.run.wrapped_in
         alone = self.run.ranks == 1 and found == "none"  # one rank has nothing to average
         assert found == wanted or alone, f"the model is wrapped in {found}, not in {wanted}"
+        assert getattr(self.trainer.model_wrapped, "gradient_as_bucket_view", True), "DDP copies every gradient"
         self.run.update(parallel=found)
 
 

@@ -43,7 +43,7 @@ from dumbo.trainer.feeding import Feeding, trained_tokens
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import STATE, Saving, seconds_to_save
-from dumbo.trainer.sharded import compute_in_bf16, is_dtensor, shard_on_cpu
+from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 
@@ -104,7 +104,13 @@ class Engine(Feeding, Saving):
     def create_accelerator_and_postprocess(self) -> None:
         """Accelerate's own, and FSDP2 on CPU ranks too, where it would put DDP around the model without a word."""
         AcceleratorState._reset_state()  # of an earlier run in this process, which may have been sharded or bf16
+        if self.args.fsdp_plugin_args is None:
+            forget_sharding()
         super().create_accelerator_and_postprocess()
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.gradient_as_bucket_view = (
+                True  # else every gradient is there twice, and copied
+            )
         if self.args.fsdp_plugin_args is not None and self.args.device.type == "cpu":
             shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True

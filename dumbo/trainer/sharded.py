@@ -7,6 +7,7 @@ the CPU is what runs on GPUs. https://docs.pytorch.org/docs/stable/distributed.f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,12 @@ def shard_on_cpu(accelerator: Accelerator, options: Mapping[str, Any]) -> None:
     state: Any = accelerator.state
     state.fsdp_plugin = FullyShardedDataParallelPlugin(**dict(options))
     state.distributed_type = DistributedType.FSDP
+
+
+def forget_sharding() -> None:
+    """accelerate remembers FSDP in the environment: a later run of this process would be sharded without being asked."""
+    for name in [name for name in os.environ if name == "ACCELERATE_USE_FSDP" or name.startswith("FSDP_")]:
+        del os.environ[name]
 
 
 def compute_in_bf16(accelerator: Accelerator) -> None:

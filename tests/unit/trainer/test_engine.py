@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,20 @@ def test_the_private_methods_that_are_called_are_there_and_listed(name: str) -> 
     assert callable(getattr(Trainer, name))
     (module,) = [module for module in MIXINS.values() if f"self.{name}(" in inspect.getsource(module)]
     assert name in (module.__doc__ or "")
+
+
+def test_an_earlier_sharded_run_of_this_process_leaves_nothing(shared: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """accelerate leaves its wish for FSDP in the environment; on a GPU the next run would be sharded."""
+    from accelerate.utils import DistributedType
+
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    seen: list[Any] = []
+    small_run(tmp_path / "run", shared, max_steps=1, before=on_trainer(seen.append))
+    (trainer,) = seen
+    assert trainer.accelerator.distributed_type == DistributedType.NO
+    assert not trainer.is_fsdp_enabled
+    assert "ACCELERATE_USE_FSDP" not in os.environ
 
 
 # ---- evaluation --------------------------------------------------------------------------------------------------
