@@ -141,6 +141,7 @@ class Engine(Feeding, Saving):
         loss are one (Liger), that is so in evaluation too: all logits are never held at once.
         """
         assert num_items_in_batch is not None
+        self._free_bounds(inputs)
         if self.model_accepts_loss_kwargs:
             if self.fused_loss and not return_outputs and self.label_smoother is None:
                 inputs = {**inputs, "skip_logits": True}
@@ -154,6 +155,13 @@ class Engine(Feeding, Saving):
         )
         loss = poisoned(total / num_items_in_batch * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
+
+    def _free_bounds(self, inputs: Any) -> None:
+        """Compiled layers take any number of documents: everything else about a batch with room is the same each time."""
+        if self.collate.room is not None:
+            for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+                if name in inputs:
+                    torch._dynamo.maybe_mark_dynamic(inputs[name], 0)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

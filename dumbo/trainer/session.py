@@ -13,6 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from dumbo.batch import Batch
 from dumbo.launch.world import DISK
+from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
@@ -20,7 +21,7 @@ from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
 from dumbo.trainer.callbacks import Flow, Progress, Wrapped
 from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
-from dumbo.trainer.collate import Collate, Examples, Layout
+from dumbo.trainer.collate import Collate, Examples, Room
 from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
@@ -111,8 +112,14 @@ class Session:
         trainer.remove_callback(ProgressCallback)
         if run.wrapped_in == "FSDP2":
             place_whole(self.model, trainer.args.device)
+        room = Room(batch.micro * data.max_seq_len, data.max_seq_len) if compiled_layers(self.model) else None
         self.layout, self.isolation = choose_layout(
-            self.model, self.sft.packing, run.attn_implementation, bf16=trainer.args.bf16, longest=data.max_seq_len
+            self.model,
+            self.sft.packing,
+            run.attn_implementation,
+            bf16=trainer.args.bf16,
+            longest=data.max_seq_len,
+            room=room,
         )
         trainer.equip(
             store=data.train.store,
@@ -124,9 +131,9 @@ class Session:
                 None if self.packs is not None else data.train.lengths,
                 run.world.rank,
             ),
-            collate=self._collate(data.train, self.layout),
+            collate=self._collate(data.train, room),
             eval_examples=held_out,
-            eval_collate=self._collate(data.eval, self.layout) if data.eval is not None else None,
+            eval_collate=self._collate(data.eval, room) if data.eval is not None else None,
             checkpoints=checkpoints,
             on_row=self._on_row,
             world=run.world,
@@ -159,9 +166,9 @@ class Session:
     def _pack(self, split: Split, seed: int) -> Packs | None:
         return pack(split.lengths, split.documents, self.data.max_seq_len, seed) if self.sft.packing else None
 
-    def _collate(self, split: Split, layout: Layout) -> Collate:
+    def _collate(self, split: Split, room: Room | None) -> Collate:
         pad = self.tokenizer.pad_token_id
-        return Collate(split.store, layout, pad if pad is not None else 0)
+        return Collate(split.store, self.layout, pad if pad is not None else 0, room)
 
     def _resume(self, trainer: SftTrainer, steps: int) -> Path | None:
         """The checkpoint to go on from, with counters and metrics.jsonl set back to it."""
