@@ -79,12 +79,15 @@ class Collate:
         layout: see the module.
         pad_id: what fills padding (never looked at).
         room: of layout tokens; None: as long as the documents are.
+        places: also say, under `loss_at`, which tokens bear a loss: (n,) places in the flattened batch, of the tokens
+            before the labelled ones.
     """
 
     store: Store
     layout: Layout
     pad_id: int
     room: Room | None = None
+    places: bool = False
 
     def __call__(self, examples: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
         """Tensors for the model, and under `documents` the numbers of the documents, for reports.
@@ -100,6 +103,12 @@ class Collate:
         else:
             batch = self._padded([int(example[0]) for example in examples])
         batch["documents"] = np.concatenate(list(examples))
+        return self._with_places(batch)
+
+    def _with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.places:
+            targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+            batch["loss_at"] = torch.nonzero(targets.flatten() != IGNORE).flatten()
         return batch
 
     def _unlabelled(self) -> dict[str, Any]:
@@ -107,7 +116,7 @@ class Collate:
         batch = self([np.array([shortest])])
         batch["labels"] = torch.full_like(batch["labels"], IGNORE)
         batch["documents"] = np.array([], dtype=np.int64)
-        return batch
+        return self._with_places(batch)
 
     def _tokens(self, documents: NDArray[np.int64]) -> dict[str, Any]:
         lengths = np.asarray(self.store.lengths[documents], np.int64)

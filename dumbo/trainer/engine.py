@@ -88,7 +88,9 @@ class Engine(Feeding, Saving):
         self.on_bad, self.max_bad_steps = on_bad, max_bad_steps
         self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
-        self.fused_loss = "skip_logits" in inspect.signature(base_of(self.model).forward).parameters  # Liger's
+        self.fused_loss = (
+            "skip_logits" in inspect.signature(base_of(self.model).forward).parameters
+        )  # Liger's, chunked_loss
         self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
         self.evaluate_first = False
         self.eval_seconds = 0.0

@@ -13,6 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from dumbo.batch import Batch
 from dumbo.launch.world import DISK
+from dumbo.patch.chunked_loss import takes_places
 from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
 from dumbo.prepare.packing import Packs, pack
@@ -32,7 +33,7 @@ from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
-from dumbo.verify.quick import accumulation_proof, unlike_documents
+from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -168,7 +169,7 @@ class Session:
 
     def _collate(self, split: Split, room: Room | None) -> Collate:
         pad = self.tokenizer.pad_token_id
-        return Collate(split.store, self.layout, pad if pad is not None else 0, room)
+        return Collate(split.store, self.layout, pad if pad is not None else 0, room, takes_places(self.model))
 
     def _resume(self, trainer: SftTrainer, steps: int) -> Path | None:
         """The checkpoint to go on from, with counters and metrics.jsonl set back to it."""
@@ -243,6 +244,8 @@ class Session:
             else:
                 tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
                 proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
+                if trainer.fused_loss:
+                    proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
         self.run.console.row("proofs", "\n".join(proofs))
         self.run.update(proofs=proofs)
 
