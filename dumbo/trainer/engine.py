@@ -35,6 +35,7 @@ from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.patch.modules import base_of
 from dumbo.prepare.store import Store
+from dumbo.trainer.ahead import Ahead
 from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples
@@ -66,6 +67,7 @@ class Engine(Feeding, Saving):
         world: World,
         on_bad: Callable[[str], None] = lambda text: None,
         max_bad_steps: int = 5,
+        prefetch: bool = False,
     ) -> None:
         """Gives the trainer its data, its checkpoints and where its numbers go.
 
@@ -78,6 +80,7 @@ class Engine(Feeding, Saving):
             world: the ranks of the run.
             on_bad: told of skipped steps and of going back.
             max_bad_steps: so many skipped steps in a row lead back to the last checkpoint.
+            prefetch: make batches one step ahead in a thread; loader workers do that already.
         """
         self.world = world
         self.store, self.examples, self.order, self.collate = store, examples, sampler, collate
@@ -88,6 +91,7 @@ class Engine(Feeding, Saving):
         self.on_bad, self.max_bad_steps = on_bad, max_bad_steps
         self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
+        self.ahead = Ahead(self.args.device) if prefetch and not self.args.dataloader_num_workers else None
         self.fused_loss = (
             "skip_logits" in inspect.signature(base_of(self.model).forward).parameters
         )  # Liger's, chunked_loss
@@ -271,7 +275,7 @@ class Engine(Feeding, Saving):
 
 
 class _Beginnings(TrainerCallback):
-    """At the start of training and of each epoch."""
+    """At the start of training and of each epoch, and at the end."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -281,6 +285,11 @@ class _Beginnings(TrainerCallback):
         self.engine.interval = Interval()
         if self.engine.evaluate_first:
             self.engine.evaluate_left_out()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.engine.ahead is not None:
+            self.engine.ahead.close()
+            self.engine.ahead = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # At the start of an epoch, and on resuming inside one. Trainer itself counts epochs in this way.

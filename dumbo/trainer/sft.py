@@ -48,6 +48,7 @@ class Sft:
         eval_at_start: held-out loss before the first step.
         save_total_limit: checkpoints kept, the best one not counted.
         load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
+        prefetch: on a GPU, the next step's batches are made while this one trains.
         max_bad_steps: steps in a row with a loss or gradient that is not finite (each is skipped, and named), after
             which weights and optimizer go back to the last checkpoint; the second time the run ends.
         num_samples: held-out prompts for samples.md.
@@ -78,6 +79,7 @@ class Sft:
     save_total_limit: int = 2
     load_best_at_end: bool = False
     log_every: int = 1
+    prefetch: bool = True
     max_bad_steps: int = 5
     num_samples: int = 3
     num_answers: int = 100
