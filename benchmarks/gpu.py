@@ -32,7 +32,7 @@ VARIANTS: dict[str, list[str]] = {
 }
 """Name -> patches beside LoRA's. "trl" is the peer."""
 FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.lr=1e-4",
-         "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single"]  # fmt: skip
+         "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single", "performance=off"]  # fmt: skip
 
 
 def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:

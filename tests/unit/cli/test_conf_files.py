@@ -143,7 +143,7 @@ def test_the_top_of_the_config_is_its_options() -> None:
     assert own == {*SECTIONS, *(field.name for field in dataclasses.fields(Options))}
     for name, cls in SECTIONS.items():
         assert stated[name] == dataclasses.asdict(cls()), name
-    assert all(stated[field.name] is None for field in dataclasses.fields(Options))
+    assert all(stated[field.name] == field.default for field in dataclasses.fields(Options))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
