@@ -80,6 +80,7 @@ class Compile:
         import torch
 
         torch.compiler.reset()  # graphs of an earlier run in this process would count against the limit of variants
+        base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
         for layer in decoder_layers(model):
             layer.compile(backend=self.backend)
         self.evidence(model)

@@ -176,6 +176,17 @@ class Collate:
         return ids, torch.full_like(ids, IGNORE)
 
 
+def leave_documents_free(batch: dict[str, Any]) -> None:
+    """Compiled layers are to take any number of documents; all else about a batch with room is the same each time.
+
+    Args:
+        batch: on its device, as the model gets it (a tensor forgets the mark when it is moved).
+    """
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        if name in batch:
+            torch._dynamo.maybe_mark_dynamic(batch[name], 0)
+
+
 def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     """(T,) positions counting from 0 in each document."""
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)

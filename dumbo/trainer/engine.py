@@ -38,7 +38,7 @@ from dumbo.prepare.store import Store
 from dumbo.trainer.ahead import Ahead
 from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
 from dumbo.trainer.checkpoint import Checkpoints
-from dumbo.trainer.collate import Collate, Examples
+from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding, trained_tokens
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
@@ -147,7 +147,8 @@ class Engine(Feeding, Saving):
         loss are one (Liger), that is so in evaluation too: all logits are never held at once.
         """
         assert num_items_in_batch is not None
-        self._free_bounds(inputs)
+        if self.collate.room is not None:
+            leave_documents_free(inputs)
         if self.model_accepts_loss_kwargs:
             if self.fused_loss and not return_outputs and self.label_smoother is None:
                 inputs = {**inputs, "skip_logits": True}
@@ -161,13 +162,6 @@ class Engine(Feeding, Saving):
         )
         loss = poisoned(total / num_items_in_batch * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
-
-    def _free_bounds(self, inputs: Any) -> None:
-        """Compiled layers take any number of documents: everything else about a batch with room is the same each time."""
-        if self.collate.room is not None:
-            for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
-                if name in inputs:
-                    torch._dynamo.maybe_mark_dynamic(inputs[name], 0)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dumbo.patch.modules import base_of
-from dumbo.trainer.collate import Collate, Layout, Room
+from dumbo.trainer.collate import Collate, Layout, Room, leave_documents_free
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -128,6 +128,8 @@ def _logits(
         for key, value in batch.items()
         if key not in ("labels", "documents")
     }
+    if room is not None:
+        leave_documents_free(moved)
     was_training = model.training
     model.eval()
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16 or model.dtype == torch.bfloat16)

@@ -165,3 +165,20 @@ def test_attention_is_traced_without_a_break(monkeypatch: Any) -> None:
     assert len(graphs) == 1, "the number of documents is no reason to compile anew"
     assert any("varlen_attn" in str(node.target) for node in graphs[0].graph.nodes)
     torch.compiler.reset()
+
+
+def test_asking_the_device_and_autocast_is_a_constant_to_the_compiler(monkeypatch: Any) -> None:
+    """What `varlen.usable` asks, which the test above leaves out: no break, and the answers are right."""
+    monkeypatch.setattr(varlen, "_capability", lambda device: (9, 0))
+
+    def asked(value: torch.Tensor) -> torch.Tensor:
+        if varlen._has_kernel(value.device.index or 0) and varlen.arithmetic(value) == torch.bfloat16:
+            return value + 1
+        return value - 1
+
+    torch.compiler.reset()
+    compiled = torch.compile(asked, backend="eager", fullgraph=True)
+    for kind, half, wanted in ((torch.float32, False, -1), (torch.bfloat16, False, 1), (torch.float32, True, 1)):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            assert compiled(torch.zeros(3, dtype=kind)).tolist() == [wanted] * 3
+    torch.compiler.reset()
