@@ -30,7 +30,7 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerState
 
-from dumbo.errors import RunFailed
+from dumbo.errors import RunFailed, UserError
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.patch.modules import base_of
@@ -40,6 +40,7 @@ from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding, trained_tokens
+from dumbo.trainer.masters import keep_masters
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import STATE, Saving, seconds_to_save
@@ -68,6 +69,7 @@ class Engine(Feeding, Saving):
         on_bad: Callable[[str], None] = lambda text: None,
         max_bad_steps: int = 5,
         prefetch: bool = False,
+        master_weights: bool = False,
     ) -> None:
         """Gives the trainer its data, its checkpoints and where its numbers go.
 
@@ -81,6 +83,7 @@ class Engine(Feeding, Saving):
             on_bad: told of skipped steps and of going back.
             max_bad_steps: so many skipped steps in a row lead back to the last checkpoint.
             prefetch: make batches one step ahead in a thread; loader workers do that already.
+            master_weights: the optimizer steps on float32 masters of weights in half precision.
         """
         self.world = world
         self.store, self.examples, self.order, self.collate = store, examples, sampler, collate
@@ -91,6 +94,8 @@ class Engine(Feeding, Saving):
         self.on_bad, self.max_bad_steps = on_bad, max_bad_steps
         self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
+        self.master_weights = master_weights
+        self.fixed_shapes = collate.room is not None
         self.ahead = Ahead(self.args.device) if prefetch and not self.args.dataloader_num_workers else None
         self.fused_loss = (
             "skip_logits" in inspect.signature(base_of(self.model).forward).parameters
@@ -117,6 +122,10 @@ class Engine(Feeding, Saving):
         """Trainer's own, without groups that hold nothing (with LoRA no bias or norm trains): torch cannot restore them."""
         optimizer: Any = super().create_optimizer(*args, **kwargs)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        if self.master_weights:
+            if self.is_fsdp_enabled:
+                raise UserError("trainer.master_weights is not for sharded models, whose weights are float32 already.")
+            keep_masters(optimizer)
         return optimizer
 
     # ---- loss -------------------------------------------------------------------------------------------------
@@ -147,7 +156,7 @@ class Engine(Feeding, Saving):
         loss are one (Liger), that is so in evaluation too: all logits are never held at once.
         """
         assert num_items_in_batch is not None
-        if self.collate.room is not None:
+        if self.fixed_shapes:
             leave_documents_free(inputs)
         if self.model_accepts_loss_kwargs:
             if self.fused_loss and not return_outputs and self.label_smoother is None:

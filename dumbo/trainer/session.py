@@ -140,6 +140,7 @@ class Session:
             world=run.world,
             on_bad=lambda text: self._bar.note("skipped", text),
             max_bad_steps=self.sft.max_bad_steps,
+            master_weights=self.sft.master_weights,
             prefetch=self.sft.prefetch and trainer.args.device.type == "cuda",
         )
         trainer.add_callback(Wrapped(trainer, run))
