@@ -13,7 +13,7 @@ from dumbo.errors import UserError
 
 
 def conflicts(patches: Mapping[str, Any]) -> list[str]:
-    """Pairs of chosen patches that one of the two says cannot go together."""
+    """Pairs of chosen patches that one of the two says cannot go together, or not as they are set."""
     faults, seen = [], set()
     for name, patch in patches.items():
         for other in getattr(patch, "conflicts", ()):
@@ -23,6 +23,8 @@ def conflicts(patches: Mapping[str, Any]) -> list[str]:
                 faults.append(
                     f"patch.{name} and patch.{other} cannot be used together.\n  Leave one out: patch=[{_without(patches, other)}]"
                 )
+        if (ask := getattr(patch, "conflicts_with", None)) is not None:
+            faults += ask({other: one for other, one in patches.items() if other != name})
     return faults
 
 

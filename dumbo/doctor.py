@@ -185,7 +185,7 @@ def _varlen() -> str:
 
 
 def _compiler() -> str:
-    """Looked for only: a first compilation takes longer than all the rest, and no patch uses it yet."""
+    """Looked for only: a first compilation takes longer than all the rest."""
     import torch
 
     if torch.cuda.is_available():

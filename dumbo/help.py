@@ -60,7 +60,8 @@ def help_text(command: Command) -> str:
         )
     lines += [
         "",
-        "Keys of a run: run_dir=PATH, resume=auto|RUN, repeat=RUN, sweep_dir=PATH, verify.mode=quick|off",
+        "Keys of a run: run_dir=PATH, resume=auto|RUN, repeat=RUN, sweep_dir=PATH, verify.mode=quick|off,",
+        "performance=auto|off",
         "",
         "Flags",
         "  --info GROUP          a group's keys, each with what it does (dumbo --info trainer)",

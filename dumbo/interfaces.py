@@ -6,6 +6,8 @@ nothing heavy; the one method does the work. A plugin may also have
     problems(self) -> Iterable[str]
         what the disk or the installation lacks (a missing file, an extra that is not installed), found before
         anything heavy is imported; each becomes part of the one report of `check.py`.
+    conflicts_with(self, others: Mapping[str, Patch]) -> Iterable[str]
+        of a patch: what it cannot do beside the other patches as they are set; each is part of the same report.
     check_data(self, data: PreparedSplits, run: RunDir) -> None
         of a trainer: raises a UserError for what the prepared data does not allow, before any weights are loaded.
 """

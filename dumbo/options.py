@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dumbo.errors import UserError
+from dumbo.suggest import did_you_mean
 
 Format = Literal["text", "json"]
+FASTER = ("chunked_loss", "compile")
+"""The patches that `performance` may add."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,8 @@ class Options:
         resume: "auto" or a run's folder; null: a new run.
         repeat: a run's folder to do again, with what is typed besides on top.
         run: the run that `chat` reads: a folder, or "last".
+        performance: "auto": on a GPU, patches that make a step faster are added where they are proven right (see FASTER);
+            a list of some of them: only these; "off": none. Patches that were chosen stay as they are.
     """
 
     run_dir: str | None = None
@@ -106,6 +111,17 @@ class Options:
     resume: str | None = None
     repeat: str | None = None
     run: str | None = None
+    performance: str | list[str] = "auto"
+
+    def __post_init__(self) -> None:
+        named = self.performance
+        unknown = [name for name in named if name not in FASTER] if isinstance(named, list) else []
+        if unknown or (isinstance(named, str) and named not in ("auto", "off")):
+            wrong = unknown[0] if unknown else named
+            raise UserError(
+                f"performance has no choice '{wrong}'.{did_you_mean(str(wrong), ('auto', 'off', *FASTER))}\n"
+                f"  Write performance=auto, performance=off, or some of [{','.join(FASTER)}]"
+            )
 
 
 SECTIONS = {"verify": VerifyOptions, "preview": PreviewOptions, "chat": ChatOptions, "doctor": DoctorOptions}

@@ -14,7 +14,7 @@ from dumbo.outputs.claim import enter
 from dumbo.outputs.lifecycle import closing, silence_libraries
 from dumbo.outputs.model_card import write_model_card
 from dumbo.outputs.summary import show_end
-from dumbo.patch import order
+from dumbo.patch import auto, order
 from dumbo.tracker.tracking import tracking
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     if run.verify_quick:
         run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
 
+    patches = auto.added(plugins, patches, tokenizer, data, run)
     usable = {
         name: patch for name, patch in patches.items() if not run.left_out(name, order.why_unavailable(name, patch))
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumbo.generate import Generation
 from dumbo.outputs import samples
+from dumbo.patch.compile import as_written
 from dumbo.trainer.sharded import is_sharded
 
 if TYPE_CHECKING:
@@ -70,10 +71,13 @@ class Answers:
         """
         world = self.run.world
         if world.size == 1 or is_sharded(self.model):
-            return samples.ask(self.model, self.tokenizer, asked, how) if asked else []
-        own = asked[world.rank :: world.size]
-        answered = world.gather(samples.ask(self.model, self.tokenizer, own, how) if own else [])
+            return self._answered(asked, how)
+        answered = world.gather(self._answered(asked[world.rank :: world.size], how))
         return [answered[place % world.size][place // world.size] for place in range(len(asked))]
+
+    def _answered(self, asked: list[samples.Question], how: Any) -> list[str]:
+        with as_written(self.model):
+            return samples.ask(self.model, self.tokenizer, asked, how) if asked else []
 
     def after(self, before: list[str]) -> dict[str, Any]:
         """Samples, and exact match where the data has answers."""

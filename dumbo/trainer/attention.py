@@ -98,6 +98,22 @@ def isolated_attention(
     if varlen.usable(query, value, float(kwargs.get("dropout") or 0.0)):
         longest = int(kwargs.get("max_length_q") or query.shape[2])
         return varlen.attend(query, key, value, cu_seq_lens_q, longest, sliding_window, kwargs.get("scaling")), None
+    return _in_groups(module, query, key, value, cu_seq_lens_q, sliding_window, **kwargs), None
+
+
+@torch.compiler.disable
+def _in_groups(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_lens_q: torch.Tensor,
+    sliding_window: int | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """`isolated_attention` group by group. Its shapes follow the documents' lengths: no compiled graph holds them."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     for name in ("cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", "use_cache"):
         kwargs.pop(name, None)
     plan = _plan(cu_seq_lens_q)
@@ -109,7 +125,8 @@ def isolated_attention(
         out, _ = sdpa_attention_forward(module, q, k, v, _window(length, sliding_window, q.device), **kwargs)
         outputs.append(out.flatten(0, 1))  # (n * L, heads, width)
     together = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    return _PutBack.apply(together, plan.take, plan.real)[None], None
+    put_back: torch.Tensor = _PutBack.apply(together, plan.take, plan.real)
+    return put_back[None]
 
 
 class _Gather(torch.autograd.Function):

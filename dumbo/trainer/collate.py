@@ -1,12 +1,14 @@
 """Documents -> the tensors of a micro batch. Padding is known by length, never by the pad token's id.
 
-packed      one token axis (1, T): documents end to end, position_ids restarting, cu_seq_lens where they begin
+packed      one token axis (1, T): documents end to end, position_ids restarting, cu_seq_lens where they begin; with
+            `room` T is the same for every batch
 packed rows (B, T): one pack a row, for models whose attention isolates documents by position_ids alone
 padded      (B, T): one document a row, right-padded
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +22,8 @@ from dumbo.prepare.packing import Packs
 from dumbo.prepare.store import Store
 
 Layout = Literal["tokens", "rows", "padded"]
+BOUNDS_IN = 64
+"""With room, the number of documents is a multiple of this: empty ones at the end fill it up. Many more would cost."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,31 @@ class Examples(torch.utils.data.Dataset[NDArray[np.int64]]):
 
 
 @dataclass(frozen=True)
+class Room:
+    """What the token axis of every batch has room for, so that compiled layers see one shape.
+
+    Attributes:
+        tokens: its length; what the documents leave of it is padding.
+        longest: tokens of the longest document there can be; padding is cut into documents of at most that.
+    """
+
+    tokens: int
+    longest: int
+
+    def holding(self, lengths: Sequence[int]) -> Room:
+        """This room, or a larger one, for documents of these lengths."""
+        longest = max(self.longest, *lengths)
+        tokens = self.tokens if sum(lengths) <= self.tokens else longest * math.ceil(sum(lengths) / longest)
+        return Room(tokens, longest)
+
+    def left_by(self, total: int) -> list[int]:
+        """Lengths of the documents that padding consists of, past `total` tokens."""
+        assert total <= self.tokens, f"{total} tokens are packed where there is room for {self.tokens}"
+        whole, rest = divmod(self.tokens - total, self.longest)
+        return [self.longest] * whole + [rest] * (rest > 0)
+
+
+@dataclass(frozen=True)
 class Collate:
     """Makes a micro batch of examples.
 
@@ -49,11 +78,16 @@ class Collate:
         store: where the documents are.
         layout: see the module.
         pad_id: what fills padding (never looked at).
+        room: of layout tokens; None: as long as the documents are.
+        places: also say, under `loss_at`, which tokens bear a loss: (n,) places in the flattened batch, of the tokens
+            before the labelled ones.
     """
 
     store: Store
     layout: Layout
     pad_id: int
+    room: Room | None = None
+    places: bool = False
 
     def __call__(self, examples: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
         """Tensors for the model, and under `documents` the numbers of the documents, for reports.
@@ -69,6 +103,12 @@ class Collate:
         else:
             batch = self._padded([int(example[0]) for example in examples])
         batch["documents"] = np.concatenate(list(examples))
+        return self._with_places(batch)
+
+    def _with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        if self.places:
+            targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+            batch["loss_at"] = torch.nonzero(targets.flatten() != IGNORE).flatten()
         return batch
 
     def _unlabelled(self) -> dict[str, Any]:
@@ -76,14 +116,23 @@ class Collate:
         batch = self([np.array([shortest])])
         batch["labels"] = torch.full_like(batch["labels"], IGNORE)
         batch["documents"] = np.array([], dtype=np.int64)
-        return batch
+        return self._with_places(batch)
 
     def _tokens(self, documents: NDArray[np.int64]) -> dict[str, Any]:
-        lengths = self.store.lengths[documents]
+        lengths = np.asarray(self.store.lengths[documents], np.int64)
         ids, labels = self._joined(documents)
+        longest = int(lengths.max())
+        if self.room is not None:
+            past = self.room.left_by(int(lengths.sum()))
+            ids, labels = (
+                torch.nn.functional.pad(tensor, (0, sum(past)), value=filling)
+                for tensor, filling in ((ids, self.pad_id), (labels, IGNORE))
+            )
+            lengths = np.concatenate([lengths, np.array(past, np.int64)])
+            lengths = np.pad(lengths, (0, -len(lengths) % BOUNDS_IN))
+            longest = self.room.longest
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         boundaries = torch.from_numpy(ends)
-        longest = int(lengths.max())
         return {
             "input_ids": ids[None],
             "labels": labels[None],
@@ -125,6 +174,17 @@ class Collate:
     def _empty(self, rows: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
         ids = torch.full((rows, width), self.pad_id, dtype=torch.long)
         return ids, torch.full_like(ids, IGNORE)
+
+
+def leave_documents_free(batch: dict[str, Any]) -> None:
+    """Compiled layers are to take any number of documents; all else about a batch with room is the same each time.
+
+    Args:
+        batch: on its device, as the model gets it (a tensor forgets the mark when it is moved).
+    """
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        if name in batch:
+            torch._dynamo.maybe_mark_dynamic(batch[name], 0)
 
 
 def _positions(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

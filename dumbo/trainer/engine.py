@@ -30,16 +30,18 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerState
 
-from dumbo.errors import RunFailed
+from dumbo.errors import RunFailed, UserError
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.patch.modules import base_of
 from dumbo.prepare.store import Store
+from dumbo.trainer.ahead import Ahead
 from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
 from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
-from dumbo.trainer.collate import Collate, Examples
+from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding, trained_tokens
+from dumbo.trainer.masters import keep_masters
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import STATE, Saving, seconds_to_save
@@ -66,6 +68,8 @@ class Engine(Feeding, Saving):
         on_unsaved: Callable[[str], None] = lambda text: None,
         max_bad_steps: int = 5,
         save_beside: bool = False,
+        prefetch: bool = False,
+        master_weights: bool = False,
     ) -> None:
         """Gives the trainer its data, its checkpoints and where its numbers go.
 
@@ -80,6 +84,8 @@ class Engine(Feeding, Saving):
             on_unsaved: told of a checkpoint that could not be written while training goes on.
             max_bad_steps: so many skipped steps in a row lead back to the last checkpoint.
             save_beside: checkpoints are written while training goes on.
+            prefetch: make batches one step ahead in a thread; loader workers do that already.
+            master_weights: the optimizer steps on float32 masters of weights in half precision.
         """
         self.world = world
         self.store, self.examples, self.order, self.collate = store, examples, sampler, collate
@@ -90,7 +96,12 @@ class Engine(Feeding, Saving):
         self.on_bad, self.on_unsaved, self.max_bad_steps = on_bad, on_unsaved, max_bad_steps
         self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
-        self.fused_loss = "skip_logits" in inspect.signature(base_of(self.model).forward).parameters  # Liger's
+        self.master_weights = master_weights
+        self.fixed_shapes = collate.room is not None
+        self.ahead = Ahead(self.args.device) if prefetch and not self.args.dataloader_num_workers else None
+        self.fused_loss = (
+            "skip_logits" in inspect.signature(base_of(self.model).forward).parameters
+        )  # Liger's, chunked_loss
         self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
         self.evaluate_first = False
         self.eval_seconds = 0.0
@@ -121,6 +132,10 @@ class Engine(Feeding, Saving):
         """Trainer's own, without groups that hold nothing (with LoRA no bias or norm trains): torch cannot restore them."""
         optimizer: Any = super().create_optimizer(*args, **kwargs)
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        if self.master_weights:
+            if self.is_fsdp_enabled:
+                raise UserError("trainer.master_weights is not for sharded models, whose weights are float32 already.")
+            keep_masters(optimizer)
         return optimizer
 
     # ---- loss -------------------------------------------------------------------------------------------------
@@ -151,6 +166,8 @@ class Engine(Feeding, Saving):
         loss are one (Liger), that is so in evaluation too: all logits are never held at once.
         """
         assert num_items_in_batch is not None
+        if self.fixed_shapes:
+            leave_documents_free(inputs)
         if self.model_accepts_loss_kwargs:
             if self.fused_loss and not return_outputs and self.label_smoother is None:
                 inputs = {**inputs, "skip_logits": True}
@@ -272,7 +289,7 @@ class Engine(Feeding, Saving):
 
 
 class _Beginnings(TrainerCallback):
-    """At the start of training and of each epoch."""
+    """At the start of training and of each epoch, and at the end."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -282,6 +299,11 @@ class _Beginnings(TrainerCallback):
         self.engine.interval = Interval()
         if self.engine.evaluate_first:
             self.engine.evaluate_left_out()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.engine.ahead is not None:
+            self.engine.ahead.close()
+            self.engine.ahead = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # At the start of an epoch, and on resuming inside one. Trainer itself counts epochs in this way.

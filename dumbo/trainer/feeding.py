@@ -19,6 +19,7 @@ from transformers import Trainer
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.prepare.store import Store
+from dumbo.trainer.ahead import Ahead, moved, pulled
 from dumbo.trainer.collate import Collate, Examples
 from dumbo.trainer.progress import Counters, Interval
 from dumbo.trainer.sampler import GlobalBatches
@@ -44,6 +45,7 @@ class Feeding(_Base):
     counters: Counters
     interval: Interval
     pending: deque[NDArray[Any]]
+    ahead: Ahead | None
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches in the sampler's order. Not prepared by accelerate: the sampler already is what a rank trains on."""
@@ -80,7 +82,8 @@ class Feeding(_Base):
     ) -> tuple[list[Any], torch.Tensor]:
         """The micro batches of a step and the trained tokens in all of them; counts, and times the waiting."""
         began = time.perf_counter()
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        take = pulled if self.ahead is None else self.ahead.take
+        batches = take(epoch_iterator, num_batches)
         self.interval.waited += time.perf_counter() - began
         self.interval.steps += 1
         for batch in batches:
@@ -92,7 +95,10 @@ class Feeding(_Base):
         self.counters.documents += len(documents)
         self.counters.tokens += int(lengths.sum())
         self.interval.add(lengths)
-        return batches, torch.tensor(max(1, trained), device=device)
+        if device.type == "cuda":
+            batches = [moved(batch, device) for batch in batches]
+        # filled on the device: copying a number there would wait for all that was launched before
+        return batches, torch.full((), max(1, trained), dtype=torch.long, device=device)
 
     def documents_of_step(self, number: int) -> NDArray[np.int64]:
         """The documents of an optimizer step (from 0) on all ranks: known without asking them, the order is a function."""

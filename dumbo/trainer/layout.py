@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from dumbo.errors import ProofFailed
+from dumbo.patch.compile import as_written
 from dumbo.patch.modules import base_of
 from dumbo.trainer import attention
-from dumbo.trainer.collate import Layout
+from dumbo.trainer.collate import Layout, Room
 from dumbo.verify.pack_leak import Leak, lengths_past, probe_alone, probe_packing
 
 if TYPE_CHECKING:
@@ -25,7 +26,13 @@ TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
 
 
 def choose_layout(
-    model: PreTrainedModel, packing: bool, attn_implementation: str, *, bf16: bool = False, longest: int = 1 << 30
+    model: PreTrainedModel,
+    packing: bool,
+    attn_implementation: str,
+    *,
+    bf16: bool = False,
+    longest: int = 1 << 30,
+    room: Room | None = None,
 ) -> tuple[Layout, str]:
     """The layout for a model, and its proof in words.
 
@@ -34,6 +41,7 @@ def choose_layout(
         attn_implementation: `model.attn_implementation`; auto lets dumbo choose.
         bf16: whether training computes in bf16: probed is what will run.
         longest: tokens of the longest document; a window or chunk of attention shorter than that is probed too.
+        room: of the token axis in training, where layers are compiled; None: no fixed one.
 
     Raises:
         ProofFailed: packed documents would see each other, in every layout this model can take.
@@ -44,7 +52,10 @@ def choose_layout(
     before = base.config._attn_implementation
     vocab_size = base.config.get_text_config().vocab_size
     sizes = lengths_past(base.config.get_text_config(), longest)
-    alone = probe_alone(model, vocab_size, bf16, sizes)  # by the model's own attention: any other must give the same
+    with as_written(model):
+        alone = probe_alone(
+            model, vocab_size, bf16, sizes
+        )  # by the model's own attention: any other must give the same
     tried: list[str] = []
     for layout, implementation in _candidates(attn_implementation, before):
         if implementation == attention.NAME:
@@ -54,7 +65,7 @@ def choose_layout(
                 continue
             base.set_attn_implementation(implementation)
         try:
-            found = probe_packing(model, layout, vocab_size, alone, bf16, sizes)
+            found = _probed(model, layout, vocab_size, alone, bf16, sizes, room)
         except attention.CannotIsolate as error:
             tried.append(f"{implementation}: {error}")
             continue
@@ -67,6 +78,22 @@ def choose_layout(
         f"{type(base).__name__} cannot keep packed documents apart here ({'; '.join(tried) or 'no attention to try'}).\n"
         "  Write trainer.packing=false"
     )
+
+
+def _probed(
+    model: PreTrainedModel,
+    layout: Layout,
+    vocab_size: int,
+    alone: torch.Tensor,
+    bf16: bool,
+    sizes: tuple[int, int, int],
+    room: Room | None,
+) -> Leak:
+    """One token axis is probed with the room and the layers of training, other layouts without compiling their shapes."""
+    if layout == "tokens":
+        return probe_packing(model, layout, vocab_size, alone, bf16, sizes, room)
+    with as_written(model):
+        return probe_packing(model, layout, vocab_size, alone, bf16, sizes)
 
 
 def _candidates(asked: str, own: str) -> list[tuple[Layout, str]]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def dtype_for(plugins: Plugins, patches: Mapping[str, Any]) -> torch.dtype:
-    """float32 for weights that train, bfloat16 for weights frozen under bf16 arithmetic, unless `model.dtype` says."""
+    """float32 for weights that train without other masters, bfloat16 for the others under bf16, unless `model.dtype` says."""
     precision = resolved_precision(getattr(plugins.trainer, "precision", "auto"))
-    return weights_dtype(getattr(plugins.model, "dtype", "auto"), precision, frozen=freezes_base(patches))
+    in_half = freezes_base(patches) or getattr(plugins.trainer, "master_weights", False)
+    return weights_dtype(getattr(plugins.model, "dtype", "auto"), precision, frozen=in_half)

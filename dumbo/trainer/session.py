@@ -13,6 +13,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from dumbo.batch import Batch
 from dumbo.launch.world import DISK
+from dumbo.patch.chunked_loss import takes_places
+from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
@@ -20,7 +22,7 @@ from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
 from dumbo.trainer.callbacks import Flow, Progress, StateMemory, Wrapped
 from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
-from dumbo.trainer.collate import Collate, Examples, Layout
+from dumbo.trainer.collate import Collate, Examples, Room
 from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
@@ -31,7 +33,7 @@ from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
-from dumbo.verify.quick import accumulation_proof, unlike_documents
+from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,8 +114,14 @@ class Session:
         trainer.remove_callback(ProgressCallback)
         if run.wrapped_in == "FSDP2":
             place_whole(self.model, trainer.args.device)
+        room = Room(batch.micro * data.max_seq_len, data.max_seq_len) if compiled_layers(self.model) else None
         self.layout, self.isolation = choose_layout(
-            self.model, self.sft.packing, run.attn_implementation, bf16=trainer.args.bf16, longest=data.max_seq_len
+            self.model,
+            self.sft.packing,
+            run.attn_implementation,
+            bf16=trainer.args.bf16,
+            longest=data.max_seq_len,
+            room=room,
         )
         trainer.equip(
             store=data.train.store,
@@ -125,9 +133,9 @@ class Session:
                 None if self.packs is not None else data.train.lengths,
                 run.world.rank,
             ),
-            collate=self._collate(data.train, self.layout),
+            collate=self._collate(data.train, room),
             eval_examples=held_out,
-            eval_collate=self._collate(data.eval, self.layout) if data.eval is not None else None,
+            eval_collate=self._collate(data.eval, room) if data.eval is not None else None,
             checkpoints=checkpoints,
             on_row=self._on_row,
             world=run.world,
@@ -135,6 +143,8 @@ class Session:
             on_unsaved=lambda text: self._bar.note("checkpoint", text),
             max_bad_steps=self.sft.max_bad_steps,
             save_beside=self._saves_beside(trainer.args.device),
+            master_weights=self.sft.master_weights,
+            prefetch=self.sft.prefetch and trainer.args.device.type == "cuda",
         )
         trainer.add_callback(Wrapped(trainer, run))
         self.state_memory = StateMemory()
@@ -168,9 +178,9 @@ class Session:
     def _pack(self, split: Split, seed: int) -> Packs | None:
         return pack(split.lengths, split.documents, self.data.max_seq_len, seed) if self.sft.packing else None
 
-    def _collate(self, split: Split, layout: Layout) -> Collate:
+    def _collate(self, split: Split, room: Room | None) -> Collate:
         pad = self.tokenizer.pad_token_id
-        return Collate(split.store, layout, pad if pad is not None else 0)
+        return Collate(split.store, self.layout, pad if pad is not None else 0, room, takes_places(self.model))
 
     def _resume(self, trainer: SftTrainer, steps: int) -> Path | None:
         """The checkpoint to go on from, with counters and metrics.jsonl set back to it."""
@@ -245,6 +255,8 @@ class Session:
             else:
                 tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
                 proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
+                if trainer.fused_loss:
+                    proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
         self.run.console.row("proofs", "\n".join(proofs))
         self.run.update(proofs=proofs)
 

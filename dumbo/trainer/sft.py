@@ -43,6 +43,8 @@ class Sft:
         max_steps: optimizer steps; wins over num_epochs.
         max_time: seconds, or as 90m, 2h30m: the run saves and ends by then.
         precision: auto, bf16 or fp32.
+        master_weights: under bf16, weights that train are kept in bf16 for the arithmetic, and in float32 for the
+            optimizer; false: in float32 alone, rounded at every use.
         seed: of order, dropout, new weights.
         eval_every, save_every, log_every: steps.
         eval_at_start: held-out loss before the first step.
@@ -50,6 +52,7 @@ class Sft:
             is on a GPU.
         save_total_limit: checkpoints kept, the best one not counted.
         load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
+        prefetch: on a GPU, the next step's batches are made while this one trains.
         max_bad_steps: steps in a row with a loss or gradient that is not finite (each is skipped, and named), after
             which weights and optimizer go back to the last checkpoint; the second time the run ends.
         num_samples: held-out prompts for samples.md.
@@ -73,6 +76,7 @@ class Sft:
     max_steps: int | None = None
     max_time: float | str | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    master_weights: bool = False
     seed: int = 42
     eval_every: int | None = 100
     eval_at_start: bool = True
@@ -81,6 +85,7 @@ class Sft:
     save_total_limit: int = 2
     load_best_at_end: bool = False
     log_every: int = 1
+    prefetch: bool = True
     max_bad_steps: int = 5
     num_samples: int = 3
     num_answers: int = 100
@@ -107,6 +112,8 @@ class Sft:
         for name in ("num_samples", "num_answers"):
             _at_least(name, getattr(self, name), 0)
         require_seed(self.seed, "trainer.seed")
+        if self.master_weights and self.precision == "fp32":
+            raise UserError("trainer.master_weights is for bf16.\n  Write trainer.precision=bf16, or leave it out")
         for key in self.extra:
             if (reason := refusal(key)) is not None:
                 raise UserError(f"trainer.extra.{key}: {reason}")

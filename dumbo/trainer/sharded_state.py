@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from dumbo.errors import RunFailed
 from dumbo.launch.world import World
+from dumbo.trainer.masters import stepped_on
 from dumbo.trainer.sharded import is_sharded, reshard
 
 FOLDER = "sharded"
@@ -118,7 +119,7 @@ def load_whole_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimize
 def names_in_order(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Parameter names as the optimizer numbers them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return [names[id(stepped_on(parameter))] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Attention within each document in one kernel: torch's own variable-length flash attention, for packs on a GPU.
 
 What `attention.py` does group by group, without gathering. It is part of torch since 2.10 (no other package), needs
-an Ampere GPU or newer and computes in bf16 or fp16; everything else takes the groups.
+an Ampere GPU or newer and computes in bf16 or fp16; everything else takes the groups. torch.compile traces through all
+of it without a break: what asks the device is a constant to it.
 https://docs.pytorch.org/docs/stable/nn.attention.varlen.html
 """
 
@@ -12,9 +13,14 @@ import inspect
 from typing import Any
 
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
 WIDEST_HEAD = 256
 """Flash attention's widest head."""
+GROUPED_QUERIES: dict[str, Any] = (
+    {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+)
+"""The argument that newer versions of it want where several queries share a key."""
 
 
 def usable(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
@@ -25,7 +31,7 @@ def usable(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
         and query.shape[-1] == value.shape[-1] <= WIDEST_HEAD
         and query.shape[-1] % 8 == 0
         and arithmetic(value) in (torch.bfloat16, torch.float16)
-        and _has_kernel(query.device.index or 0)
+        and _has_kernel(query.device.index or 0)  # last: asks the device
     )
 
 
@@ -35,20 +41,14 @@ def arithmetic(value: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _has_kernel(device: int) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0) and _kernel() is not None
+    return _capability(device) >= (8, 0)
 
 
 @functools.cache
-def _kernel() -> tuple[Any, dict[str, Any]] | None:
-    """torch's function, and the arguments that newer versions of it want for grouped-query attention."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    wants = "enable_gqa" in inspect.signature(varlen_attn).parameters
-    return varlen_attn, {"enable_gqa": True} if wants else {}
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def attend(
@@ -72,11 +72,10 @@ def attend(
     Returns:
         (1, T, heads, width), in the dtype of the arithmetic.
     """
-    found = _kernel()
-    assert found is not None
-    function, extra = found
     dtype = arithmetic(value)
     q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
     back = -1 if window is None or window >= longest else window - 1
-    out: torch.Tensor = function(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(back, 0), **extra)
+    out: Any = varlen_attn(
+        q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(back, 0), **GROUPED_QUERIES
+    )
     return out[None]

@@ -5,13 +5,15 @@ The batches are made by the same `Collate` as the training's, from random docume
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from dumbo.trainer.collate import Collate, Layout
+from dumbo.patch.modules import base_of
+from dumbo.trainer.collate import Collate, Layout, Room, leave_documents_free
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,6 +85,7 @@ def probe_packing(
     alone: torch.Tensor,
     bf16: bool = False,
     lengths: tuple[int, int, int] = LENGTHS,
+    room: Room | None = None,
 ) -> Leak:
     """Packs three documents (and two more in a second, shorter pack), replaces the middle one, and compares.
 
@@ -92,10 +95,13 @@ def probe_packing(
         alone: what `probe_alone` gave.
         bf16: in the arithmetic of training under bf16.
         lengths: of the first, middle and last document.
+        room: of the packs.
     """
     second = [LAST, FIRST]
-    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second], bf16, lengths)
-    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second], bf16, lengths)
+    if room is not None:
+        room = room.holding([*lengths, lengths[LAST], lengths[FIRST]])
+    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second], bf16, lengths, room)
+    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second], bf16, lengths, room)
     start = lengths[FIRST] + lengths[MIDDLE]
     end = start + lengths[LAST]
     outside = [*range(lengths[FIRST]), *range(start, end)]
@@ -110,15 +116,20 @@ def _logits(
     packs: list[list[int]],
     bf16: bool,
     lengths: tuple[int, int, int],
+    room: Room | None = None,
 ) -> torch.Tensor:
-    """(T, V) in float32, of the first row (where there is one token axis: of all packs)."""
+    """(T, V) in float32, of the first row (where there is one token axis: of all packs; of padding where it must)."""
     documents: Any = _Documents(vocab_size, lengths)
-    batch = Collate(documents, layout, 0)([np.array(pack) for pack in packs])
+    batch = Collate(documents, layout, 0, room)([np.array(pack) for pack in packs])
+    if room is not None and "logits_to_keep" in inspect.signature(base_of(model).forward).parameters:
+        batch["logits_to_keep"] = torch.arange(sum(lengths))
     moved = {
         key: value.to(model.device) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
         if key not in ("labels", "documents")
     }
+    if room is not None:
+        leave_documents_free(moved)
     was_training = model.training
     model.eval()
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16 or model.dtype == torch.bfloat16)

@@ -4,6 +4,7 @@
 2. pack leak: another document in the pack changes nothing, and packed is as alone (`pack_leak.py`).
 3. accumulation: what the trainer does with two micro batches of documents gives the loss and gradient of the mean over
    the trained tokens of all of them.
+   Where output head and loss are one, also: that loss and its gradient are those from the logits.
 
 A proof that does not hold ends the run (exit code 4): its numbers would have been wrong.
 """
@@ -13,12 +14,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dumbo.errors import ProofFailed
+from dumbo.patch.compile import as_written
 from dumbo.trainer.bad_numbers import Watch
 from dumbo.verify.no_dropout import without_dropout
 
@@ -71,6 +74,40 @@ def accumulation_proof(
             f"batch, {twice[0]:.6f} and {twice[1]:.6f} in two (tolerance {tolerance:g})."
         )
     return f"accumulation 1 = 2 to {difference:.0e}"
+
+
+def fused_loss_proof(engine: Engine, collate: Collate, examples: Sequence[NDArray[np.int64]], tolerance: float) -> str:
+    """Output head and loss in one against the model's own loss from its logits, on the same examples.
+
+    In evaluation mode, where both are to be had from every model; the layers run as written, and the examples unpadded,
+    so that their logits are few.
+
+    Raises:
+        ProofFailed: loss or gradient norm differ by more than `tolerance` (relative).
+    """
+    model: Any = engine.model
+    with _untouched(engine), as_written(model):
+        model.eval()
+        batch = replace(collate, room=None)(list(examples))
+        items = engine.items_of([batch], engine.args.device)
+        inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
+        found = []
+        for from_logits in (False, True):
+            loss = engine.compute_loss(model, dict(inputs), return_outputs=from_logits, num_items_in_batch=items)
+            loss = loss[0] if from_logits else loss
+            loss.backward()
+            found.append((float(loss.detach()), _norm_taken(model)))
+    fused, plain = found
+    difference = float(
+        np.max([abs(a - b) / max(abs(b), 1e-12) for a, b in zip(fused, plain, strict=True)])
+    )  # nan stays
+    if not difference <= tolerance:
+        raise ProofFailed(
+            f"Output head and loss in one change the numbers: loss {fused[0]:.6f} and gradient norm {fused[1]:.6f}, from the "
+            f"logits {plain[0]:.6f} and {plain[1]:.6f} (tolerance {tolerance:g}).\n"
+            "  Leave chunked_loss out of patch=[…], or write patch.liger.fused_linear_cross_entropy=false"
+        )
+    return f"fused loss = loss from logits to {difference:.0e}"
 
 
 def _plainly(engine: Engine, batch: dict[str, Any]) -> tuple[float, float]:

@@ -25,7 +25,7 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 CHOICES = {
     "model": "tiny smollm smollm_gguf smollm_360m smollm_1_7b smollm3_3b tinystories_1m llama3_1b llama3_8b qwen3_0_6b "
     "qwen3_8b gemma3_1b mistral_7b pretrained",
-    "patch": "liger lora gradient_checkpointing freeze",
+    "patch": "liger lora gradient_checkpointing freeze compile chunked_loss",
     "dataset": "quiz alpaca gsm8k files hub",
     "formatter": "chat jinja completion text",
     "trainer": "sft",
@@ -143,7 +143,7 @@ def test_the_top_of_the_config_is_its_options() -> None:
     assert own == {*SECTIONS, *(field.name for field in dataclasses.fields(Options))}
     for name, cls in SECTIONS.items():
         assert stated[name] == dataclasses.asdict(cls()), name
-    assert all(stated[field.name] is None for field in dataclasses.fields(Options))
+    assert all(stated[field.name] == field.default for field in dataclasses.fields(Options))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

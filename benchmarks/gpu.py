@@ -1,0 +1,153 @@
+"""Tokens per second on one GPU through the normal command, and of TRL beside it in the same run.
+
+    python -m benchmarks.gpu --shapes smollm135 llama1b --work full lora --out benchmarks/results/NAME.json
+    python -m benchmarks.gpu --shapes tiny --steps 4 --warmup 2 --out /tmp/smoke.json           # works on a CPU
+
+Random weights and documents (`made_up.py`). Every row is a command line that a user could type, run in a process of its
+own; of it, the steps after the warm-up count, of which there should be 20 or more: tokens, real ones only, over
+seconds. TRL packed with Liger (`peer_trl.py`) is measured between ours, where it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.made_up import SHAPES, write
+
+VARIANTS: dict[str, list[str]] = {
+    "plain": [],
+    "liger": ["liger"],
+    "chunked": ["chunked_loss"],
+    "compiled": ["compile", "chunked_loss"],
+}
+"""Name -> patches beside LoRA's. "trl" is the peer."""
+FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.lr=1e-4",
+         "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single", "performance=off"]  # fmt: skip
+
+
+def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """One row of ours: what it left in run.json and metrics.jsonl."""
+    run = folder / f"{work}-{variant}"
+    patches = [*VARIANTS[variant], *(["lora"] if work == "lora" else [])]
+    words = [
+        "model=pretrained", f"model.path={folder}", "model.from_scratch=true", "dataset=files",
+        f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",
+        f"trainer.max_seq_len={SHAPES[shape].longest}", f"trainer.global_batch_size={asked.packs}",
+        f"trainer.micro_batch_size={asked.packs}", f"trainer.max_steps={asked.steps}", f"trainer.log_every={asked.log_every}",
+        *asked.words, f"run_dir={run}",
+    ]  # fmt: skip
+    _done([sys.executable, "-m", "dumbo", *words])
+    facts = json.loads((run / "run.json").read_text())
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    training = [row for row in rows if "loss" in row]
+    return {
+        "command": "python -m dumbo " + " ".join(word for word in words if not word.startswith("run_dir=")),
+        **_speed(training, asked.warmup),
+        "losses": [round(row["loss"], 4) for row in training],
+        "peak_memory_gib": training[-1]["peak_memory_gib"],
+        "seconds": facts["metrics"]["seconds"],
+        **{key: facts.get(key) for key in ("patches", "packing", "proofs", "hardware", "versions")},
+    }
+
+
+def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
+    """Of the logged intervals after the warm-up: their tokens over their seconds, and means a step."""
+    seconds = tokens = steps = 0.0
+    waited = flops = 0.0
+    for before, row in itertools.pairwise(training):
+        if before["step"] < warmup:
+            continue
+        count = row["step"] - before["step"]
+        took = count * row["step_ms"] / 1000
+        steps, seconds, tokens = steps + count, seconds + took, tokens + row["tokens"] - before["tokens"]
+        waited += count * row["data_wait_ms"]
+        flops += took * (row["mfu"] or 0.0)
+    assert steps, f"no logged interval lies after {warmup} steps: raise --steps or lower --log-every"
+    return {
+        "steps_measured": int(steps),
+        "tokens_per_s": round(tokens / seconds, 1),
+        "mfu": round(flops / seconds, 4) or None,
+        "step_ms": round(1000 * seconds / steps, 2),
+        "data_wait_ms": round(waited / steps, 2),
+    }
+
+
+def trl(folder: Path, shape: str, work: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """The peer's row."""
+    numbers = [asked.steps, asked.warmup, asked.packs, SHAPES[shape].longest]
+    said = _done([sys.executable, "-m", "benchmarks.peer_trl", str(folder), work, *map(str, numbers)], capture=True)
+    return json.loads(said.strip().splitlines()[-1])
+
+
+def _done(command: list[str], capture: bool = False) -> str:
+    print("+", " ".join(command[1:]), flush=True)
+    done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE if capture else None)
+    if done.returncode != 0:
+        raise RuntimeError(f"exit code {done.returncode}: {' '.join(command[1:])}\n{done.stdout or ''}")
+    return done.stdout or ""
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["smollm135"], choices=list(SHAPES))
+    parser.add_argument("--work", nargs="+", default=["full", "lora"], choices=["full", "lora"])
+    parser.add_argument("--variants", nargs="+", default=["compiled", "trl"], choices=[*VARIANTS, "trl"])
+    parser.add_argument("--packs", type=int, default=8, help="packs of max_seq_len tokens a step")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--warmup", type=int, default=20)
+    parser.add_argument("--log-every", type=int, default=10)
+    parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    asked = parser.parse_args(words)
+    asked.log_every = min(asked.log_every, asked.warmup)
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
+        for shape in asked.shapes:
+            folder = Path(temporary) / shape
+            write(folder, SHAPES[shape], int(1.02 * (asked.steps + 2) * asked.packs * SHAPES[shape].longest))
+            for work in asked.work:
+                for variant in asked.variants:
+                    results.append(_row(folder, shape, work, variant, asked))
+                    asked.out.parent.mkdir(parents=True, exist_ok=True)
+                    asked.out.write_text(json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n")
+    for row in results:
+        speed = f"{row['tokens_per_s']:>12,.0f} tokens/s" if "tokens_per_s" in row else f"   {row['failed']}"
+        print(
+            f"{row['shape']:<10} {row['work']:<5} {row['variant']:<9}{speed}",
+            row.get("mfu"),
+            row.get("peak_memory_gib"),
+        )
+
+
+def _row(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """A row that fails says why and leaves the others standing."""
+    head = {
+        "shape": shape,
+        "work": work,
+        "variant": variant,
+        "packs": asked.packs,
+        "max_seq_len": SHAPES[shape].longest,
+    }
+    began = time.perf_counter()
+    if variant == "trl" and importlib.util.find_spec("trl") is None:
+        return {**head, "failed": "trl is not installed"}
+    try:
+        found = trl(folder, shape, work, asked) if variant == "trl" else ours(folder, shape, work, variant, asked)
+    except RuntimeError as error:
+        return {**head, "failed": str(error)}
+    return {**head, **found, "wall_s": round(time.perf_counter() - began, 1)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Documents and models for measuring speed: shapes of real models with random weights, no network, no real tokenizer.
+
+A token is a word ("w17"); lengths of documents are lognormal, as those of many instruction sets are (mean about 250
+tokens, at most 2,048). A folder holds config.json, such a tokenizer, the documents as text (`docs.jsonl`, for dumbo) and
+as ids (`docs.npz`, for peers).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EOS, PAD, FIRST_WORD = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama: keys of its config, and the longest document in tokens."""
+
+    config: dict[str, Any]
+    longest: int = 2048
+
+
+SHAPES = {
+    "tiny": Shape({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                   "intermediate_size": 64, "vocab_size": 512, "tie_word_embeddings": True}, longest=128),
+    "smollm135": Shape({"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+                        "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True}),
+    "llama1b": Shape({"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+                      "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True}),
+    "llama8b": Shape({"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+                      "intermediate_size": 14336, "vocab_size": 128256, "tie_word_embeddings": False}),
+}  # fmt: skip
+
+
+def write(folder: Path, shape: Shape, tokens: int) -> None:
+    """The folder for one shape, with at least so many tokens of documents."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    folder.mkdir(parents=True)
+    words = {"<unk>": 0, "<eos>": EOS, "<pad>": PAD}
+    words |= {f"w{number}": number for number in range(FIRST_WORD, min(shape.config["vocab_size"], 49_152))}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
+    ).save_pretrained(folder)
+    config = {"max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD}
+    LlamaConfig(**config, **shape.config).save_pretrained(folder)
+    made = documents(len(words), shape.longest, tokens)
+    with (folder / "docs.jsonl").open("w", encoding="utf-8") as file:
+        for ids in made:
+            file.write(json.dumps({"text": " ".join(f"w{number}" for number in ids[:-1].tolist())}) + "\n")
+    np.savez(folder / "docs.npz", ids=np.concatenate(made), lengths=np.array([len(ids) for ids in made]))
+
+
+def documents(vocabulary: int, longest: int, tokens: int) -> list[np.ndarray]:
+    """Random ids, each document ended by eos, its length with that in [16, longest]."""
+    generator = np.random.default_rng(0)
+    found: list[np.ndarray] = []
+    while tokens > 0:
+        length = int(np.clip(generator.lognormal(5.3, 0.7) * longest / 2048, 16, longest))
+        found.append(np.append(generator.integers(FIRST_WORD, vocabulary, length - 1), EOS))
+        tokens -= length
+    return found
+
+
+def read(folder: Path) -> list[list[int]]:
+    """The documents as ids."""
+    stored = np.load(folder / "docs.npz")
+    return [part.tolist() for part in np.split(stored["ids"], np.cumsum(stored["lengths"])[:-1])]

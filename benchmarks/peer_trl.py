@@ -1,0 +1,70 @@
+"""TRL's SFTTrainer on the same documents, packed and with Liger's kernels: its fastest settings that fit one GPU.
+
+    python -m benchmarks.peer_trl FOLDER full|lora STEPS WARMUP PACKS LONGEST
+
+Started by `benchmarks.gpu` in a process of its own. Its packs are cut from one stream of tokens ("wrapped"): documents
+see each other and are cut anywhere, so that none of its tokens is padding. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: int) -> None:
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from benchmarks.made_up import read
+
+    gpu = torch.cuda.is_available()
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder)
+    dtype = torch.bfloat16 if work == "lora" and gpu else torch.float32
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    arguments = SFTConfig(
+        output_dir=str(folder / "trl"), max_length=longest, packing=True, packing_strategy="wrapped",
+        per_device_train_batch_size=packs, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",
+        logging_steps=warmup, learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=False,
+        use_liger_kernel=gpu, use_cpu=not gpu,
+    )  # fmt: skip
+    at: dict[int, float] = {}
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step in (warmup, steps):
+                if gpu:
+                    torch.cuda.synchronize()
+                at[state.global_step] = time.perf_counter()
+
+    trainer = SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_dict({"input_ids": read(folder)}),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear") if work == "lora" else None,
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    tokens = (steps - warmup) * packs * longest
+    print(
+        json.dumps(
+            {
+                "tokens_per_s": round(tokens / (at[steps] - at[warmup]), 1),
+                "losses": [round(loss, 4) for loss in losses],
+                "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]))

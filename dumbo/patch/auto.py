@@ -1,0 +1,89 @@
+"""`performance=auto`: the patches that make a step faster and change none of its numbers, where that is proven and pays.
+
+Pipeline: the data is prepared -> here, which of them are added to those that were chosen -> the model is loaded, patched.
+On a GPU each one that is not added is named with the reason; without a GPU there is nothing to choose between, and
+run.json says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dumbo.cross_check import conflicts
+from dumbo.errors import UserError
+from dumbo.interfaces import Patch
+from dumbo.options import FASTER
+from dumbo.patch.chunked_loss import ChunkedLoss
+from dumbo.patch.compile import Compile
+from dumbo.patch.order import in_order
+
+if TYPE_CHECKING:
+    from dumbo.check import Plugins
+    from dumbo.outputs.run_dir import RunDir
+    from dumbo.prepare.store import PreparedSplits
+
+KINDS: dict[str, type] = {"compile": Compile, "chunked_loss": ChunkedLoss}
+PAYS = 9_000
+"""Compiling takes half a minute and saves some 3 ms a layer and step: so many layers times steps make up for it."""
+
+
+def added(
+    plugins: Plugins, patches: Mapping[str, Patch], tokenizer: Any, data: PreparedSplits, run: RunDir
+) -> dict[str, Patch]:
+    """The chosen patches and those that `performance` adds, in order."""
+    wanted = [name for name in names(plugins.options.performance) if name not in patches]
+    reason = _not_here(run) if wanted else None
+    if not wanted or reason is not None:
+        run.update(performance=f"nothing added: {reason}" if reason else "nothing to add")
+        return dict(patches)
+    skeleton = plugins.model.load_skeleton(tokenizer) if hasattr(plugins.model, "load_skeleton") else None
+    found = dict(patches)
+    for name in wanted:
+        patch = KINDS[name]()
+        reason = _why_not(name, patch, found, skeleton, steps_of(plugins.trainer, data))
+        if not run.left_out(name, reason and f"performance={plugins.options.performance}, {reason}"):
+            found[name] = patch
+    run.update(performance=[name for name in found if name not in patches])
+    return in_order(found)
+
+
+def names(performance: str | list[str]) -> tuple[str, ...]:
+    """What `performance` may add."""
+    if isinstance(performance, str):
+        return FASTER if performance == "auto" else ()
+    return tuple(performance)
+
+
+def steps_of(trainer: Any, data: PreparedSplits) -> int:
+    """About how many steps a trainer is going to make."""
+    a_step = trainer.global_batch_size * data.max_seq_len if getattr(trainer, "packing", False) else 0
+    whole = data.train.tokens / a_step if a_step else len(data.train) / getattr(trainer, "global_batch_size", 1)
+    return int(getattr(trainer, "max_steps", None) or whole * getattr(trainer, "num_epochs", 1))
+
+
+def _not_here(run: RunDir) -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return f"not proven on {run.world.size} ranks" if run.world.size > 1 else None
+
+
+def _why_not(name: str, patch: Any, others: Mapping[str, Patch], skeleton: Any, steps: int) -> str | None:
+    """Why a patch is not added, on one line."""
+    reason = patch.unavailable() if hasattr(patch, "unavailable") else None
+    clash = conflicts({**others, name: patch})
+    if reason is None and clash:
+        reason = clash[0].splitlines()[0]
+    if reason is None and skeleton is not None:
+        try:
+            patch.check(skeleton)
+        except UserError as error:
+            reason = str(error).splitlines()[0]
+        layers = getattr(skeleton.config.get_text_config(), "num_hidden_layers", 0)
+        if reason is None and name == "compile" and layers * steps < PAYS:
+            reason = (
+                f"{steps:,} steps of {layers} layers are too few to make up for compiling (patch=[…,compile] does it)"
+            )
+    return reason

@@ -1,0 +1,156 @@
+"""Output head and loss in one, chunk by chunk (`trainer/chunks.py`), in place of logits for every token.
+
+Pipeline: load -> patch (stage KERNELS: adapters wrap what it leaves) -> train.
+A vocabulary of 128 k and 16 k tokens make 8 GiB of logits in float32 alone. Here no more than a chunk of them is ever
+held, in training and in evaluation; tokens that bear no loss (prompts) are not given to the head at all. On a GPU a
+chunk is compiled. The model's own forward pass remains for everything else: generating, logits that are asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MethodType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dumbo.errors import UserError
+from dumbo.interfaces import IGNORE, Stage
+from dumbo.patch.compile import Compile
+from dumbo.patch.modules import base_of
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+LIGERS_LOSSES = ("fused_linear_cross_entropy", "cross_entropy")
+BETWEEN = ("logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Config keys of what some models do between head and loss; `final_logit_softcapping` is honoured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkedLoss:
+    """The loss without all logits. Runs on a CPU too.
+
+    Args:
+        chunk_size: tokens a chunk; a chunk's logits take chunk_size x vocabulary x 4 bytes, a few times.
+        compiled: a chunk's loss goes through torch.compile where patch=[compile] could run.
+
+    Raises:
+        UserError: a model that does more between its head and its loss, or has another loss.
+    """
+
+    chunk_size: int = 8192
+    compiled: bool = True
+
+    stage: ClassVar[Stage] = Stage.KERNELS
+    conflicts: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.chunk_size < 1:
+            raise UserError(f"chunk_size must be at least 1, got {self.chunk_size}.")
+
+    def conflicts_with(self, others: Mapping[str, Any]) -> Iterable[str]:
+        """Liger's losses are in its place."""
+        for name in LIGERS_LOSSES:
+            if getattr(others.get("liger"), name, False):
+                yield (
+                    f"patch.chunked_loss and patch.liger.{name} both are the loss.\n"
+                    f"  Write patch.liger.{name}=false, or leave chunked_loss out of patch=[…]"
+                )
+
+    def check(self, skeleton: PreTrainedModel) -> None:
+        from transformers.loss.loss_utils import ForCausalLMLoss
+
+        base = base_of(skeleton)
+        config = base.config.get_text_config()
+        faults = [f"{key}={value}" for key in BETWEEN if (value := getattr(config, key, None)) not in (None, 1, 1.0)]
+        if getattr(config, "output_router_logits", False):
+            faults.append("output_router_logits=true")
+        kinds = [parameter.kind for parameter in inspect.signature(type(base).forward).parameters.values()]
+        if base.get_output_embeddings() is None or base.base_model is base:
+            faults.append("no output head over a model of its own")
+        elif base.loss_function is not ForCausalLMLoss:
+            faults.append(f"the loss {getattr(base.loss_function, '__name__', base.loss_function)}")
+        elif inspect.Parameter.VAR_KEYWORD not in kinds:
+            faults.append("a forward pass without num_items_in_batch")
+        if faults:
+            raise UserError(
+                f"patch.chunked_loss: {type(base).__name__} has {', '.join(faults)}, which it would leave out.\n"
+                "  Leave chunked_loss out of patch=[…]."
+            )
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        self.check(model)
+        base: Any = base_of(model)
+        base.forward = MethodType(_forward(base.forward, self.chunk_size, self._function()), base)
+        self.evidence(model)
+        return model
+
+    def _function(self) -> Any:
+        import torch
+
+        from dumbo.trainer.chunks import chunk_loss
+
+        return torch.compile(chunk_loss) if self.compiled and Compile().unavailable() is None else chunk_loss
+
+    def evidence(self, model: PreTrainedModel) -> str:
+        """Looks for it in the model.
+
+        Raises:
+            RuntimeError: it is not there.
+        """
+        base: Any = base_of(model)
+        if not takes_places(base):
+            raise RuntimeError(f"the chunked loss did not take on {type(base).__name__}")
+        compiled = self.compiled and Compile().unavailable() is None
+        return f"head and loss over {self.chunk_size:,} tokens at a time" + ", compiled" * compiled
+
+
+def takes_places(model: Any) -> bool:
+    """Whether a model's loss wants to know which tokens bear it (`loss_at`)."""
+    return "loss_at" in inspect.signature(base_of(model).forward).parameters
+
+
+def _forward(own: Any, size: int, of_chunk: Any) -> Any:
+    """A forward method like `own`, which with `skip_logits` returns the loss alone.
+
+    Args:
+        own: the model's bound method.
+        size: tokens a chunk.
+        of_chunk: `chunk_loss`, or the same compiled.
+    """
+
+    def forward(
+        self: Any,
+        *arguments: Any,
+        labels: torch.Tensor | None = None,
+        skip_logits: bool | None = None,
+        loss_at: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if labels is None or not skip_logits:
+            return own(*arguments, labels=labels, **kwargs)
+        from torch.nn import functional
+        from transformers.modeling_outputs import CausalLMOutputWithPast
+
+        from dumbo.trainer.chunks import summed_loss
+
+        items = kwargs.pop("num_items_in_batch", None)
+        kwargs.pop("logits_to_keep", None)
+        hidden = self.base_model(*arguments, **kwargs).last_hidden_state
+        targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten().to(hidden.device)
+        softcap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
+        head = self.get_output_embeddings()
+        total = summed_loss(head, softcap, hidden.flatten(0, 1), targets, loss_at, size, of_chunk)
+        return CausalLMOutputWithPast(loss=total / (items if items is not None else (targets != IGNORE).sum()))
+
+    # What looks at a model's arguments (generate, Trainer, our engine) finds the model's own, and the two new ones.
+    shown = inspect.signature(own)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in ("skip_logits", "loss_at")
+    ]
+    listed = list(shown.parameters.values())
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = shown.replace(parameters=[first, *listed[:-1], *more, listed[-1]])  # type: ignore[attr-defined]
+    return forward

@@ -1,0 +1,136 @@
+"""torch.compile for each decoder layer: elementwise work fuses into few kernels, and Python launches them once a graph.
+
+Pipeline: load -> patch (last stage: what is compiled is the layer with its adapters and checkpointing) -> train.
+Layers of one kind share their graphs, so that compiling takes as long as one layer and not as the whole model. The
+shapes must not change from batch to batch: packs on one token axis are padded to a fixed room (`trainer/collate.py`);
+other layouts compile anew once and then take graphs with free sizes. What has free shapes by nature, generating, runs
+`as_written`. https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.compile
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dumbo.errors import UserError
+from dumbo.interfaces import Stage
+from dumbo.patch.modules import base_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+LIGERS_MODULES = ("rope", "rms_norm", "swiglu")
+"""Kernels of Liger inside a layer: they fail to build within a compiled graph (triton 3.6)."""
+OLDEST_GPU = (7, 0)
+"""Compute capability that Triton's kernels need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compile:
+    """Compiles every decoder layer. Needs a CUDA device and Triton; elsewhere it is left out, and that is said.
+
+    Args:
+        backend: torch.compile's; inductor makes Triton kernels.
+        required: a machine that cannot run it is an error.
+
+    Raises:
+        UserError: the model has no list of decoder layers; Liger's modules would be inside them.
+    """
+
+    backend: str = "inductor"
+    required: bool = False
+
+    stage: ClassVar[Stage] = Stage.COMPILE
+    conflicts: ClassVar[tuple[str, ...]] = ()
+
+    def conflicts_with(self, others: Mapping[str, Any]) -> Iterable[str]:
+        """Liger's modules inside the layers. Its loss is outside of them and may stay."""
+        inside = [name for name in LIGERS_MODULES if getattr(others.get("liger"), name, False)]
+        if inside:
+            off = " ".join(f"patch.liger.{name}=false" for name in inside)
+            yield (
+                f"patch.liger's {', '.join(inside)} cannot be built inside the layers that patch.compile compiles.\n"
+                f"  Leave liger out of patch=[…] (the compiler fuses these itself), or write {off}"
+            )
+
+    def unavailable(self) -> str | None:
+        """The kernels it makes run on a GPU only, and are built with a C compiler."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        if torch.cuda.get_device_capability() < OLDEST_GPU:
+            return f"{torch.cuda.get_device_name()} is too old for Triton"
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang", "cc") if name):
+            return "no C compiler, which triton needs"
+        return None
+
+    def check(self, skeleton: PreTrainedModel) -> None:
+        decoder_layers(skeleton)
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        import torch
+
+        torch.compiler.reset()  # graphs of an earlier run in this process would count against the limit of variants
+        base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
+        for layer in decoder_layers(model):
+            layer.compile(backend=self.backend)
+        self.evidence(model)
+        return model
+
+    def evidence(self, model: PreTrainedModel) -> str:
+        """Counts compiled layers.
+
+        Raises:
+            RuntimeError: none is.
+        """
+        layers = compiled_layers(model)
+        if not layers:
+            raise RuntimeError(f"no layer of {type(model).__name__} is compiled")
+        return f"{len(layers)} layers compiled ({self.backend})"
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """A model's decoder layers, first to last: the outermost list of as many modules as the config has layers.
+
+    Raises:
+        UserError: there is none.
+    """
+    from torch import nn
+
+    base = base_of(model)
+    amount = getattr(base.config.get_text_config(), "num_hidden_layers", None)
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else base
+    for module in (decoder if decoder is not None else base).modules():
+        if isinstance(module, nn.ModuleList) and len(module) == amount:
+            return list(module)
+    raise UserError(
+        f"patch.compile: {type(base).__name__} has no list of {amount} decoder layers to compile.\n"
+        "  Leave it out of patch=[…]."
+    )
+
+
+def compiled_layers(model: nn.Module) -> list[nn.Module]:
+    """The modules that `Module.compile` was called on (torch keeps what it made in `_compiled_call_impl`)."""
+    return [module for module in model.modules() if module._compiled_call_impl is not None]
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Inside, the layers run uncompiled: for shapes that change with every call."""
+    kept = [(layer, layer._compiled_call_impl) for layer in compiled_layers(model)]
+    for layer, _ in kept:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, compiled in kept:
+            layer._compiled_call_impl = compiled

@@ -1,0 +1,150 @@
+"""On a CUDA device: compiled layers and the chunked loss change no number, and compile once for all batches."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import Document, model_of, small_run, splits_of
+
+from dumbo.patch.chunked_loss import ChunkedLoss
+from dumbo.patch.compile import Compile
+from dumbo.patch.lora import LoRA
+
+pytestmark = pytest.mark.gpu
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3,
+    "vocab_size": 512, "initializer_range": 0.05,
+}  # fmt: skip
+OPTIONS: dict[str, Any] = {
+    "precision": "bf16", "max_steps": 12, "global_batch_size": 4, "micro_batch_size": 2, "eval_every": 6, "lr": 1e-3,
+    "warmup_steps": 0,
+}  # fmt: skip
+
+
+def rows(amount: int, seed: int = 0) -> list[Document]:
+    """Documents of widely varying lengths and prompts."""
+    generator = np.random.default_rng(seed)
+    lengths = np.clip(generator.lognormal(4.0, 0.8, amount).astype(int), 4, 250)
+    return [(generator.integers(0, 512, n).astype(np.int32), np.arange(n) >= generator.integers(1, n)) for n in lengths]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> Any:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def with_lora(model: Any) -> Any:
+    return LoRA(rank=4, init="gaussian").apply(model)
+
+
+@pytest.mark.parametrize("adapters", [False, True], ids=["full", "lora"])
+def test_losses_are_those_of_the_plain_model(adapters: bool, tmp_path: Path) -> None:
+    """Twelve steps in bf16: each loss within 0.5% and gradient norm within 5% of the run without patches (bf16 has 8 bits
+    of mantissa, and the compiler keeps more of them between operations), all proofs, held-out losses."""
+    splits = splits_of(tmp_path, rows(200), rows(12, seed=1))
+    runs = []
+    for name in ("plain", "fast"):
+        model = model_of(**SHAPE, attn_implementation="sdpa")
+        if name == "fast":
+            model = ChunkedLoss(chunk_size=256).apply(model)
+        if adapters:
+            model = with_lora(model)
+        if name == "fast":
+            model = Compile().apply(model)
+        runs.append(small_run(tmp_path / name, splits, model=model, verify=True, **OPTIONS))
+    plain, fast = runs
+    for key, off in (("loss", 5e-3), ("eval_loss", 5e-3), ("grad_norm", 5e-2)):
+        one, other = ([row[key] for row in run.rows if key in row] for run in (fast, plain))
+        assert one == pytest.approx(other, rel=off), key
+    assert [row["tokens"] for row in fast.rows] == [row["tokens"] for row in plain.rows]
+    for proof in ("pack leak 0 (isolated attention)", "accumulation 1 = 2", "fused loss = loss from logits"):
+        assert proof in fast.said
+
+
+def test_nothing_is_compiled_after_the_first_steps(tmp_path: Path) -> None:
+    """Over batches with another number of documents and of trained tokens each, and an evaluation in between."""
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    graphs: list[int] = []
+    documents_there: set[int] = set()
+
+    def before(session: Any) -> None:
+        make = session._trainer
+
+        def made(batch: Any) -> Any:
+            trainer = make(batch)
+            step = trainer.training_step
+
+            def counted(model: Any, inputs: Any, *arguments: Any, **kwargs: Any) -> Any:
+                documents_there.add(int((inputs["cu_seq_lens_q"].diff() > 0).sum()))
+                out = step(model, inputs, *arguments, **kwargs)
+                graphs.append(counters["stats"]["unique_graphs"])
+                return out
+
+            trainer.training_step = counted
+            return trainer
+
+        session._trainer = made
+
+    model = ChunkedLoss(chunk_size=256).apply(model_of(**SHAPE, attn_implementation="sdpa"))
+    splits = splits_of(tmp_path, rows(300), rows(12, seed=1))
+    small_run(tmp_path / "run", splits, model=Compile().apply(model), before=before, verify=True, **OPTIONS)
+    assert len(documents_there) > 4, "the batches were to differ"
+    steps = graphs[-24:]  # two micro batches a step; the proofs' come before them
+    assert steps[4] == steps[-1], steps
+    assert not counters["graph_break"], dict(counters["graph_break"])
+
+
+@pytest.mark.parametrize(
+    ("bf16", "loss_off", "gradient_off"), [(False, 1e-5, 1e-3), (True, 5e-3, 5e-2)], ids=["fp32", "bf16"]
+)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_chunked_loss_is_the_plain_one(bf16: bool, loss_off: float, gradient_off: float, tied: bool) -> None:
+    """Compiled, on trained places only; every gradient, relative to its norm, against fp32 logits."""
+    generator = torch.Generator("cuda").manual_seed(1)
+    ids = torch.randint(0, 512, (3, 300), device="cuda", generator=generator)
+    labels = torch.where(torch.rand(ids.shape, device="cuda", generator=generator) < 0.4, ids, -100)
+    places = torch.nonzero(torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten() != -100).flatten()
+    items = torch.tensor(1234, device="cuda")
+
+    def numbers(model: Any, half: bool, **more: Any) -> tuple[float, dict[str, torch.Tensor]]:
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
+            out = model(input_ids=ids, labels=labels, use_cache=False, num_items_in_batch=items, **more)
+        out.loss.backward()
+        return float(out.loss.detach()), {name: p.grad.double() for name, p in model.named_parameters()}
+
+    made = {**SHAPE, "tie_word_embeddings": tied, "attn_implementation": "sdpa"}
+    wanted, gradients = numbers(model_of(**made).cuda().train(), False)
+    chunked = ChunkedLoss(chunk_size=256).apply(model_of(**made).cuda().train())
+    assert ChunkedLoss(chunk_size=256).evidence(chunked).endswith("compiled")
+    found, theirs = numbers(chunked, bf16, skip_logits=True, loss_at=places)
+    assert found == pytest.approx(wanted, rel=loss_off)
+    for name, gradient in gradients.items():
+        assert (theirs[name] - gradient).norm() <= gradient_off * gradient.norm(), name
+
+
+def test_through_the_command(tmp_path: Path) -> None:
+    words = ["patch=[compile,chunked_loss,lora]", "trainer.max_steps=12", "trainer.lr=1e-3", "trainer.num_answers=4",
+             "dataset.limit=400", "dataset.eval_limit=20", "trainer.eval_every=null"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "dumbo", *words, f"run_dir={tmp_path / 'run'}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["patches"]["compile"].endswith("layers compiled (inductor)"), facts["patches"]
+    assert facts["patches"]["chunked_loss"].endswith("compiled")
+    assert facts["metrics"]["train_loss"] < facts["metrics"]["first_loss"]

@@ -1,0 +1,57 @@
+"""`python -m benchmarks.gpu` runs end to end on the tiny shape, and counts what it says it counts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_row_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    words = [
+        "--shapes",
+        "tiny",
+        "--work",
+        "full",
+        "--variants",
+        "chunked",
+        "trl",
+        "--steps",
+        "6",
+        "--warmup",
+        "2",
+        "--packs",
+        "2",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *words, "--out", str(out)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    row, peer = json.loads(out.read_text())
+    assert (row["shape"], row["work"], row["variant"]) == ("tiny", "full", "chunked")
+    assert row["steps_measured"] == 4
+    assert row["tokens_per_s"] > 0
+    assert row["versions"]["torch"]
+    assert row["patches"]["chunked_loss"].startswith("applied")
+    assert peer["variant"] == "trl"
+
+
+def test_speed_is_of_the_steps_after_the_warm_up() -> None:
+    from benchmarks.gpu import _speed
+
+    rows = [{"step": step, "tokens": 100 * step + 7, "step_ms": 50.0 if step > 10 else 9000.0, "data_wait_ms": 1.0,
+             "mfu": 0.5} for step in (1, 10, 20, 30)]  # fmt: skip
+    found = _speed(rows, 10)
+    assert found == {"steps_measured": 20, "tokens_per_s": 2000.0, "mfu": 0.5, "step_ms": 50.0, "data_wait_ms": 1.0}
+    with pytest.raises(AssertionError, match="no logged interval lies after 30"):
+        _speed(rows, 30)

@@ -1,0 +1,114 @@
+"""What `performance=auto` adds on a GPU, what it leaves out and why, and that it does nothing on a CPU."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from small_runs import documents, splits_of
+
+import dumbo
+from dumbo.check import check
+from dumbo.compose import compose
+from dumbo.errors import ConfigError
+from dumbo.outputs.console import Console
+from dumbo.outputs.run_dir import RunDir
+from dumbo.patch import auto
+from dumbo.patch.compile import Compile
+from dumbo.patch.order import in_order
+
+LONG = "trainer.max_steps=20000"
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "_not_here", lambda run: None)
+    monkeypatch.setattr(Compile, "unavailable", lambda self: None)
+
+
+@pytest.fixture
+def chosen(data: Path, tmp_path: Path) -> Any:
+    """Words of a command -> (names of the patches that are applied, what is said, run.json)."""
+
+    def of(*words: str) -> tuple[list[str], str, dict[str, Any]]:
+        composed = compose(list(words))
+        plugins = check(composed.cfg, composed.choices)
+        said = io.StringIO()
+        folder = tmp_path / "run"
+        folder.mkdir(exist_ok=True)
+        run = RunDir(path=folder, console=Console(said), started=time.time())
+        tokenizer = plugins.model.load_tokenizer()
+        splits = splits_of(tmp_path / str(time.monotonic_ns()), documents(data, 8))
+        found = auto.added(plugins, in_order(plugins.patches), tokenizer, splits, run)
+        return list(found), said.getvalue(), json.loads((folder / "run.json").read_text())
+
+    return of
+
+
+def test_both_are_added_in_their_places(on_a_gpu: None, chosen: Any) -> None:
+    names, _, facts = chosen("patch=[lora]", LONG)
+    assert names == ["chunked_loss", "lora", "compile"]
+    assert facts["performance"] == ["chunked_loss", "compile"]
+
+
+def test_some_of_them_and_none(on_a_gpu: None, chosen: Any) -> None:
+    assert chosen("performance=[chunked_loss]", LONG)[0] == ["chunked_loss"]
+    assert chosen("performance=off", LONG)[0] == []
+    assert chosen("performance=off", "patch=[compile]", LONG)[0] == ["compile"], "what was chosen stays"
+
+
+def test_ligers_kernels_are_kept_and_said_to_be_the_reason(on_a_gpu: None, chosen: Any) -> None:
+    names, said, facts = chosen("patch=[liger]", LONG)
+    assert names == ["liger"]
+    assert "left out: performance=auto, patch.liger's rope, rms_norm, swiglu cannot be built inside" in " ".join(
+        said.split()
+    )
+    assert "both are the loss" in facts["patches"]["chunked_loss"]
+
+
+def test_a_short_run_is_not_compiled(on_a_gpu: None, chosen: Any) -> None:
+    names, said, _ = chosen("trainer.max_steps=50")
+    assert names == ["chunked_loss"]
+    assert "50 steps of" in said
+    assert chosen("trainer.max_steps=50", "patch=[compile]")[0] == ["chunked_loss", "compile"]
+
+
+def test_a_model_that_cannot_is_left_as_it_is(on_a_gpu: None, chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dumbo.patch import chunked_loss
+
+    monkeypatch.setattr(chunked_loss, "BETWEEN", ("hidden_size",))
+    names, said, _ = chosen(LONG)
+    assert names == ["compile"]
+    assert "patch.chunked_loss: LlamaForCausalLM has hidden_size" in " ".join(said.split())
+
+
+def test_steps_are_about_those_that_will_be_made() -> None:
+    split: Any = SimpleNamespace(tokens=10_000, __len__=lambda self: 90)
+    data: Any = SimpleNamespace(train=split, max_seq_len=100)
+    trainer = SimpleNamespace(packing=True, global_batch_size=10, max_steps=None, num_epochs=3)
+    assert auto.steps_of(trainer, data) == 30
+    trainer.max_steps = 7
+    assert auto.steps_of(trainer, data) == 7
+
+
+def test_nothing_changes_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    dumbo.run(["dataset.limit=40", "trainer.max_steps=1", "trainer.num_answers=0", "trainer.num_samples=0",
+               "trainer.eval_at_start=false", "trainer.save_every=null", "verify.mode=off", "run_dir=run"])  # fmt: skip
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["performance"] == "nothing added: no CUDA device"
+    assert facts.get("patches", {}) == {}
+
+
+def test_unknown_choices_are_refused() -> None:
+    for word in ("performance=fast", "performance=[compile,fast]"):
+        composed = compose([word])
+        with pytest.raises(ConfigError, match=r"performance has no choice 'fast'[\s\S]*Write performance=auto"):
+            check(composed.cfg, composed.choices)

@@ -1,0 +1,190 @@
+"""The chunked loss against the model's own loss from all its logits: numbers, gradients, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import ARCHITECTURES
+from small_runs import documents, model_of, small_run, splits_of, store_of
+
+from dumbo.check import check
+from dumbo.compose import compose
+from dumbo.errors import ConfigError, ProofFailed, UserError
+from dumbo.patch.chunked_loss import ChunkedLoss, takes_places
+from dumbo.patch.lora import LoRA
+from dumbo.trainer import chunks
+from dumbo.trainer.collate import Collate
+
+SIZES = [1, 7, 64, 10_000]
+"""Tokens a chunk: one, one that leaves a rest, one that divides, and more than there are."""
+
+
+def model_with(head: str) -> Any:
+    if head == "bias":
+        model = model_of(tie_word_embeddings=False)
+        model.lm_head = torch.nn.Linear(32, 512, bias=True)
+        torch.nn.init.normal_(model.lm_head.bias)
+        return model
+    if head == "softcap":
+        from transformers import AutoModelForCausalLM
+
+        config = ARCHITECTURES["gemma3"]()
+        config.vocab_size, config.pad_token_id, config.final_logit_softcapping = 512, None, 3.0
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config)
+    if head.startswith("lora"):
+        torch.manual_seed(0)
+        on_head = {"lora": {}, "lora beside a whole head": {"modules_to_save": ["lm_head"]},
+                   "lora on the head": {"target_modules": ["q_proj", "lm_head"]}}[head]  # fmt: skip
+        return LoRA(init="random", rank=4, **on_head).apply(model_of(tie_word_embeddings=head == "lora"))
+    return model_of(tie_word_embeddings=head == "tied")
+
+
+HEADS = ["tied", "untied", "bias", "softcap", "lora", "lora beside a whole head", "lora on the head"]
+
+
+def numbers(model: Any, batch: dict[str, Any], **more: Any) -> tuple[float, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    out = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(37), **more)
+    assert (out.logits is None) == bool(more.get("skip_logits"))
+    out.loss.backward()
+    return float(out.loss.detach()), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.fixture
+def batch(data: Path, tmp_path: Path) -> dict[str, Any]:
+    rows = [(ids % 512, trained) for ids, trained in documents(data, 5)]
+    made = Collate(store_of(tmp_path, rows), "padded", 0, places=True)([np.array([n]) for n in range(5)])
+    del made["documents"]
+    return made
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("head", HEADS)
+def test_loss_and_gradients_are_those_from_the_logits(head: str, size: int, batch: dict[str, Any]) -> None:
+    """With the trained places given, and without them; relative to the largest gradient of a parameter."""
+    model = model_with(head).train()
+    places = batch.pop("loss_at")
+    wanted, gradients = numbers(model, batch)
+    model = ChunkedLoss(chunk_size=size).apply(model)
+    for more in ({}, {"loss_at": places}):
+        if size == 1 and not more:
+            continue  # a thousand chunks
+        found, theirs = numbers(model, batch, skip_logits=True, **more)
+        assert found == pytest.approx(wanted, rel=1e-6)
+        for name, gradient in gradients.items():
+            assert (theirs[name] - gradient).abs().max() <= 2e-6 * gradient.abs().max().clamp(min=1e-3), name
+    assert numbers(model, {**batch, "loss_at": places})[0] == pytest.approx(wanted, rel=1e-6), "logits asked for"
+
+
+def test_places_are_the_tokens_before_the_labelled_ones(batch: dict[str, Any]) -> None:
+    labels, width = batch["labels"], batch["labels"].shape[1]
+    wanted = [row * width + column - 1 for row, column in torch.nonzero(labels != -100).tolist() if column > 0]
+    assert batch["loss_at"].tolist() == wanted
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_a_batch_without_a_loss_has_zero_gradients(places: bool, batch: dict[str, Any]) -> None:
+    """A rank that ran out of data: every parameter still gets a gradient, which DDP waits for."""
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    batch["loss_at"] = torch.zeros(0, dtype=torch.long) if places else None
+    loss, gradients = numbers(ChunkedLoss().apply(model_of()), batch, skip_logits=True)
+    assert loss == 0
+    assert all((gradient == 0).all() for gradient in gradients.values())
+
+
+def test_no_more_than_a_chunk_of_logits_is_held(batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+
+    def counted(head: Any, softcap: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return right(head, softcap, hidden, targets)
+
+    right = chunks.chunk_loss
+    monkeypatch.setattr(chunks, "chunk_loss", counted)
+    model = ChunkedLoss(chunk_size=64).apply(model_of())
+    numbers(model, batch, skip_logits=True)
+    trained = len(batch["loss_at"])
+    assert rows == [64] * (-(-trained // 64)), "and only tokens that bear a loss are given to the head"
+    with torch.no_grad():
+        model.eval()(**batch, use_cache=False, skip_logits=True)
+    assert max(rows) == 64
+
+
+def test_in_bf16_arithmetic_it_is_as_close_as_the_logits_are(batch: dict[str, Any]) -> None:
+    exact, gradients = numbers(model_of(), {key: value for key, value in batch.items() if key != "loss_at"})
+    model = ChunkedLoss(chunk_size=64).apply(model_of())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, theirs = numbers(model, batch, skip_logits=True)
+    assert found == pytest.approx(exact, rel=5e-3)
+    for name, gradient in gradients.items():
+        assert (theirs[name] - gradient).norm() <= 5e-2 * gradient.norm(), name
+
+
+def test_trains_the_same_model(data: Path, tmp_path: Path) -> None:
+    """Through the engine, accumulating, evaluating, with its proofs: losses, held-out losses and weights."""
+    splits = splits_of(tmp_path, documents(data, 24), documents(data, 4, skip=24))
+    options: dict[str, Any] = {
+        "max_steps": 3,
+        "eval_every": 3,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "num_samples": 1,
+    }
+    plain = small_run(tmp_path / "plain", splits, **options)
+    model = ChunkedLoss(chunk_size=100).apply(model_of())
+    chunked = small_run(tmp_path / "chunked", splits, verify=True, model=model, **options)
+    for key in ("loss", "eval_loss", "grad_norm"):
+        one, other = ([row[key] for row in run.rows if key in row] for run in (chunked, plain))
+        assert one == pytest.approx(other, rel=2e-6)
+    for name, weight in plain.weights().items():
+        assert torch.allclose(chunked.weights()[name], weight, atol=2e-6), name
+    assert "fused loss = loss from logits to" in chunked.said
+
+
+def test_a_wrong_one_ends_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that scales its logits where no key of its config says so."""
+    right = chunks.chunk_loss
+    monkeypatch.setattr(chunks, "chunk_loss", lambda head, softcap, hidden, targets: right(head, 2.0, hidden, targets))
+    splits = splits_of(tmp_path, documents(data, 12))
+    with pytest.raises(ProofFailed, match="Output head and loss in one change the numbers"):
+        small_run(tmp_path / "run", splits, verify=True, model=ChunkedLoss().apply(model_of()), max_steps=1)
+
+
+def test_generating_is_as_before() -> None:
+    ids = torch.arange(5)[None]
+    plain, patched = model_of().eval(), ChunkedLoss().apply(model_of()).eval()
+    wanted = plain.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert torch.equal(patched.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0), wanted)
+
+
+def test_what_it_would_leave_out_is_refused_by_name() -> None:
+    model = model_of()
+    model.config.logits_scaling = 8.0
+    with pytest.raises(UserError, match=r"logits_scaling=8\.0, which it would leave out"):
+        ChunkedLoss().check(model)
+    del model.config.logits_scaling
+    model.loss_function = lambda **kwargs: None
+    with pytest.raises(UserError, match="has the loss <lambda>"):
+        ChunkedLoss().check(model)
+    with pytest.raises(UserError, match="chunk_size must be at least 1"):
+        ChunkedLoss(chunk_size=0)
+    with pytest.raises(RuntimeError, match="the chunked loss did not take"):
+        ChunkedLoss().evidence(model_of())
+    assert not takes_places(model_of())
+
+
+def test_ligers_losses_are_refused_by_name() -> None:
+    def checked(*words: str) -> None:
+        composed = compose(["patch=[liger,chunked_loss]", *words])
+        check(composed.cfg, composed.choices)
+
+    with pytest.raises(ConfigError, match=r"patch\.liger\.fused_linear_cross_entropy=false"):
+        checked()
+    with pytest.raises(ConfigError, match=r"patch\.liger\.cross_entropy=false"):
+        checked("patch.liger.fused_linear_cross_entropy=false", "patch.liger.cross_entropy=true")
+    checked("patch.liger.fused_linear_cross_entropy=false")
