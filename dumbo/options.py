@@ -111,7 +111,7 @@ class Options:
     resume: str | None = None
     repeat: str | None = None
     run: str | None = None
-    performance: str | list[str] = "auto"
+    performance: str | list[str] = "off"
 
     def __post_init__(self) -> None:
         named = self.performance

@@ -255,7 +255,7 @@ class Session:
             else:
                 tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
                 proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
-                if trainer.fused_loss:
+                if takes_places(self.model):
                     proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
         self.run.console.row("proofs", "\n".join(proofs))
         self.run.update(proofs=proofs)

@@ -36,7 +36,7 @@ def chosen(data: Path, tmp_path: Path) -> Any:
     """Words of a command -> (names of the patches that are applied, what is said, run.json)."""
 
     def of(*words: str) -> tuple[list[str], str, dict[str, Any]]:
-        composed = compose(list(words))
+        composed = compose(["performance=auto", *words])
         plugins = check(composed.cfg, composed.choices)
         said = io.StringIO()
         folder = tmp_path / "run"
@@ -100,7 +100,7 @@ def test_nothing_changes_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    dumbo.run(["dataset.limit=40", "trainer.max_steps=1", "trainer.num_answers=0", "trainer.num_samples=0",
+    dumbo.run(["performance=auto", "dataset.limit=40", "trainer.max_steps=1", "trainer.num_answers=0", "trainer.num_samples=0",
                "trainer.eval_at_start=false", "trainer.save_every=null", "verify.mode=off", "run_dir=run"])  # fmt: skip
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["performance"] == "nothing added: no CUDA device"
