@@ -8,11 +8,14 @@ from typing import Any
 from dumbo.cache import key_of
 
 NOT_NUMBERS = (
-    "run_dir", "sweep_dir", "resume", "repeat", "run", "launch", "tracker", "verify", "performance", "preview", "chat", "doctor",
+    "run_dir", "sweep_dir", "resume", "repeat", "run", "launch", "tracker", "verify", "preview", "chat", "doctor",
     "trainer.log_every", "trainer.save_every", "trainer.save_total_limit", "trainer.max_time", "trainer.max_bad_steps",
-    "trainer.prefetch",
+    "trainer.prefetch", "trainer.async_save",
 )  # fmt: skip
 """Keys that change where and how a run goes, and none of its numbers."""
+
+CAME_LATER = {"performance": "off", "trainer.master_weights": False}
+"""Keys that older runs do not have, and what they did: such a value is as good as none."""
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -35,6 +38,7 @@ def what_counts(config: Mapping[str, Any]) -> dict[str, Any]:
         key: value
         for key, value in flattened(config).items()
         if not any(key == name or key.startswith(f"{name}.") for name in NOT_NUMBERS)
+        and not (key in CAME_LATER and value == CAME_LATER[key])
     }
 
 

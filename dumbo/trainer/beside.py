@@ -12,6 +12,7 @@ Source: https://docs.pytorch.org/tutorials/recipes/distributed_async_checkpoint_
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import torch
 
 from dumbo.errors import RunFailed
 from dumbo.launch.world import World
+from dumbo.trainer.host_memory import available_memory
 
 
 @dataclass
@@ -41,15 +43,23 @@ class Beside:
     _thread: threading.Thread | None = None
     _failure: BaseException | None = None
 
+    @property
+    def busy(self) -> bool:
+        """Whether a piece is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self, work: Callable[[], None]) -> None:
         """Begins; the piece before it must have been settled."""
         assert self._thread is None, "settle first"
-        self._thread = threading.Thread(target=self._do, args=(work,), name="checkpoint", daemon=True)
+        device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._thread = threading.Thread(target=self._do, args=(work, device), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _do(self, work: Callable[[], None], device: int | None) -> None:
         began = time.perf_counter()
         try:
+            if device is not None:
+                torch.cuda.set_device(device)  # a thread's own: torch's writer would make a context on the first GPU
             work()
         except BaseException as failure:  # raised again where training waits for it
             self._failure = failure
@@ -69,9 +79,25 @@ class Beside:
             return failure
         raise failure
 
+    def give(self, seconds: float | None) -> None:
+        """Waits at most so long, whatever comes of it."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+
+def room_for(needed: float, world: World) -> bool:
+    """Whether every rank's machine has memory for a copy of `needed` bytes, the same answer on all ranks.
+
+    Twice that must be available: torch rounds pinned buffers up to powers of two.
+    """
+    free = available_memory()
+    local = sum(1 for other in world.gather(os.uname().nodename) if other == os.uname().nodename)
+    return all(world.gather(free is None or 2 * needed * local < free))
+
 
 class HostCopy:
-    """Copies tensors to the CPU's memory, into the same (pinned) buffers each time: allocating them is the slow part."""
+    """Copies tensors to the CPU's memory, whole ones into the same (pinned) buffers each time: allocating is what takes
+    long. Shards of DTensors are copied into fresh memory."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, torch.Tensor] = {}
@@ -84,7 +110,7 @@ class HostCopy:
         found: dict[tuple[int, torch.Size], torch.Tensor] = {}
         copied = self._copy(tree, name, found)
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # copies into pinned memory are only ordered
         return copied
 
     def _copy(self, value: Any, name: str, found: dict[tuple[int, torch.Size], torch.Tensor]) -> Any:
@@ -108,6 +134,6 @@ class HostCopy:
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
             self._buffers[name] = buffer
-        buffer.copy_(tensor, non_blocking=True)
+        buffer.copy_(tensor, non_blocking=buffer.is_pinned())
         found[key] = buffer
         return buffer

@@ -105,7 +105,8 @@ class Engine(Feeding, Saving):
         self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
         self.evaluate_first = False
         self.eval_seconds = 0.0
-        self.save_seconds = seconds_to_save(self.model)
+        self.save_estimate = seconds_to_save(self.model)
+        self.best_before: tuple[int | None, float | None] = (None, None)
         self.save_stalls: list[float] = []
         self.beside = Beside(world.apart()) if save_beside else None
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
@@ -251,7 +252,7 @@ class Engine(Feeding, Saving):
             "  Look at these rows; else lower trainer.lr, lengthen trainer.warmup_steps, or write trainer.precision=fp32. "
             f"Checkpoints are whole: resume={self.checkpoints.folder.parent}"
         )
-        self.settle_saving()
+        self._settled()
         good = self.checkpoints.newest_good(self.on_bad) if self.checkpoints.steps() else None
         if good is None:
             raise RunFailed(f"{many}\n  There is no checkpoint to go back to yet.\n{remedy}")

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import torch
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from dumbo.errors import RunFailed
 from dumbo.launch.world import World
 from dumbo.trainer import sharded_state
 from dumbo.trainer.beside import Beside
@@ -37,6 +39,8 @@ COUNTERS = "counters.json"
 STATE = "trainer_state.json"
 BYTES_PER_SECOND = 2e8
 """What a disk is taken to write before the first checkpoint has shown it."""
+PATIENCE = 5.0
+"""Seconds for a checkpoint under way when a rank has failed."""
 
 
 class Saving(_Base):
@@ -47,38 +51,66 @@ class Saving(_Base):
     counters: Counters
     interval: Interval
     held_out: tuple[int, float] | None
-    save_seconds: float
+    save_estimate: float
     save_stalls: list[float]
     beside: Beside | None
+    best_before: tuple[int | None, float | None]
     on_unsaved: Callable[[str], None]
     taken_up: Path | None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Waits for the one before, then writes this one: beside training, unless that failed the last time."""
         began = time.perf_counter()
-        self.counters.note_saved(self.state.global_step, self.held_out)
-        beside = self.beside
-        if beside is not None and (failure := beside.settle()) is not None:
-            self.on_unsaved(f"{failure}\ntraining has gone on; this one is written while it waits")
-            beside = None
-        self.checkpoints.save(
-            self.state.global_step, lambda folder: self._write_state(folder, beside), self.counters.best_step, beside
-        )
+        failure = self._settled()
+        self._write_checkpoint(None if failure is not None else self.beside)
         stall = time.perf_counter() - began
         self.interval.paused += stall
         self.save_stalls.append(stall)
-        self.save_seconds = stall + (self.beside.seconds or 0.0 if self.beside is not None else 0.0)
+        if self.beside is None:
+            self.save_estimate = stall
 
-    def settle_saving(self) -> None:
-        """Waits until the last checkpoint is written.
+    def _write_checkpoint(self, beside: Beside | None) -> None:
+        self.best_before = (self.counters.best_step, self.counters.best_loss)
+        self.counters.note_saved(self.state.global_step, self.held_out)
+        self.checkpoints.save(
+            self.state.global_step, lambda folder: self._write_state(folder, beside), self.counters.best_step, beside
+        )
+
+    def _settled(self) -> RunFailed | None:
+        """Waits for the checkpoint under way; one that could not be written is told, and is not the best one."""
+        failure = self.beside.settle() if self.beside is not None else None
+        if failure is not None:
+            self.counters.best_step, self.counters.best_loss = self.best_before
+            self.on_unsaved(f"{failure}\ntraining has gone on; the next one is written while it waits")
+        return failure
+
+    @property
+    def save_seconds(self) -> float:
+        """How long saving takes until it is on the disk, as far as known; where one is under way, that one too."""
+        if self.beside is None:
+            return self.save_estimate
+        written = self.save_estimate if self.beside.seconds is None else self.beside.seconds
+        stall = self.save_stalls[-1] if self.save_stalls else 0.0
+        return stall + written + (written if self.beside.busy else 0.0)
+
+    @contextmanager
+    def saved_in_the_end(self) -> Iterator[None]:
+        """The block trains; after it, the last checkpoint is on the disk.
+
+        When training fails, the checkpoint under way is still finished (with several ranks: given some seconds, since
+        another rank may be gone); the failure rises.
 
         Raises:
-            RunFailed: it could not be; the older ones are as they were.
+            RunFailed: it could not be written, not a second time either; the older ones are as they were.
         """
-        began = time.perf_counter()
-        if self.beside is not None and (failure := self.beside.settle()) is not None:
-            raise failure
-        self.interval.paused += time.perf_counter() - began
+        try:
+            yield
+        except Exception:
+            if self.beside is not None:
+                self.beside.give(None if self.world.size == 1 else PATIENCE)
+            raise
+        if self._settled() is not None:
+            self._write_checkpoint(None)
 
     def _write_state(self, folder: Path, beside: Beside | None = None) -> Callable[[], None]:
         """Each rank its part: what is small at once, and a function that writes what is large.
@@ -112,13 +144,10 @@ class Saving(_Base):
         names = sharded_state.names_in_order(self._whole, optimizer)
         weights: dict[str, torch.Tensor] | None = None
         if beside is not None:
-            trains = {
-                name for name, parameter in model.named_parameters(remove_duplicate=False) if parameter.requires_grad
-            }
-            weights = {
-                name: tensor for name, tensor in model.state_dict().items() if name not in trains
-            }  # stay as they are
-            weights |= beside.copy({n: tensor for n, tensor in model.state_dict().items() if n in trains}, "weights")
+            frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
+            own: dict[str, torch.Tensor] = model.state_dict()
+            weights = {name: tensor for name, tensor in own.items() if name in frozen}  # nothing changes them
+            weights |= beside.copy({name: tensor for name, tensor in own.items() if name not in frozen}, "weights")
             state = beside.copy(state, "optimizer")
 
         def write() -> None:
@@ -206,6 +235,11 @@ def save_weights(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] |
     model.save_pretrained(folder, **own)
 
 
+def bytes_to_save(model: Any) -> float:
+    """Of a checkpoint, about: what trains, and two moments of it in float32."""
+    return sum(p.numel() * (p.element_size() + 8.0) for p in model.parameters() if p.requires_grad)
+
+
 def seconds_to_save(model: Any) -> float:
-    """Of the first checkpoint, about: what trains, and two moments of it."""
-    return sum(3.0 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) / BYTES_PER_SECOND
+    """Of the first checkpoint, about."""
+    return bytes_to_save(model) / BYTES_PER_SECOND

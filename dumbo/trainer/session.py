@@ -20,6 +20,7 @@ from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
 from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
+from dumbo.trainer.beside import room_for
 from dumbo.trainer.callbacks import Flow, Progress, StateMemory, Wrapped
 from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
 from dumbo.trainer.collate import Collate, Examples, Room
@@ -28,7 +29,7 @@ from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.saving import save_weights
+from dumbo.trainer.saving import bytes_to_save, save_weights
 from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.signals import StopRequests
@@ -84,8 +85,8 @@ class Session:
                     trainer.take_up(resume_from)
                 elif not run.world.main:
                     torch.manual_seed(self.sft.seed + run.world.rank)  # dropout is another one on each rank
-                trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-                trainer.settle_saving()
+                with trainer.saved_in_the_end():
+                    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         self.stop.settle(run.world)
         self.stop.raise_if_any()
         if self.sft.load_best_at_end:
@@ -158,8 +159,18 @@ class Session:
         return trainer
 
     def _saves_beside(self, device: torch.device) -> bool:
-        """Left open: where another device computes, and the CPU is free to write."""
-        return device.type != "cpu" if self.sft.async_save is None else self.sft.async_save
+        """Left open: where a GPU computes, the CPU is free to write, and there is memory for a copy."""
+        if self.sft.async_save is not None or device.type != "cuda":
+            return bool(self.sft.async_save)
+        sharded = self.run.wrapped_in == "FSDP2"
+        needed = bytes_to_save(self.model) / (self.run.ranks if sharded else 1)
+        if room_for(needed, self.run.world):
+            return True
+        self.run.console.row(
+            "",
+            f"checkpoints are written while training waits: no memory for a copy ({2 * needed / 2**30:,.1f} GiB a rank)",
+        )
+        return False
 
     def _fsdp(self) -> dict[str, Any] | None:
         """FSDP2's options, where the launch plugin asks for it."""

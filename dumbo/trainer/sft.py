@@ -49,7 +49,7 @@ class Sft:
         eval_every, save_every, log_every: steps.
         eval_at_start: held-out loss before the first step.
         async_save: checkpoints are written from a copy in the CPU's memory while training goes on; null: where training
-            is on a GPU.
+            is on a GPU and there is memory for it.
         save_total_limit: checkpoints kept, the best one not counted.
         load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
         prefetch: on a GPU, the next step's batches are made while this one trains.
