@@ -1,9 +1,9 @@
 """Output head and cross-entropy in one, over chunks of tokens: all logits are never held at once.
 
 Part of the engine's loss (`patch/chunked_loss.py` puts it into a model). Each chunk's gradients are taken right after its
-loss, while its logits are there, and only scaled in the backward pass. So no chunk is computed twice, as checkpointing
-it would. The idea: Hsu et al. 2024 (arXiv:2410.10989, 3.2), in torch's own operations here, with large chunks for any
-head (tied, with a bias, with an adapter).
+loss, while its logits are there, and only scaled in the backward pass; those of the head are added up in float32. So no
+chunk is computed twice, as checkpointing it would. The idea: Hsu et al. 2024 (arXiv:2410.10989, 3.2), in torch's own
+operations here, with large chunks for any head (tied, with a bias, with an adapter).
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class _Chunks(torch.autograd.Function):
             if to_parameters:
                 torch._foreach_add_(to_parameters, found)
             else:
-                to_parameters = found
+                more = len(rows) < len(picked)  # in bf16 the sum of many chunks would lose the last ones
+                to_parameters = [gradient.float() for gradient in found] if more else found
             begin += len(rows)
             total += loss.detach()
         if to_hidden is not None:
