@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 LIGERS_LOSSES = ("fused_linear_cross_entropy", "cross_entropy")
 BETWEEN = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 """Config keys of what some models do between head and loss; `final_logit_softcapping` is honoured."""
+SAME = 1e-5
+"""Relative difference of two sums of 13 losses in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class ChunkedLoss:
         compiled: a chunk's loss goes through torch.compile where patch=[compile] could run.
 
     Raises:
-        UserError: a model that does more between its head and its loss, or has another loss.
+        UserError: a model that does more between its layers and its loss, or has another loss (compared on random numbers).
     """
 
     chunk_size: int = 8192
@@ -79,6 +82,10 @@ class ChunkedLoss:
                 f"patch.chunked_loss: {type(base).__name__} has {', '.join(faults)}, which it would leave out.\n"
                 "  Leave chunked_loss out of patch=[…]."
             )
+        if (difference := unlike(base)) is not None:
+            raise UserError(
+                f"patch.chunked_loss: {type(base).__name__} has {difference}.\n  Leave chunked_loss out of patch=[…]."
+            )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         self.check(model)
@@ -105,6 +112,36 @@ class ChunkedLoss:
             raise RuntimeError(f"the chunked loss did not take on {type(base).__name__}")
         compiled = self.compiled and Compile().unavailable() is None
         return f"head and loss over {self.chunk_size:,} tokens at a time" + ", compiled" * compiled
+
+
+def unlike(base: Any) -> str | None:
+    """How a model's loss differs from that of a head and cross-entropy alone; None: it does not.
+
+    Its own forward method runs on the CPU, in float32, around stand-ins for layers and head (`trainer/chunks.py`): on a
+    skeleton too, and whatever its size. What lies between them (caps, norms, masks) and what is added to the loss is its
+    own. Small logits show what shifts them, large ones a cap.
+    """
+    import torch
+
+    from dumbo.trainer.chunks import chunk_loss, with_stand_ins
+
+    labels = torch.arange(1, 17).reshape(2, 8)
+    labels[0, :3] = IGNORE
+    asked: dict[str, Any] = {"input_ids": labels.abs(), "labels": labels, "use_cache": False}
+    asked["num_items_in_batch"] = torch.tensor(7)
+    try:
+        for training, scale in product((True, False), (1.0, 20.0)):
+            probe = with_stand_ins(base, scale).train(training)
+            own = MethodType(type(base).forward, probe)
+            chunked = MethodType(_forward(own, 4, chunk_loss), probe)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                wanted, found = float(own(**asked).loss), float(chunked(**asked, skip_logits=True).loss)
+            if not abs(found - wanted) <= SAME * abs(wanted):
+                return f"more than a head between its layers and its loss, {wanted:.6g} where the head alone gives {found:.6g}"
+    except Exception as error:  # a forward method may do anything around its layers
+        said = " ".join(str(error).split())
+        return f"a forward pass that cannot be compared with its head alone ({type(error).__name__}: {said})"
+    return None
 
 
 def takes_places(model: Any) -> bool:

@@ -4,7 +4,9 @@ Pipeline: load -> patch (last stage: what is compiled is the layer with its adap
 Layers of one kind share their graphs, so that compiling takes as long as one layer and not as the whole model. The
 shapes must not change from batch to batch: packs on one token axis are padded to a fixed room (`trainer/collate.py`);
 other layouts compile anew once and then take graphs with free sizes. What has free shapes by nature, generating, runs
-`as_written`. https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.compile
+`as_written`. Past torch's limit of graphs for one kind of layer (8) torch would go on uncompiled without a word; here
+that ends the run. It does so while these layers are called, and for nothing else that is compiled in this process.
+https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.compile
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dumbo.errors import UserError
+from dumbo.errors import RunFailed, UserError
 from dumbo.interfaces import Stage
 from dumbo.patch.modules import base_of
 
@@ -83,6 +85,7 @@ class Compile:
         base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
         for layer in decoder_layers(model):
             layer.compile(backend=self.backend)
+            layer._compiled_call_impl = _within_limit(layer._compiled_call_impl, type(layer).__name__)
         self.evidence(model)
         return model
 
@@ -96,6 +99,27 @@ class Compile:
         if not layers:
             raise RuntimeError(f"no layer of {type(model).__name__} is compiled")
         return f"{len(layers)} layers compiled ({self.backend})"
+
+
+def _within_limit(compiled: Any, name: str) -> Any:
+    """A compiled layer that raises RunFailed where torch would have run it uncompiled from then on."""
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    def called(*arguments: Any, **kwargs: Any) -> Any:
+        before = config.fail_on_recompile_limit_hit
+        config.fail_on_recompile_limit_hit = True
+        try:
+            return compiled(*arguments, **kwargs)
+        except FailOnRecompileLimitHit as error:
+            raise RunFailed(
+                f"patch.compile: {name} needs more than the {config.recompile_limit} graphs that torch makes of "
+                "one kind of layer.\n  Leave compile out of patch=[…] (TORCH_LOGS=recompiles tells what differs from call to call)"
+            ) from error
+        finally:
+            config.fail_on_recompile_limit_hit = before
+
+    return called
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:

@@ -3,11 +3,13 @@
 Part of the engine (`trainer.master_weights`). An update is mostly smaller than half a step of bf16 at its weight: in bf16
 alone it would be rounded away. The optimizer is torch's own; what it steps on are the masters:
 
-    before its step   gradients of the weights become those of their masters, in float32
+    micro batches     their gradients are added up in float32 (bf16 would lose what is small beside the sum)
+    before its step   the sum becomes the masters' gradient
     after it          the weights become their masters, rounded
     its state         holds the masters too, so that a resumed run goes on from the same numbers
 
 A step that the optimizer skips on the device (`bad_numbers.py`) leaves masters and weights as they are.
+Between ranks DDP adds up in buckets of the weights' own dtype: there a step is one micro batch a rank (`refuse`).
 """
 
 from __future__ import annotations
@@ -23,11 +25,39 @@ KEY = "masters"
 """Their place in the optimizer's state_dict, in the order of its parameters."""
 
 
+def refuse(precision: str, wrapped_in: str, accumulation: int) -> None:
+    """What is known before weights are loaded.
+
+    Args:
+        precision: "bf16" or "fp32", resolved.
+        wrapped_in: none, DDP or FSDP2.
+        accumulation: micro batches a rank and step.
+
+    Raises:
+        UserError: there would be nothing in half precision, or gradients would be added up in it.
+    """
+    if precision != "bf16":
+        raise UserError(
+            f"trainer.master_weights is for bf16, and the arithmetic here is {precision}.\n"
+            "  Write trainer.precision=bf16, or leave trainer.master_weights out"
+        )
+    if wrapped_in == "FSDP2":
+        raise UserError(
+            "trainer.master_weights is not for sharded models, whose weights are float32 already.\n"
+            "  Leave it out, or write launch=ddp"
+        )
+    if wrapped_in != "none" and accumulation > 1:
+        raise UserError(
+            f"trainer.master_weights on several ranks would add up {accumulation} micro batches in bf16.\n"
+            "  Write a trainer.micro_batch_size of global_batch_size / ranks, or leave trainer.master_weights out"
+        )
+
+
 def keep_masters(optimizer: torch.optim.Optimizer) -> int:
     """Gives an optimizer without state float32 masters for its parameters in half precision; returns how many.
 
     Raises:
-        UserError: it cannot skip a step on the device.
+        UserError: it cannot skip a step on the device, or none of its parameters is in half precision.
     """
     if not getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(
@@ -44,6 +74,14 @@ def keep_masters(optimizer: torch.optim.Optimizer) -> int:
                 group["params"][place] = master
                 weights.append(weight)
                 masters.append(master)
+    if not masters:
+        raise UserError(
+            "trainer.master_weights: nothing that trains is in half precision (adapters and model.dtype=float32 are float32).\n"
+            "  Leave it out: those weights are their own masters"
+        )
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        for weight in weights:
+            weight.grad_dtype = torch.float32
 
     @torch.no_grad()
     def take_gradients(*arguments: Any) -> None:
@@ -52,10 +90,8 @@ def keep_masters(optimizer: torch.optim.Optimizer) -> int:
         ]
         if not found:
             return
-        exact = [torch.empty_like(master) for master, _ in found]
-        torch._foreach_copy_(exact, [gradient for _, gradient in found])
-        for (master, _), gradient in zip(found, exact, strict=True):
-            master.grad = gradient
+        for master, gradient in found:
+            master.grad = gradient.float()  # without a copy where it was added up so
 
     @torch.no_grad()
     def round_weights(*arguments: Any) -> None:

@@ -44,7 +44,7 @@ class Sft:
         max_time: seconds, or as 90m, 2h30m: the run saves and ends by then.
         precision: auto, bf16 or fp32.
         master_weights: under bf16, weights that train are kept in bf16 for the arithmetic, and in float32 for the
-            optimizer; false: in float32 alone, rounded at every use.
+            optimizer and the sum of micro batches; false: in float32 alone, rounded at every use.
         seed: of order, dropout, new weights.
         eval_every, save_every, log_every: steps.
         eval_at_start: held-out loss before the first step.
@@ -147,10 +147,12 @@ class Sft:
         """What cannot be trained on this data, found before any weights are loaded.
 
         Raises:
-            UserError: no held-out loss to choose the best checkpoint by, or arguments, a schedule or an optimizer that
-                transformers refuses.
+            UserError: no held-out loss to choose the best checkpoint by, master weights where they have nothing to keep,
+                or arguments, a schedule or an optimizer that transformers refuses.
         """
+        from dumbo.model.dtype import resolved_precision
         from dumbo.trainer.arguments import training_arguments
+        from dumbo.trainer.masters import refuse
         from dumbo.trainer.schedule import measurable, require_optimizer, require_schedule
 
         evaluates = measurable(data.eval)
@@ -160,6 +162,8 @@ class Sft:
                 "  Write dataset.eval_fraction=0.05, or leave trainer.load_best_at_end out."
             )
         batch = self.batch(run.ranks)
+        if self.master_weights:
+            refuse(resolved_precision(self.precision), run.wrapped_in, batch.accumulation)
         args = training_arguments(self, run.path, batch, evaluates=evaluates)
         most_steps = math.ceil(len(data.train) / batch.global_) * self.num_epochs  # packs are fewer than documents
         require_schedule(args, self.max_steps or most_steps)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +57,19 @@ def accumulation_proof(
 
     One micro batch is plain autograd on `compute_loss`; two go through `training_step`, as in training. Both in training
     mode (the loss that trains is the one that is proven), without dropout, and without a trace: gradients, random state
-    and modes are as before.
+    and modes are as before. Where training's micro batch has no room for both, the one is as long as they are and its
+    layers run as written: in another room they would be compiled once more.
 
     Raises:
         ProofFailed: they do not, within `tolerance` (relative).
     """
     halves = [list(examples[: len(examples) // 2]), list(examples[len(examples) // 2 :])]
     model: Any = engine.model
+    tokens = int(collate.store.lengths[np.concatenate(list(examples))].sum())
+    fits = collate.room is None or tokens <= collate.room.tokens
     with _untouched(engine), without_dropout(model):
-        once = _plainly(engine, collate(list(examples)))
+        with nullcontext() if fits else as_written(model):
+            once = _plainly(engine, (collate if fits else replace(collate, room=None))(list(examples)))
         twice = _as_trained(engine, [collate(half) for half in halves if half])
     difference = float(np.max([abs(a - b) / max(abs(a), 1e-12) for a, b in zip(once, twice, strict=True)]))  # nan stays
     if not difference <= tolerance:

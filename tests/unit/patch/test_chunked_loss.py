@@ -105,7 +105,7 @@ def test_no_more_than_a_chunk_of_logits_is_held(batch: dict[str, Any], monkeypat
         return right(head, softcap, hidden, targets)
 
     right = chunks.chunk_loss
-    monkeypatch.setattr(chunks, "chunk_loss", counted)
+    monkeypatch.setattr(ChunkedLoss, "_function", lambda self: counted)
     model = ChunkedLoss(chunk_size=64).apply(model_of())
     numbers(model, batch, skip_logits=True)
     trained = len(batch["loss_at"])
@@ -123,6 +123,21 @@ def test_in_bf16_arithmetic_it_is_as_close_as_the_logits_are(batch: dict[str, An
     assert found == pytest.approx(exact, rel=5e-3)
     for name, gradient in gradients.items():
         assert (theirs[name] - gradient).norm() <= 5e-2 * gradient.norm(), name
+
+
+def test_the_heads_gradient_is_added_up_in_float32() -> None:
+    """Of a head in bf16, over 256 chunks of one token like its neighbours: each adds less than half a step of the sum."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 16, bias=False).bfloat16()
+    hidden, targets = torch.ones(256, 8).bfloat16(), torch.zeros(256, dtype=torch.long)
+    found = []
+    for size in (256, 64, 1):
+        head.zero_grad()
+        chunks.summed_loss(head, None, hidden, targets, None, size).backward()
+        assert head.weight.grad.dtype == torch.bfloat16
+        found.append(head.weight.grad.float())
+    for gradient in found[1:]:
+        assert (gradient - found[0]).norm() <= 1e-2 * found[0].norm()
 
 
 def test_trains_the_same_model(data: Path, tmp_path: Path) -> None:
@@ -147,9 +162,10 @@ def test_trains_the_same_model(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_wrong_one_ends_the_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that scales its logits where no key of its config says so."""
+    """One that caps logits where the model does not."""
     right = chunks.chunk_loss
-    monkeypatch.setattr(chunks, "chunk_loss", lambda head, softcap, hidden, targets: right(head, 2.0, hidden, targets))
+    wrong = lambda head, softcap, hidden, targets: right(head, 2.0, hidden, targets)  # noqa: E731
+    monkeypatch.setattr(ChunkedLoss, "_function", lambda self: wrong)
     splits = splits_of(tmp_path, documents(data, 12))
     with pytest.raises(ProofFailed, match="Output head and loss in one change the numbers"):
         small_run(tmp_path / "run", splits, verify=True, model=ChunkedLoss().apply(model_of()), max_steps=1)
@@ -176,6 +192,59 @@ def test_what_it_would_leave_out_is_refused_by_name() -> None:
     with pytest.raises(RuntimeError, match="the chunked loss did not take"):
         ChunkedLoss().evidence(model_of())
     assert not takes_places(model_of())
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 512, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+WITH_MORE: dict[str, dict[str, Any]] = {
+    "recurrent_gemma": {},
+    "xlstm": {"hidden_size": 128, "num_heads": 4},
+    "modernbert-decoder": {"global_attn_every_n_layers": 1},
+    "electra": {"is_decoder": True, "embedding_size": 64},
+    "bamba": {"z_loss_coefficient": 1e-3, "mamba_n_heads": 4, "mamba_d_head": 32},
+}
+"""Caps of other names, modules before the head, a term of the loss."""
+
+
+def skeleton(kind: str, **config: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SHAPE, **config}))
+
+
+@pytest.mark.parametrize("kind", WITH_MORE)
+def test_a_model_with_more_than_a_head_is_refused(kind: str) -> None:
+    """By what its own forward pass makes of random numbers, before any weight is loaded."""
+    with pytest.raises(UserError, match=r"has more than a head between its layers and its loss, [\d.]+ where"):
+        ChunkedLoss().check(skeleton(kind, **WITH_MORE[kind]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2", "opt", "mixtral", "mamba"])
+def test_others_are_not(kind: str) -> None:
+    ChunkedLoss().check(skeleton(kind))
+
+
+def test_one_whose_forward_pass_is_not_understood_is_refused() -> None:
+    model = skeleton("llama")
+    model.outer = torch.nn.ModuleList([model.lm_head])
+    del model.lm_head
+    model.get_output_embeddings = lambda: model.outer[0]
+    with pytest.raises(UserError, match=r"cannot be compared .*its output head is inside of another module"):
+        ChunkedLoss().check(model)
+
+
+def test_looking_leaves_model_and_random_numbers_as_they_are() -> None:
+    model = model_of().eval()
+    modules, random = list(model.modules()), torch.random.get_rng_state()
+    kept = {name: weight.clone() for name, weight in model.state_dict().items()}
+    ChunkedLoss().check(model)
+    assert list(model.modules()) == modules
+    assert not any(module.training for module in modules)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in kept.items())
 
 
 def test_ligers_losses_are_refused_by_name() -> None:

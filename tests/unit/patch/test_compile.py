@@ -18,7 +18,7 @@ from small_runs import documents, model_of, small_run, splits_of, store_of
 import dumbo
 from dumbo.check import check
 from dumbo.compose import compose
-from dumbo.errors import ConfigError, UserError
+from dumbo.errors import ConfigError, RunFailed, UserError
 from dumbo.patch.compile import Compile, as_written, compiled_layers, decoder_layers
 from dumbo.patch.lora import LoRA
 from dumbo.trainer import attention, varlen
@@ -86,6 +86,20 @@ def test_as_written_and_back() -> None:
     with as_written(model):
         assert compiled_layers(model) == []
     assert compiled_layers(model) == layers
+
+
+def test_more_graphs_than_torch_makes_end_the_run() -> None:
+    """Torch itself would run the layers uncompiled. What else is compiled keeps to torch's ways."""
+    from torch._dynamo import config
+
+    model = Compile(backend="eager").apply(model_of())
+    ids = torch.arange(8)[None]
+    with config.patch(recompile_limit=1):
+        model(input_ids=ids)
+        with torch.no_grad(), pytest.raises(RunFailed, match=r"LlamaDecoderLayer needs more than the 1 graphs"):
+            model(input_ids=ids)
+        assert not config.fail_on_recompile_limit_hit
+    torch.compiler.reset()
 
 
 def test_room_is_filled_with_documents_of_no_loss(data: Path, tmp_path: Path) -> None:

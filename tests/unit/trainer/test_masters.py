@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from small_runs import documents, model_of, small_run, splits_of
 
 from dumbo.errors import UserError
+from dumbo.model import dtype
 from dumbo.trainer.masters import keep_masters
+from dumbo.trainer.sft import Sft
 
 
 def net() -> Any:
@@ -92,11 +95,50 @@ def test_an_optimizer_that_cannot_skip_is_refused() -> None:
         keep_masters(torch.optim.SGD(net().parameters(), lr=1.0))
 
 
+def test_nothing_in_half_precision_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"nothing that trains is in half precision[\s\S]*Leave it out"):
+        keep_masters(adamw(net().float().parameters()))
+
+
+def test_micro_batches_are_added_up_in_float32() -> None:
+    """256 + 1 is 256 in bf16. The norm that is logged and clipped by is of the exact sum, too."""
+    weight = torch.nn.Parameter(torch.zeros(4).bfloat16())
+    optimizer: Any = torch.optim.SGD([weight], lr=1.0, fused=True)
+    keep_masters(optimizer)
+    for _ in range(2):
+        weight.grad = None
+        for factor in [256.0] + 20 * [1.0]:
+            (weight * factor).sum().backward()
+        assert float(torch.nn.utils.clip_grad_norm_([weight], 276.0)) == 552.0
+        optimizer.step()
+    assert optimizer.state_dict()["masters"][0].tolist() == pytest.approx([-276.0] * 4, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "wrapped_in", "micro", "said"),
+    [("auto", "none", 1, r"is for bf16, and the arithmetic here is fp32"), ("bf16", "FSDP2", 2, "not for sharded models"),
+     ("bf16", "DDP", 1, "would add up 2 micro batches in bf16"), ("bf16", "DDP", 2, None), ("bf16", "none", 1, None)],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_weights_are_loaded(
+    precision: Any, wrapped_in: str, micro: int, said: str | None, data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(dtype, "bf16_in_hardware", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run: Any = SimpleNamespace(path=tmp_path, ranks=1, wrapped_in=wrapped_in)
+    sft = Sft(master_weights=True, precision=precision, global_batch_size=2, micro_batch_size=micro)
+    splits = splits_of(tmp_path, documents(data, 4))
+    if said is None:
+        sft.check_data(splits, run)
+    else:
+        with pytest.raises(UserError, match=said):
+            sft.check_data(splits, run)
+
+
 def test_a_training_learns_as_in_float32_and_resumes_bitwise(data: Path, tmp_path: Path) -> None:
     """With updates so small that bf16 alone would lose most of them."""
     splits = splits_of(tmp_path, documents(data, 24))
     options: dict[str, Any] = {"max_steps": 6, "save_every": 3, "precision": "bf16", "lr": 2e-4, "global_batch_size": 2,
-                               "micro_batch_size": 2, "lr_scheduler": "constant", "warmup_steps": 0}  # fmt: skip
+                               "micro_batch_size": 1, "lr_scheduler": "constant", "warmup_steps": 0}  # fmt: skip
     exact = small_run(tmp_path / "exact", splits, **options)
     kept = small_run(tmp_path / "kept", splits, model=model_of().bfloat16(), master_weights=True, **options)
     assert kept.losses == pytest.approx(exact.losses, rel=5e-3)

@@ -12,6 +12,7 @@ from small_runs import Document, documents, model_of, small_run, splits_of
 from torch import nn
 
 from dumbo.errors import ProofFailed
+from dumbo.patch.compile import Compile, compiled_layers
 from dumbo.trainer.engine import trained_tokens
 from dumbo.verify import quick
 from dumbo.verify.no_dropout import without_dropout
@@ -22,7 +23,7 @@ def rows(data: Path) -> list[Document]:
     return documents(data, 8, longest=100)
 
 
-def trainer_of(folder: Path, rows: list[Document], model: Any, **options: Any) -> Any:
+def trainer_of(folder: Path, rows: list[Document], model: Any, max_len: int = 256, **options: Any) -> Any:
     """A trainer that is equipped and has not trained."""
     kept: list[Any] = []
 
@@ -39,7 +40,14 @@ def trainer_of(folder: Path, rows: list[Document], model: Any, **options: Any) -
         session._trainer = made
 
     with pytest.raises(_EnoughError):
-        small_run(folder / "run", splits_of(folder, rows), model=model, before=before, max_steps=1, **options)
+        small_run(
+            folder / "run",
+            splits_of(folder, rows, max_seq_len=max_len),
+            model=model,
+            before=before,
+            max_steps=1,
+            **options,
+        )
     return kept[0]
 
 
@@ -130,6 +138,19 @@ def test_all_is_as_it_was_after_a_failure(rows: list[Document], tmp_path: Path, 
     assert (trainer.pending, trainer.watch) == (pending, watch)
     assert model.config.attention_dropout == model.model.layers[0].self_attn.attention_dropout == 0.1
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_documents_that_training_has_no_room_for_together(rows: list[Document], tmp_path: Path) -> None:
+    """One pack a micro batch, compiled, and documents as long as it: the halves are compiled in training's one shape."""
+    cut = [(ids[:40], np.arange(40) >= 10 * n) for n, (ids, _) in enumerate(rows[:2])]
+    shapes: set[int] = set()
+    model = Compile(backend="eager").apply(model_of())
+    model.model.layers[0].register_forward_pre_hook(lambda module, given: shapes.add(given[0].shape[1]))
+    trainer = trainer_of(tmp_path, cut, model, max_len=40, micro_batch_size=1)
+    shapes.clear()
+    assert "accumulation 1 = 2" in prove(trainer)
+    assert shapes == {40, 80}
+    assert compiled_layers(model) == list(model.model.layers)
 
 
 def test_a_loss_that_is_no_number_does_not_pass(rows: list[Document], tmp_path: Path) -> None:
