@@ -6,12 +6,14 @@ border is trained if it starts inside (byte-level vocabularies merge a newline w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dumbo.formatter.words import Words
 from dumbo.interfaces import IGNORE
 
 if TYPE_CHECKING:
@@ -51,11 +53,25 @@ class Encoded:
 
 
 def encode(rows: Sequence[Rendered], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """Tokenises a batch, in Rust threads; rows with literal spans one by one."""
+    """Tokenises a batch: by words where that gives the same (`words.py`), else in Rust threads; literal spans one by one."""
+    found = _by_words([row.text for row in rows if not row.literal], tokenizer)
+    return [_with_literals(row, tokenizer) if row.literal else next(found) for row in rows]
+
+
+def _by_words(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoded]:
+    """Texts that the table of words does not take go to the tokenizer itself, all at once."""
     backend = tokenizer.backend_tokenizer
-    plain = [row.text for row in rows if not row.literal]
-    encodings = iter(backend.encode_batch(plain, add_special_tokens=False))
-    return [_with_literals(row, tokenizer) if row.literal else _arrays(next(encodings)) for row in rows]
+    words = _words_of(tokenizer, len(tokenizer))
+    pieces = words.encode(texts) if words is not None else [None] * len(texts)
+    left = [text for text, piece in zip(texts, pieces, strict=True) if piece is None]
+    encodings = iter(backend.encode_batch(left, add_special_tokens=False))
+    return (Encoded(*piece) if piece is not None else _arrays(next(encodings)) for piece in pieces)
+
+
+@functools.lru_cache(maxsize=4)
+def _words_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Words | None:
+    """A tokenizer's table; another one when tokens were added."""
+    return Words.of(tokenizer.backend_tokenizer)
 
 
 def _arrays(encoding: object, offset: int = 0) -> Encoded:
