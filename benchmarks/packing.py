@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,7 @@ def main() -> None:
     if asked.out:
         record.folder = asked.out
     measures = {
-        f"{kind} {capacity}": lambda kind=kind, capacity=capacity: packed(kind, amount, capacity)
-        for kind in KINDS
-        for capacity in asked.capacity
+        f"{kind} {capacity}": partial(packed, kind, amount, capacity) for kind in KINDS for capacity in asked.capacity
     }
     found = in_turn(measures, rounds)
     record.facts["table"] = [

@@ -232,7 +232,7 @@ def _trl(file: str, tokenizer_folder: str, work: str) -> dict[str, Any]:
             found["seconds"] = time.perf_counter() - began
             return packed
 
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    sizes: dict[str, Any] = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     args = SFTConfig(output_dir=f"{work}/out", packing=True, max_length=CAPACITY, dataset_num_proc=cores_here(), use_cpu=True,
                      bf16=False, report_to="none")  # fmt: skip
     table = datasets.load_from_disk(f"{work}/rows")

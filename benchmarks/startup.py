@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def main() -> None:
     record = Record("startup", "seconds until a command has ended, medians of rounds taken in turn")
     if asked.out:
         record.folder = asked.out
-    found = in_turn({name: lambda name=name: _command(*COMMANDS[name]) for name in COMMANDS}, rounds)
+    found = in_turn({name: partial(_command, *COMMANDS[name]) for name in COMMANDS}, rounds)
     record.facts["table"] = [
         {"command": f"dumbo {name}" if name.startswith("--") else name, "seconds": round(middle(one, "seconds"), 3),
          "cpu_seconds": round(middle(one, "cpu_seconds"), 3)}
