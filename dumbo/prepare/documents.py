@@ -99,7 +99,7 @@ class DocumentWriter:
         counts["source_tokens"] += len(ids)
         counts["longest"] = max(counts["longest"], len(ids))
         counts["rows_with_reply"] += int(example.reply is not None)
-        counts["doubled_bos"] += int(_doubled(ids, self.tokenizer.bos_token_id))
+        counts["doubled_bos"] += int(_doubled(ids, self._bos))
         part.rows_by_file[example.source.file] += 1
         part.hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"))
         kept = 0
@@ -148,6 +148,10 @@ class DocumentWriter:
         if token not in self._blank:
             self._blank[token] = token not in self._end_ids and not str(self.tokenizer.decode([token])).strip()
         return self._blank[token]
+
+    @cached_property
+    def _bos(self) -> int | None:
+        return self.tokenizer.bos_token_id
 
     @cached_property
     def _end_ids(self) -> set[int]:
