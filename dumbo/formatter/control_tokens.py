@@ -21,6 +21,7 @@ Handling = Literal["error", "escape", "allow"]
 
 PRIVATE = range(0xF0000, 0xFFFFE)
 """Code points nobody's text holds (a private-use plane): stand-ins and markers while a template renders."""
+_PRIVATE = re.compile(f"[{chr(PRIVATE[0])}-{chr(PRIVATE[-1])}]").search
 MOST_STAND_INS = 0x8000
 """Stand-ins have the first half of them, markers the rest (`loss_mask.py`)."""
 
@@ -48,17 +49,23 @@ def map_strings(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
-def strings(value: Any) -> Iterator[str]:
-    """Every text in a nested value, keys too."""
+def strings(value: Any) -> list[str]:
+    """Every text in a nested value, keys too, in order."""
+    found: list[str] = []
+    _gather(value, found)
+    return found
+
+
+def _gather(value: Any, found: list[str]) -> None:
     if isinstance(value, str):
-        yield value
+        found.append(value)
     elif isinstance(value, dict):
         for key, child in value.items():
-            yield key
-            yield from strings(child)
+            found.append(key)
+            _gather(child, found)
     elif isinstance(value, list):
         for child in value:
-            yield from strings(child)
+            _gather(child, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +150,7 @@ def with_stand_ins(value: Any, pattern: re.Pattern[str]) -> tuple[Any, StandIns]
 
 def holds_private(value: Any) -> bool:
     """Whether any text holds a code point that stand-ins and markers need."""
-    first, last = chr(PRIVATE[0]), chr(PRIVATE[-1])
-    return any(any(first <= char <= last for char in text) for text in strings(value) if not text.isascii())
+    return any(_PRIVATE(text) is not None for text in strings(value) if not text.isascii())
 
 
 def count_control(value: Any, pattern: re.Pattern[str]) -> int:

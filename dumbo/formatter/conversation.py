@@ -123,10 +123,11 @@ class Conversations:
         if unheard and self.loss_on != "field":
             counts["train_marks_ignored"] = unheard
         last = max(spans)
-        eos, bare = str(self.tokenizer.eos_token or ""), plain.rstrip()
-        if self.append_eos and eos and not bare.endswith(eos) and spans[last][1] >= len(bare):
-            plain = bare + eos
-            spans[last] = (spans[last][0], len(plain))
+        if self.append_eos:
+            eos, bare = str(self.tokenizer.eos_token or ""), plain.rstrip()
+            if eos and not bare.endswith(eos) and spans[last][1] >= len(bare):
+                plain = bare + eos
+                spans[last] = (spans[last][0], len(plain))
         whole = Rendered(plain, self._trained(messages, spans), spans[last], all_tokens=self.loss_on == "all")
         return stand_ins.restore(whole), counts
 

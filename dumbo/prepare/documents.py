@@ -1,7 +1,8 @@
 """One split's rows -> its documents, written to a store: format, mask, cut what is too long, count.
 
 prepare.py calls it once for each split that no store holds yet. Memory stays flat: rows come in batches, tokens go
-to disk. The counts are what the audit (audit.py) tells.
+to disk. Many rows are formatted by several processes (processes.py), and written in their order by this one. The counts
+are what the audit (audit.py) tells.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,17 @@ from numpy.typing import NDArray
 
 from dumbo.errors import UserError
 from dumbo.interfaces import IGNORE, BadRow, Example, Formatter, Row, RowBatches
-from dumbo.prepare.store import StoreWriter
+from dumbo.prepare.processes import mapped, usable
+from dumbo.prepare.store import Part, StoreWriter, dtype_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SKIPPED_NAMED = 20
 """So many skipped rows are named in the store, with what is wrong with each."""
+ALONE = 2
+"""So many batches are formatted before other processes are started: two thousand rows take half a second, and the table
+of words (formatter/words.py) that they fill is there in each process."""
 
 
 @dataclass
@@ -52,60 +58,65 @@ class DocumentWriter:
         """
         writer = StoreWriter(folder, len(self.tokenizer))
         skipped: list[str] = []
-        number = 0
-        for item in self._formatted(batches):
-            if isinstance(item, BadRow):
-                if self.on_bad_row != "skip":
-                    raise UserError(str(item))
-                writer.counts["skipped"] += 1
-                if len(skipped) < SKIPPED_NAMED:
-                    skipped.append(f"{item.source}: {item.problem}")
-                continue
-            self._add(writer, item, number)
-            number += 1
-            if number % 512 == 0:
-                progress(number)
-        progress(number)
+        for part, bad in self._parts(iter(batches)):
+            if bad and self.on_bad_row != "skip":
+                raise UserError(str(bad[0]))
+            writer.write(part)
+            if bad:
+                writer.counts["skipped"] += len(bad)
+            skipped += [f"{row.source}: {row.problem}" for row in bad[: SKIPPED_NAMED - len(skipped)]]
+            progress(writer.rows)
+        progress(writer.rows)
         writer.close({"skipped": skipped, "max_seq_len": self.max_seq_len, "too_long": self.too_long})
 
-    def _formatted(self, batches: RowBatches) -> Iterator[Example | BadRow]:
-        for batch in batches:
-            rows = [row for row in batch if isinstance(row, Row)]
-            examples = iter(self.formatter.format(rows, self.tokenizer))
-            for row in batch:
-                yield row if isinstance(row, BadRow) else next(examples)
+    def _parts(self, batches: Iterator[list[Row | BadRow]]) -> Iterator[tuple[Part, list[BadRow]]]:
+        """The documents of each batch and its bad rows. Few batches are not worth starting processes for."""
+        yield from map(self._part, islice(batches, ALONE))
+        yield from mapped(self._part, batches, usable())
 
-    def _add(self, writer: StoreWriter, example: Example, row: int) -> None:
+    def _part(self, batch: list[Row | BadRow]) -> tuple[Part, list[BadRow]]:
+        part = Part(dtype_of(len(self.tokenizer)))
+        bad: list[BadRow] = []
+        examples = iter(self.formatter.format([row for row in batch if isinstance(row, Row)], self.tokenizer))
+        for row in batch:
+            item = row if isinstance(row, BadRow) else next(examples)
+            if isinstance(item, BadRow):
+                bad.append(item)
+            else:
+                self._add(part, item)
+        return part, bad
+
+    def _add(self, part: Part, example: Example) -> None:
         ids = np.asarray(example.input_ids, dtype=np.int32)
         labels = np.asarray(example.labels, dtype=np.int32)
         trained = labels != IGNORE
         assert not len(trained) or not trained[0], "labels must be -100 at position 0"
         assert np.array_equal(labels[trained], ids[trained]), "labels must be unshifted ids"
-        counts = writer.counts
+        counts, row = part.counts, len(part.hashes)
         counts.update(example.counts)
         counts["rows"] += 1
         counts["rows_with_control_tokens"] += int("control_tokens_in_text" in example.counts)
         counts["source_tokens"] += len(ids)
         counts["longest"] = max(counts["longest"], len(ids))
         counts["rows_with_reply"] += int(example.reply is not None)
-        counts["doubled_bos"] += int(_doubled(ids, self.tokenizer.bos_token_id))
-        writer.rows_by_file[example.source.file] += 1
-        writer.hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"))
+        counts["doubled_bos"] += int(_doubled(ids, self._bos))
+        part.rows_by_file[example.source.file] += 1
+        part.hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"))
         kept = 0
         ends = False
         for start, end in self._cuts(len(ids), counts):
-            part = trained[start:end].copy()
-            if len(part):
-                part[0] = False
-            if not part.any():
+            bearing = trained[start:end].copy()
+            if len(bearing):
+                bearing[0] = False
+            if not bearing.any():
                 continue
             kept += 1
             reply = _moved(example.reply, start, end)
-            ends = self._ends_with_end_token(ids[start:end], part, reply)
+            ends = self._ends_with_end_token(ids[start:end], bearing, reply)
             asked_whole = start == 0 or self.too_long != "split"  # a later piece has lost the start of its question
-            writer.add(ids[start:end], part, example.source, row, reply if asked_whole else None)
+            part.add(ids[start:end], bearing, example.source, row, reply if asked_whole else None)
             counts["tokens"] += end - start
-            counts["trained_tokens"] += int(part.sum())
+            counts["trained_tokens"] += int(np.count_nonzero(bearing))
         counts["end_token_trained"] += int(ends)
         counts["documents"] += kept
         if kept == 0 and not (self.too_long == "drop" and len(ids) > self.max_seq_len):
@@ -137,6 +148,10 @@ class DocumentWriter:
         if token not in self._blank:
             self._blank[token] = token not in self._end_ids and not str(self.tokenizer.decode([token])).strip()
         return self._blank[token]
+
+    @cached_property
+    def _bos(self) -> int | None:
+        return self.tokenizer.bos_token_id
 
     @cached_property
     def _end_ids(self) -> set[int]:

@@ -27,19 +27,20 @@ from numpy.typing import NDArray
 from dumbo.interfaces import IGNORE, Source
 
 
-class StoreWriter:
-    """Appends documents to a folder; memory stays flat but for 52 bytes a document and 8 a row."""
+def dtype_of(vocab_size: int) -> np.dtype[Any]:
+    """The type of a token in tokens.bin."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        self.folder = folder
-        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        self._tokens: BinaryIO = (folder / "tokens.bin").open("wb")
-        self._trained: BinaryIO = (folder / "trained.bin").open("wb")
-        self._lengths = array("q")
-        self._origin = array("q")
-        self._replies = array("i")
-        self._labelled = array("q")
-        self._files: dict[tuple[str, str], int] = {}
+
+class Part:
+    """Some documents in memory, on their way into a store; other processes make them (`processes.py`)."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self.tokens, self.trained = bytearray(), bytearray()
+        self.lengths, self.origin = array("q"), array("q")
+        self.replies, self.labelled = array("i"), array("q")
+        self.files: dict[tuple[str, str], int] = {}
         self.hashes = array("Q")
         self.counts: Counter[str] = Counter()
         self.rows_by_file: Counter[str] = Counter()
@@ -52,14 +53,68 @@ class StoreWriter:
         row: int,
         reply: tuple[int, int] | None,
     ) -> None:
-        """One document: ids (T,), trained (T,)."""
-        self._tokens.write(ids.astype(self.dtype).tobytes())
-        self._trained.write(trained.astype(np.uint8).tobytes())
-        file = self._files.setdefault((source.file, source.unit), len(self._files))
-        self._lengths.append(len(ids))
-        self._origin.extend((row, file, source.row))
-        self._replies.extend(reply or (-1, -1))
-        self._labelled.append(int(trained.sum()))
+        """One document: ids (T,), trained (T,); `row` counts from the part's first."""
+        self.tokens += ids.astype(self.dtype).tobytes()
+        self.trained += trained.tobytes()
+        file = self.files.setdefault((source.file, source.unit), len(self.files))
+        self.lengths.append(len(ids))
+        self.origin.extend((row, file, source.row))
+        self.replies.extend(reply or (-1, -1))
+        self.labelled.append(int(np.count_nonzero(trained)))
+
+
+class StoreWriter:
+    """Appends documents to a folder; memory stays flat but for 52 bytes a document and 8 a row."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        self.folder = folder
+        self.dtype = dtype_of(vocab_size)
+        self._tokens: BinaryIO = (folder / "tokens.bin").open("wb")
+        self._trained: BinaryIO = (folder / "trained.bin").open("wb")
+        self._lengths = array("q")
+        self._origin = array("q")
+        self._replies = array("i")
+        self._labelled = array("q")
+        self._files: dict[tuple[str, str], int] = {}
+        self.hashes = array("Q")
+        self.counts: Counter[str] = Counter()
+        self.rows_by_file: Counter[str] = Counter()
+
+    @property
+    def rows(self) -> int:
+        """Rows written, those too that became no document."""
+        return len(self.hashes)
+
+    def add(
+        self,
+        ids: NDArray[np.int32],
+        trained: NDArray[np.bool_],
+        source: Source,
+        row: int,
+        reply: tuple[int, int] | None,
+    ) -> None:
+        """One document of row `row`: ids (T,), trained (T,)."""
+        part = Part(self.dtype)
+        part.add(ids, trained, source, row - self.rows, reply)
+        self.write(part)
+
+    def write(self, part: Part) -> None:
+        """The documents of the rows that follow."""
+        self._tokens.write(part.tokens)
+        self._trained.write(part.trained)
+        origin = np.asarray(part.origin, dtype=np.int64).reshape(-1, 3)
+        numbers = [self._files.setdefault(name, len(self._files)) for name in part.files]
+        origin[:, 0] += self.rows
+        origin[:, 1] = np.asarray(numbers, dtype=np.int64)[origin[:, 1]]
+        self._lengths.extend(part.lengths)
+        self._origin.frombytes(origin.tobytes())
+        self._replies.extend(part.replies)
+        self._labelled.extend(part.labelled)
+        self.hashes.extend(part.hashes)
+        longest = max(self.counts["longest"], part.counts["longest"])
+        self.counts.update(part.counts)
+        self.counts["longest"] = longest
+        self.rows_by_file.update(part.rows_by_file)
 
     def close(self, extra: dict[str, Any]) -> None:
         """Writes the index and the notes."""
@@ -102,28 +157,32 @@ class Store:
 
     def _mapped(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         path = self.folder / name
-        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+        # as a plain array: a memmap asks at every slice what it is a slice of, which took a third of a batch's making
+        return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) if path.stat().st_size else np.zeros(0, dtype)
+
+    def _index(self, name: str) -> NDArray[Any]:
+        return np.load(self.folder / name, mmap_mode="r", allow_pickle=False).view(np.ndarray)
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        return np.load(self.folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        return self._index("offsets.npy")
 
     @cached_property
     def origin(self) -> NDArray[np.int64]:
-        return np.load(self.folder / "origin.npy", mmap_mode="r", allow_pickle=False)
+        return self._index("origin.npy")
 
     @cached_property
     def replies(self) -> NDArray[np.int32]:
-        return np.load(self.folder / "replies.npy", mmap_mode="r", allow_pickle=False)
+        return self._index("replies.npy")
 
     @cached_property
     def labelled(self) -> NDArray[np.int64]:
         """(N,) trained tokens of each document."""
-        return np.load(self.folder / "labelled.npy", mmap_mode="r", allow_pickle=False)
+        return self._index("labelled.npy")
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
-        return np.load(self.folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
+        return self._index("hashes.npy")
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -244,3 +244,45 @@ def test_every_call_is_rendered_with_all_it_passes(template, problem, known):
     else:
         assert isinstance(done, BadRow), tokenizer.decode(done.input_ids)
         assert problem in done.problem
+
+
+@pytest.mark.parametrize("name", ["smollm", "qwen3", "llama3", "gemma3"])
+def test_plain_messages_render_as_transformers_renders_them(name, known):
+    """Those of a role and a text go to the compiled template at once; so do the errors that it raises."""
+    from dumbo.formatter.chat import template_of
+
+    tokenizer = known(name).tokenizer
+    render = template_of(tokenizer)
+    said = [
+        {"role": "user", "content": " two \n{{ braces }} <|x|> é\U0001f600"},
+        {"role": "assistant", "content": "<think>\n7\n</think>\n\nfour"},
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": "done "},
+    ]
+    talks = [said[:1], said[:2], said, [{"role": "system", "content": "Be terse."}, *said], said[1:]]
+    talks += [[{**said[0], "name": "a"}, {**said[1], "train": True}], [said[0], {**said[1], "reasoning_content": "7"}]]
+    for talk in talks:
+        for asks in (False, True):
+            try:
+                wanted = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=asks)
+            except Exception as error:
+                with pytest.raises(type(error)):
+                    render(talk, tools=None, add_generation_prompt=asks)
+            else:
+                assert render(talk, tools=None, add_generation_prompt=asks) == wanted
+
+
+def test_another_special_token_is_rendered(known):
+    import copy
+
+    tokenizer = copy.deepcopy(known("smollm").tokenizer)
+    tokenizer.chat_template = (
+        "{{ eos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}"
+    )
+    row = Row(Source("a", 1), messages=[Message(role="user", content="x"), Message(role="assistant", content="y")])
+    found = []
+    for eos in ("<|im_end|>", "<|endoftext|>"):
+        tokenizer.eos_token = eos
+        [example] = Chat().format([row], tokenizer)
+        found.append(tokenizer.decode([int(example.input_ids[0])]))
+    assert found == ["<|im_end|>", "<|endoftext|>"]

@@ -1,0 +1,151 @@
+"""One function over many items, in as many processes as there are cores, results in the items' order.
+
+documents.py prepares batches of rows with it. The processes are forked: what the function needs (a formatter, a
+tokenizer) is there at once, also where it was typed into a notebook, and nothing heavy is imported again. A forked
+process may not use what had threads in its parent, so reading (Polars) and writing stay with the parent, and the
+library tokenizers is told to do without threads in the others.
+
+A parent that is killed leaves none behind: each ends when its pipe does.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from dumbo.errors import RunFailed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+AHEAD = 2
+"""Items that a process has been given and not answered: it need not wait while the parent writes."""
+MOST = 32
+"""Reading and writing, which the parent does alone, keeps no more of them busy."""
+NO_MORE = object()
+
+
+def usable() -> int:
+    """How many processes can work here at once; 1: only this one."""
+    forks = sys.platform == "linux" and not multiprocessing.current_process().daemon
+    return min(MOST, len(os.sched_getaffinity(0))) if forks else 1
+
+
+def mapped(work: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
+    """`work(item)` for each item, in order; in this process when `processes` is 1.
+
+    Raises:
+        whatever `work` raises, at the item's turn.
+        RunFailed: a process was ended from outside.
+    """
+    if processes == 1:
+        yield from map(work, items)
+        return
+    helpers: list[_Helper] = []
+    waiting: deque[_Helper] = deque()
+    try:
+        for number, item in enumerate(items):
+            if len(helpers) < processes:
+                helpers.append(_Helper(work, helpers))
+            if len(waiting) == AHEAD * processes:
+                yield waiting.popleft().answer()
+            helper = helpers[number % processes]
+            helper.give(item)
+            waiting.append(helper)
+        while waiting:
+            yield waiting.popleft().answer()
+    finally:
+        for helper in helpers:
+            helper.end()
+
+
+class _Helper:
+    """A forked process and the parent's end of its pipe."""
+
+    def __init__(self, work: Callable[[Any], Any], others: list[_Helper]) -> None:
+        context = multiprocessing.get_context("fork")
+        self.connection, theirs = context.Pipe()
+        parents = [self.connection, *(other.connection for other in others)]
+        self.process = context.Process(target=_serve, args=(work, theirs, parents), daemon=True)
+        before = os.environ.get("TOKENIZERS_PARALLELISM")
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # looked at when the process forks, and kept by the child
+        try:
+            self.process.start()
+        finally:
+            if before is None:
+                del os.environ["TOKENIZERS_PARALLELISM"]
+            else:
+                os.environ["TOKENIZERS_PARALLELISM"] = before
+        theirs.close()
+
+    def give(self, item: Any) -> None:
+        try:
+            self.connection.send(item)
+        except BrokenPipeError as error:
+            raise self._ended() from error
+
+    def answer(self) -> Any:
+        try:
+            done, value = self.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self._ended() from error
+        if not done:
+            raise value
+        return value
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+    def _ended(self) -> RunFailed:
+        self.process.join(5)
+        return RunFailed(
+            f"A process that prepares data ended (exit code {self.process.exitcode}); "
+            "the system ends processes in this way when memory runs out."
+        )
+
+
+def _serve(work: Callable[[Any], Any], connection: Connection, parents: list[Connection]) -> None:
+    """The life of a helper: answers what it is given until there is no more, or no parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its helpers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for end in parents:
+        end.close()  # else a helper would hold its own pipe, or an earlier one's, open when the parent is gone
+    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection, items), daemon=True).start()
+    with suppress(BrokenPipeError):
+        while (item := items.get()) is not NO_MORE:
+            connection.send_bytes(_answer(work, item))
+
+
+def _read(connection: Connection, items: queue.SimpleQueue[Any]) -> None:
+    """Takes items off the pipe at once: parent and helper never both wait for the other to read."""
+    try:
+        while True:
+            items.put(connection.recv())
+    except (EOFError, OSError):
+        items.put(NO_MORE)
+
+
+def _answer(work: Callable[[Any], Any], item: Any) -> bytes:
+    try:
+        return pickle.dumps((True, work(item)), pickle.HIGHEST_PROTOCOL)
+    except BaseException as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        try:
+            pickle.loads(found := pickle.dumps((False, error)))
+        except Exception:
+            return pickle.dumps((False, RuntimeError("".join(traceback.format_exception(error)))))
+        return found

@@ -1,0 +1,100 @@
+"""Every benchmark runs small, from its one command, and leaves a result that says where it was measured. No time limits."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(module: str, folder: Path, *words: object) -> dict[str, Any]:
+    """The result of `python -m benchmarks.MODULE --small`, run from the checkout."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--small", "--out", str(folder), *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    file = Path(done.stdout.strip().splitlines()[-1])
+    assert file.parent == folder
+    found = json.loads(file.read_text())
+    assert found["command"].startswith(f"python -m benchmarks.{module} --small")
+    assert found["hardware"]["cpu_cores"] >= 1
+    assert {"dumbo", "python", "torch", "transformers"} <= set(found["versions"])
+    assert len(found["load_before_and_after"]) == 2
+    return found
+
+
+def test_packing(tmp_path):
+    table = run("packing", tmp_path)["table"]
+    assert {row["lengths"] for row in table} == {"lognormal", "gsm8k-like"}
+    assert all(row["documents"] == 5000 and row["percent_filled"] > 99 for row in table)
+
+
+def test_startup(tmp_path):
+    found = run("startup", tmp_path)
+    assert [row["command"] for row in found["table"]][:2] == ["dumbo --help", "dumbo --cfg job"]
+    assert found["second_start"]["rows"] == 200
+    assert 0 < found["second_start"]["second_s"] < found["second_start"]["first_s"]
+
+
+def test_preparation(tmp_path, data):
+    [row] = run(
+        "prepare",
+        tmp_path,
+        "--without-peers",
+        "--tokenizer",
+        "tiny",
+        "--data",
+        data / "gsm8k" / "train.jsonl",
+        "--cores",
+        1,
+    )["table"]
+    assert row["cores"] == 1
+    ours = row["dumbo"]
+    assert ours["rows"] == 300
+    assert 0 < ours["trained_tokens"] < ours["tokens"]
+    assert ours["second_start_s"] < ours["seconds"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is the extra `bench`")
+def test_preparation_beside_trl(tmp_path, data, smollm_folder):
+    words = ("--tokenizer", smollm_folder, "--data", data / "gsm8k" / "train.jsonl", "--cores", 1)
+    [row] = run("prepare", tmp_path, *words)["table"]
+    assert row["trl"]["tokens"] == row["dumbo"]["tokens"]
+    assert row["trl"]["trained_tokens"] == row["dumbo"]["trained_tokens"] + 300  # the newline after each end of turn
+    assert row["times_trl"] > 0
+
+
+def test_memory_watch(tmp_path, data):
+    words = ("--memory-gib", 0.004, "--tokenizer", "tiny", "--data", data / "gsm8k" / "train.jsonl", "--cores", 1)
+    found = run("prepare", tmp_path, *words)
+    assert found["rows"] == 7473
+    assert found["peak_mib"] > 0
+
+
+def test_step_overhead(tmp_path):
+    [row] = run("step_overhead", tmp_path)["table"]
+    assert row["last_loss"]["dumbo"] == pytest.approx(row["last_loss"]["bare loop"], rel=1e-4)
+    assert 0 < row["percent_outside"] < 100
+
+
+def test_chart(tmp_path):
+    import xml.etree.ElementTree
+
+    ours, theirs = ({"tokens_per_s": value} for value in (2.5e6, 4e5))
+    result = {
+        "rows_file": "10 x <train>",
+        "hardware": {"cpu": "A & B"},
+        "table": [{"cores": 2, "dumbo": ours, "trl": theirs}],
+    }
+    (tmp_path / "prepare.json").write_text(json.dumps(result))
+    command = [sys.executable, "-m", "benchmarks.chart", "--results", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    drawing = xml.etree.ElementTree.parse(tmp_path / "chart.svg").getroot()
+    texts = [element.text for element in drawing if element.tag.endswith("text")]
+    assert texts[1:] == ["dumbo, 2 cores", "2.50 M", "TRL SFTTrainer, 2 cores", "400 k"]
