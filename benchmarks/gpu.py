@@ -24,13 +24,17 @@ from typing import Any
 
 from benchmarks.made_up import SHAPES, write
 
-VARIANTS: dict[str, list[str]] = {
-    "plain": [],
-    "liger": ["liger"],
-    "chunked": ["chunked_loss"],
-    "compiled": ["compile", "chunked_loss"],
+FAST = ["compile", "chunked_loss"]
+VARIANTS: dict[str, tuple[list[str], list[str]]] = {
+    "plain": ([], []),
+    "liger": (["liger"], []),
+    "chunked": (["chunked_loss"], []),
+    "compiled": (FAST, ["trainer.prefetch=true"]),
+    "no_graphs": (FAST, ["trainer.prefetch=true", "trainer.cuda_graphs=false"]),
+    "masters": (FAST, ["trainer.prefetch=true", "trainer.master_weights=true"]),
+    "checkpointed": ([*FAST, "gradient_checkpointing"], ["trainer.prefetch=true"]),
 }
-"""Name -> patches beside LoRA's. "trl" is the peer."""
+"""Name -> patches beside LoRA's, further words. "trl" is the peer."""
 FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.lr=1e-4",
          "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single", "performance=off"]  # fmt: skip
 
@@ -38,13 +42,14 @@ FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "
 def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
     """One row of ours: what it left in run.json and metrics.jsonl."""
     run = folder / f"{work}-{variant}"
-    patches = [*VARIANTS[variant], *(["lora"] if work == "lora" else [])]
+    own, more = VARIANTS[variant]
+    patches = [*own, *(["lora"] if work == "lora" else [])]
     words = [
         "model=pretrained", f"model.path={folder}", "model.from_scratch=true", "dataset=files",
         f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",
         f"trainer.max_seq_len={SHAPES[shape].longest}", f"trainer.global_batch_size={asked.packs}",
         f"trainer.micro_batch_size={asked.packs}", f"trainer.max_steps={asked.steps}", f"trainer.log_every={asked.log_every}",
-        *asked.words, f"run_dir={run}",
+        *more, *asked.words, f"run_dir={run}",
     ]  # fmt: skip
     _done([sys.executable, "-m", "dumbo", *words])
     facts = json.loads((run / "run.json").read_text())
@@ -56,7 +61,7 @@ def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
         "losses": [round(row["loss"], 4) for row in training],
         "peak_memory_gib": training[-1]["peak_memory_gib"],
         "seconds": facts["metrics"]["seconds"],
-        **{key: facts.get(key) for key in ("patches", "packing", "proofs", "hardware", "versions")},
+        **{key: facts.get(key) for key in ("patches", "cuda_graphs", "packing", "proofs", "hardware", "versions")},
     }
 
 

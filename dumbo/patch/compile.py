@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 LIGERS_MODULES = ("rope", "rms_norm", "swiglu")
 """Kernels of Liger inside a layer: they fail to build within a compiled graph (triton 3.6)."""
+LENGTHS = "L['kwargs']['max_length_q'],L['kwargs']['max_length_k']"
+"""Numbers among a layer's arguments that differ from batch to batch: the longest document's length."""
 OLDEST_GPU = (7, 0)
 """Compute capability that Triton's kernels need."""
 
@@ -105,10 +107,11 @@ def _within_limit(compiled: Any, name: str) -> Any:
     """A compiled layer that raises RunFailed where torch would have run it uncompiled from then on."""
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch.compiler import config as compiler
 
     def called(*arguments: Any, **kwargs: Any) -> Any:
-        before = config.fail_on_recompile_limit_hit
-        config.fail_on_recompile_limit_hit = True
+        before, sources = config.fail_on_recompile_limit_hit, compiler.dynamic_sources
+        config.fail_on_recompile_limit_hit, compiler.dynamic_sources = True, LENGTHS
         try:
             return compiled(*arguments, **kwargs)
         except FailOnRecompileLimitHit as error:
@@ -117,7 +120,7 @@ def _within_limit(compiled: Any, name: str) -> Any:
                 "one kind of layer.\n  Leave compile out of patch=[…] (TORCH_LOGS=recompiles tells what differs from call to call)"
             ) from error
         finally:
-            config.fail_on_recompile_limit_hit = before
+            config.fail_on_recompile_limit_hit, compiler.dynamic_sources = before, sources
 
     return called
 

@@ -41,6 +41,7 @@ from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding, trained_tokens
+from dumbo.trainer.graphs import Graphs
 from dumbo.trainer.masters import keep_masters
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.sampler import GlobalBatches
@@ -70,6 +71,7 @@ class Engine(Feeding, Saving):
         save_beside: bool = False,
         prefetch: bool = False,
         master_weights: bool = False,
+        cuda_graphs: bool | None = False,
     ) -> None:
         """Gives the trainer its data, its checkpoints and where its numbers go.
 
@@ -86,6 +88,7 @@ class Engine(Feeding, Saving):
             save_beside: checkpoints are written while training goes on.
             prefetch: make batches one step ahead in a thread; loader workers do that already.
             master_weights: the optimizer steps on float32 masters of weights in half precision.
+            cuda_graphs: forward and backward passes are captured and replayed; None: where launching them is what limits.
         """
         self.world = world
         self.store, self.examples, self.order, self.collate = store, examples, sampler, collate
@@ -97,6 +100,9 @@ class Engine(Feeding, Saving):
         self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
         self.master_weights = master_weights
+        self.cuda_graphs = cuda_graphs
+        self.graphs: Graphs | None = None
+        self.graphs_said: str | None = None
         self.fixed_shapes = collate.room is not None
         self.ahead = Ahead(self.args.device) if prefetch and not self.args.dataloader_num_workers else None
         self.fused_loss = (
@@ -145,9 +151,23 @@ class Engine(Feeding, Saving):
         """Forward and backward of a micro batch."""
         # compute_loss divides by the trained tokens of the whole global batch: Trainer must not divide once more.
         self.current_gradient_accumulation_steps = 1
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.graphs is not None:
+            loss = self.graphs.run(model, self._prepare_inputs(inputs), num_items_in_batch)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch.add(self.state.global_step + 1, self.pending.popleft(), loss)
         return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))  # Trainer's sum must stay a number
+
+    def capture_from_now_on(self) -> None:
+        """Graphs are for training alone: not for the proofs before it, whose batches come once."""
+        if self.cuda_graphs is not False:
+            model: Any = self.model
+            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs))
+
+    def forget_graphs(self) -> None:
+        """What is bound to batches of this size, and to these gradients."""
+        if self.graphs is not None:
+            self.graphs_said, self.graphs = self.graphs.facts(), None
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm that is logged; what is not finite must not get into the weights."""
@@ -297,11 +317,13 @@ class _Beginnings(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)  # on resuming Trainer would keep the earlier log_every, save_every
+        self.engine.capture_from_now_on()
         self.engine.interval = Interval()
         if self.engine.evaluate_first:
             self.engine.evaluate_left_out()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.engine.forget_graphs()
         if self.engine.ahead is not None:
             self.engine.ahead.close()
             self.engine.ahead = None

@@ -22,6 +22,7 @@ from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
 from dumbo.trainer.beside import room_for
 from dumbo.trainer.callbacks import Flow, Progress, StateMemory, Wrapped
+from dumbo.trainer.capturable import wanted
 from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
 from dumbo.trainer.collate import Collate, Examples, Room
 from dumbo.trainer.duration import seconds_of
@@ -87,6 +88,8 @@ class Session:
                     torch.manual_seed(self.sft.seed + run.world.rank)  # dropout is another one on each rank
                 with trainer.saved_in_the_end():
                     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if trainer.graphs_said is not None:
+            run.update(cuda_graphs=trainer.graphs_said)
         self.stop.settle(run.world)
         self.stop.raise_if_any()
         if self.sft.load_best_at_end:
@@ -115,7 +118,10 @@ class Session:
         trainer.remove_callback(ProgressCallback)
         if run.wrapped_in == "FSDP2":
             place_whole(self.model, trainer.args.device)
-        room = Room(batch.micro * data.max_seq_len, data.max_seq_len) if compiled_layers(self.model) else None
+        room = None
+        if compiled_layers(self.model):
+            few_kinds = self.sft.cuda_graphs is not False and takes_places(self.model)
+            room = Room(batch.micro * data.max_seq_len, data.max_seq_len, few_kinds)
         self.layout, self.isolation = choose_layout(
             self.model,
             self.sft.packing,
@@ -146,6 +152,7 @@ class Session:
             save_beside=self._saves_beside(trainer.args.device),
             master_weights=self.sft.master_weights,
             prefetch=self.sft.prefetch and trainer.args.device.type == "cuda",
+            cuda_graphs=wanted(self.sft.cuda_graphs, self.model, trainer.args, room, self.layout, run),
         )
         trainer.add_callback(Wrapped(trainer, run))
         self.state_memory = StateMemory()

@@ -53,6 +53,9 @@ class Sft:
         save_total_limit: checkpoints kept, the best one not counted.
         load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
         prefetch: on a GPU, the next step's batches are made while this one trains.
+        cuda_graphs: on a GPU, forward and backward passes are captured once and replayed, which takes Python out of the
+            step (with patch=[compile,chunked_loss], packing, bf16, one process); null: where launching them takes longer
+            than computing them; true: an error where they cannot be.
         max_bad_steps: steps in a row with a loss or gradient that is not finite (each is skipped, and named), after
             which weights and optimizer go back to the last checkpoint; the second time the run ends.
         num_samples: held-out prompts for samples.md.
@@ -86,6 +89,7 @@ class Sft:
     load_best_at_end: bool = False
     log_every: int = 1
     prefetch: bool = False
+    cuda_graphs: bool | None = None
     max_bad_steps: int = 5
     num_samples: int = 3
     num_answers: int = 100
