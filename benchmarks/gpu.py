@@ -5,7 +5,7 @@
 
 Random weights and documents (`made_up.py`). Every row is a command line that a user could type, run in a process of its
 own; of it, the steps after the warm-up count, of which there should be 20 or more: tokens, real ones only, over
-seconds. TRL packed with Liger (`peer_trl.py`) is measured between ours, where it is installed.
+seconds, the median of the logged intervals (a step that captures a graph is in few of them). TRL packed with Liger (`peer_trl.py`) is measured between ours, where it is installed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import importlib.util
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -66,13 +67,15 @@ def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
 
 
 def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
-    """Of the logged intervals after the warm-up: their tokens over their seconds, and means a step."""
+    """Of the logged intervals after the warm-up: the median of their tokens over their seconds, and means a step."""
     seconds = tokens = steps = 0.0
     waited = flops = 0.0
+    speeds: list[float] = []
     for before, row in itertools.pairwise(training):
         if before["step"] < warmup:
             continue
         count = row["step"] - before["step"]
+        speeds.append(row["tokens_per_s"])
         took = count * row["step_ms"] / 1000
         steps, seconds, tokens = steps + count, seconds + took, tokens + row["tokens"] - before["tokens"]
         waited += count * row["data_wait_ms"]
@@ -80,7 +83,9 @@ def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
     assert steps, f"no logged interval lies after {warmup} steps: raise --steps or lower --log-every"
     return {
         "steps_measured": int(steps),
-        "tokens_per_s": round(tokens / seconds, 1),
+        "first_step_s": round(training[0]["step_ms"] / 1000, 1),
+        "tokens_per_s": round(statistics.median(speeds), 1),
+        "mean_tokens_per_s": round(tokens / seconds, 1),
         "mfu": round(flops / seconds, 4) or None,
         "step_ms": round(1000 * seconds / steps, 2),
         "data_wait_ms": round(waited / steps, 2),
@@ -108,9 +113,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", nargs="+", default=["full", "lora"], choices=["full", "lora"])
     parser.add_argument("--variants", nargs="+", default=["compiled", "trl"], choices=[*VARIANTS, "trl"])
     parser.add_argument("--packs", type=int, default=8, help="packs of max_seq_len tokens a step")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--warmup", type=int, default=20)
-    parser.add_argument("--log-every", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--warmup", type=int, default=40)
+    parser.add_argument("--log-every", type=int, default=5)
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     asked = parser.parse_args(words)
