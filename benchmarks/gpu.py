@@ -5,7 +5,8 @@
 
 Random weights and documents (`made_up.py`). Every row is a command line that a user could type, run in a process of its
 own; of it, the steps after the warm-up count, of which there should be 20 or more: tokens, real ones only, over
-seconds, the median of the logged intervals (a step that captures a graph is in few of them). TRL packed with Liger (`peer_trl.py`) is measured between ours, where it is installed.
+seconds, the median of the logged intervals (a step that captures a graph is in few of them). TRL packed with Liger
+(`peer_trl.py`) is measured between ours, where it is installed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "compiled": (FAST, ["trainer.prefetch=true"]),
     "no_graphs": (FAST, ["trainer.prefetch=true", "trainer.cuda_graphs=false"]),
     "masters": (FAST, ["trainer.prefetch=true", "trainer.master_weights=true"]),
+    "fused": ([*FAST, "fused_lora"], ["trainer.prefetch=true"]),
     "checkpointed": ([*FAST, "gradient_checkpointing"], ["trainer.prefetch=true"]),
 }
 """Name -> patches beside LoRA's, further words. "trl" is the peer."""
