@@ -74,7 +74,7 @@ def test_without_adapters_and_merged_it_is_peft_that_computes() -> None:
         assert torch.allclose(without, model_of().eval()(input_ids=ids).logits, atol=1e-6)
         assert not torch.allclose(without, with_adapter, atol=1e-3)
         merged = fused.merge_and_unload()
-        assert torch.allclose(merged(input_ids=ids).logits, with_adapter, atol=1e-5)
+        assert torch.allclose(merged(input_ids=ids).logits, with_adapter, atol=1e-3)
 
 
 @pytest.mark.parametrize(
