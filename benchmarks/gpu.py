@@ -48,7 +48,7 @@ def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
     own, more = VARIANTS[variant]
     patches = [*own, *(["lora"] if work == "lora" else [])]
     words = [
-        "model=pretrained", f"model.path={folder}", "model.from_scratch=true", "dataset=files",
+        "model=pretrained", f"model.path={folder}", "dataset=files",
         f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",
         f"trainer.max_seq_len={SHAPES[shape].longest}", f"trainer.global_batch_size={asked.packs}",
         f"trainer.micro_batch_size={asked.packs}", f"trainer.max_steps={asked.steps}", f"trainer.log_every={asked.log_every}",
@@ -119,11 +119,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=40)
     parser.add_argument("--log-every", type=int, default=5)
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
+    parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile; a disk in memory is quickest")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     asked = parser.parse_args(words)
     asked.log_every = min(asked.log_every, asked.warmup)
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
         for shape in asked.shapes:
             folder = Path(temporary) / shape
