@@ -76,6 +76,7 @@ def _prepare(plugins: Plugins, run: RunDir, tokenizer: Any) -> tuple[Any, Prepar
 def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     """The run itself, in the order in which things happen."""
     silence_libraries(run)
+    order.forget_earlier()  # what a run before this one in the same process replaced
     from dumbo.trainer.precision import dtype_for
     from dumbo.trainer.seeds import seed_all
     from dumbo.verify.mask import mask_proof

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dumbo.cross_check import conflicts
+from dumbo.cross_check import conflicts, wrapped
 from dumbo.errors import UserError
 from dumbo.interfaces import Patch
 from dumbo.options import FASTER
@@ -41,7 +41,7 @@ def added(
     found = dict(patches)
     for name in wanted:
         patch = KINDS[name]()
-        reason = _why_not(name, patch, found, skeleton, steps_of(plugins.trainer, data))
+        reason = _why_not(name, patch, found, skeleton, steps_of(plugins.trainer, data), plugins.launch)
         if not run.left_out(name, reason and f"performance={plugins.options.performance}, {reason}"):
             found[name] = patch
     run.update(performance=[name for name in found if name not in patches])
@@ -70,10 +70,10 @@ def _not_here(run: RunDir) -> str | None:
     return f"not proven on {run.world.size} ranks" if run.world.size > 1 else None
 
 
-def _why_not(name: str, patch: Any, others: Mapping[str, Patch], skeleton: Any, steps: int) -> str | None:
+def _why_not(name: str, patch: Any, others: Mapping[str, Patch], skeleton: Any, steps: int, launch: Any) -> str | None:
     """Why a patch is not added, on one line."""
     reason = patch.unavailable() if hasattr(patch, "unavailable") else None
-    clash = conflicts({**others, name: patch})
+    clash = conflicts({**others, name: patch}) + wrapped({name: patch}, launch)
     if reason is None and clash:
         reason = clash[0].splitlines()[0]
     if reason is None and skeleton is not None:

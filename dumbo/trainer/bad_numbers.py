@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from dumbo.launch.world import World
 from dumbo.prepare.store import Store
+from dumbo.trainer.skipping import skips_on_device
 
 NAMED = 8
 """So many documents are named, the others counted."""
@@ -78,7 +79,7 @@ class Watch:
         """Just before the optimizer's step: it is going to change nothing where the norm is not finite."""
         self._norms.append((step, norm))
         on_device = isinstance(norm, torch.Tensor) and type(norm) is torch.Tensor
-        if on_device and getattr(optimizer, "_step_supports_amp_scaling", False) and not _sharded(optimizer):
+        if on_device and skips_on_device(optimizer):
             # What torch's GradScaler does to a fused optimizer: https://docs.pytorch.org/docs/stable/amp.html
             optimizer.found_inf = (~torch.isfinite(norm)).float().reshape(())  # type: ignore[attr-defined]
         elif not math.isfinite(float(norm)):
@@ -138,12 +139,6 @@ def poisoned(loss: torch.Tensor) -> torch.Tensor:
     """The loss itself; where it is not finite its gradient is NaN, even if it were not so. No transfer from the device."""
     found: torch.Tensor = _Poison.apply(loss)
     return found
-
-
-def _sharded(optimizer: torch.optim.Optimizer) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _numbers(values: list[Any]) -> list[float]:

@@ -88,7 +88,7 @@ class Sft:
     save_total_limit: int = 2
     load_best_at_end: bool = False
     log_every: int = 1
-    prefetch: bool = False
+    prefetch: bool = True
     cuda_graphs: bool | None = None
     max_bad_steps: int = 5
     num_samples: int = 3

@@ -71,6 +71,13 @@ def test_ligers_kernels_are_kept_and_said_to_be_the_reason(on_a_gpu: None, chose
     assert "both are the loss" in facts["patches"]["chunked_loss"]
 
 
+def test_what_cannot_be_sharded_is_left_out_and_said_so(on_a_gpu: None, chosen: Any) -> None:
+    names, said, facts = chosen("launch=fsdp", "launch.num_processes=1", LONG)
+    assert names == ["compile"]
+    assert "left out: performance=auto, patch.chunked_loss cannot be inside FSDP2" in " ".join(said.split())
+    assert "cannot be inside FSDP2" in facts["patches"]["chunked_loss"]
+
+
 def test_a_short_run_is_not_compiled(on_a_gpu: None, chosen: Any) -> None:
     names, said, _ = chosen("trainer.max_steps=50")
     assert names == ["chunked_loss"]
