@@ -34,7 +34,7 @@ class MemoryFull(RunFailed):
 
     Args:
         text: what ran out, and where.
-        step: the optimizer step that it was in, from 1.
+        step: the optimizer step that it was in, or after which the held-out loss was measured; from 1.
         batch: the arithmetic that did not fit.
         asked: the `trainer.micro_batch_size` of the config.
     """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from dumbo.errors import MemoryFull
 from dumbo.outputs.halvings import halve, happened
+from dumbo.trainer.signals import interruptible
 
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
@@ -36,20 +37,18 @@ def with_less_memory(run: RunDir, attempt: Callable[[], T]) -> T:
             run.console.log(traceback.format_exc())
             full = MemoryFull(error.text, error.step, error.batch, error.asked)  # without the frames it came through
         # Outside of the except block: nothing holds the tensors of the attempt that failed.
-        _forget()
-        smaller = halve(run, full)
-        saved = any((run.path / "checkpoints").glob("step-*"))
-        run.console.row(
-            "memory",
-            f"{happened(full)}:\nonce more from {'the last checkpoint' if saved else 'the start'}, {smaller}",
-        )
-        run.start_again()
+        with interruptible():
+            _give_back()
+            smaller = halve(run, full)
+            saved = any((run.path / "checkpoints").glob("step-*"))
+            place = "the last checkpoint" if saved else "the start"
+            run.console.row("memory", f"{happened(full)}:\nonce more from {place}, {smaller}")
+            run.start_again()
 
 
-def _forget() -> None:
+def _give_back() -> None:
     """Memory of this process, where it was the one that trained."""
-    if "torch" not in sys.modules:
-        return
-    from dumbo.trainer.memory import give_back
+    if "torch" in sys.modules:
+        from dumbo.trainer.memory import give_back
 
-    give_back()
+        give_back()

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from dumbo.batch import Batch
@@ -90,9 +91,11 @@ def _made(run: RunDir, asked: int | str) -> list[dict[str, Any]]:
 
 
 def _remedy(run: RunDir) -> str:
-    patches = [name for name in run.facts.get("patches", {}) if name != "gradient_checkpointing"]
-    checkpointed = len(patches) < len(run.facts.get("patches", {}))
-    words = [] if checkpointed else [f"patch=[{','.join([*patches, 'gradient_checkpointing'])}]"]
-    words.append("a smaller trainer.max_seq_len")
-    log = short(run.path / "dumbo.log")
-    return f"  Write {' or '.join(words)}: {typed('repeat', run.path)}  The whole traceback is in {log}"
+    """What takes less memory, as it can be typed."""
+    patches = list(run.facts.get("patches", {}))
+    shorter = f"a smaller trainer.max_seq_len, from the start: {typed('repeat', run.path)} trainer.max_seq_len=…"
+    log = f"The whole traceback is in {short(run.path / 'dumbo.log')}"
+    if "gradient_checkpointing" in patches:
+        return f"  Write {shorter}\n  {log}"
+    words = shlex.quote(f"patch=[{','.join([*patches, 'gradient_checkpointing'])}]")
+    return f"  Go on with gradient checkpointing: {typed('resume', run.path)} {words}\n  or write {shorter}\n  {log}"

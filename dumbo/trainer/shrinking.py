@@ -25,6 +25,7 @@ from accelerate import skip_first_batches
 
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull
+from dumbo.patch.compile import compiled_layers
 from dumbo.trainer.memory import RandomState, first_line, give_back, ran_out
 from dumbo.trainer.sharded import wrapper_of
 
@@ -59,6 +60,7 @@ class Shrinking(_Base):
     _shrunk = False  # since Trainer's loop began
     _looping = False  # inside the loop, where a step has a beginning
     _begin: _Begin | None = None
+    _measuring = False  # the held-out loss
     _done_again = False  # the step, in one of its passes: the others have nothing left to do
     _rest: tuple[Iterator[Any], Iterator[Any]] | None = None  # the loop's iterator, and what it is replaced by
 
@@ -122,10 +124,12 @@ class Shrinking(_Base):
     def held_out_loss(self) -> float:
         """Of all held-out documents: measured anew when the memory runs out over them."""
         model: Any = self.model
-        training = model.training
+        training, self._measuring = model.training, True
         while True:
             try:
-                return super().held_out_loss()
+                loss: float = super().held_out_loss()
+                self._measuring = False
+                return loss
             except Exception as error:
                 said = self._out_of_memory(error)
             model.train(training)
@@ -145,12 +149,15 @@ class Shrinking(_Base):
 
     def bind_to(self, batch: Batch) -> None:
         """From here on micro batches have another size. All that is bound to their size is made anew here, and only here."""
+        model: Any = self.model
         self.order = self.order.cut(batch)
         self.collate = self.collate.of(batch.micro)
         self.eval_collate = self.eval_collate.of(batch.micro) if self.eval_collate is not None else None
         self._shrunk, self._rest = True, None
         if self.ahead is not None:
             self.ahead.forget()
+        if compiled_layers(model):
+            torch.compiler.reset()  # torch makes so many graphs of one layer and no more: those of the old size are of no use
 
     @contextmanager
     def memory_told(self, asked: int | str) -> Iterator[None]:
@@ -167,7 +174,8 @@ class Shrinking(_Base):
         except Exception as error:
             if not ran_out(error):
                 raise
-            raise MemoryFull(first_line(error), self.state.global_step + 1, self.order.batch, asked) from error
+            step = self.state.global_step + (not self._measuring)
+            raise MemoryFull(first_line(error), step, self.order.batch, asked) from error
 
 
 def dealt(batches: list[Any], passes: int) -> list[list[Any]]:
