@@ -29,6 +29,7 @@ class Narrow:
         after: so many training passes take any number of rows.
         rank: the only one of which this is true; null: of all.
         more_mib: instead of all that, the process gets so many MiB more than it has at its first training pass.
+        gpu_mib: likewise, and torch may take so many MiB of the GPU.
     """
 
     rows: int = 2
@@ -36,6 +37,7 @@ class Narrow:
     after: int = 0
     rank: int | None = None
     more_mib: int | None = None
+    gpu_mib: int | None = None
 
     stage: ClassVar[Stage] = Stage.LOAD
 
@@ -47,7 +49,9 @@ class Narrow:
         if self.rank is not None and self.rank != int(os.environ.get("RANK", "0")):
             return model
         room = _Room(self)
-        model.register_forward_pre_hook(room.limited if self.more_mib else room.forward, with_kwargs=True)
+        model.register_forward_pre_hook(
+            room.limited if self.more_mib or self.gpu_mib else room.forward, with_kwargs=True
+        )
         model.get_input_embeddings().register_forward_hook(room.embedded)
         while HOOKS:  # of an earlier model of this process
             HOOKS.pop().remove()
@@ -91,11 +95,19 @@ class _Room:
             raise torch.OutOfMemoryError(SAYS)
 
     def limited(self, module: Any, arguments: Any, kwargs: Any) -> None:
-        import resource
-        from pathlib import Path
+        if not module.training or self.passes:
+            return
+        self.passes += 1
+        if self.narrow.gpu_mib:
+            import torch
 
-        if module.training and not self.passes:
-            self.passes += 1
+            torch.cuda.empty_cache()
+            total = torch.cuda.get_device_properties().total_memory
+            torch.cuda.set_per_process_memory_fraction(self.narrow.gpu_mib * 2**20 / total)
+        else:
+            import resource
+            from pathlib import Path
+
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             most = pages * resource.getpagesize() + self.narrow.more_mib * 2**20
             resource.setrlimit(resource.RLIMIT_AS, (most, most))

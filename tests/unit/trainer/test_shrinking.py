@@ -7,6 +7,7 @@ than some rows; everything after that is real.
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,19 @@ def with_room(
     """
     model = model_of(**config)
     made = 0
+    held: list[weakref.ref[torch.Tensor]] = []
 
     def forward(module: Any, arguments: Any, kwargs: Any) -> None:
         nonlocal made
         made += model.training
+        assert all(tensor() is None for tensor in held), "an earlier pass is still in memory"
         wanted = not model.training if where == "evaluation" else model.training and where == "forward"
         if wanted and len(kwargs["input_ids"]) > rows and made > passes:
             raise error() if error else torch.OutOfMemoryError(SAYS)
 
     def embedded(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         full = where == "backward" and len(output) > rows and made > passes
+        held.append(weakref.ref(output))
         return Backward.apply(output, full) if model.training else output
 
     model.register_forward_pre_hook(forward, with_kwargs=True)
@@ -154,7 +158,8 @@ def test_twice_and_in_the_evaluation(splits: Any, tmp_path: Path) -> None:
 def test_it_ends_at_micro_batch_1(splits: Any, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="with a single example in a micro batch") as ended:
         small_run(tmp_path / "run", splits, model=with_room(0), **PADDED)
-    assert "patch=[gradient_checkpointing] or a smaller trainer.max_seq_len" in str(ended.value)
+    assert "resume=run 'patch=[gradient_checkpointing]'" in str(ended.value)
+    assert "a smaller trainer.max_seq_len" in str(ended.value)
 
 
 def test_it_ends_after_three_times(splits: Any, tmp_path: Path) -> None:
