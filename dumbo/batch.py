@@ -47,6 +47,19 @@ class Batch:
             )
         return cls(global_batch_size, micro_batch_size, ranks, accumulation)
 
+    def cut(self, micro: int) -> Batch:
+        """The same global batch in micro batches of the largest size that divides a rank's share and is at most `micro`."""
+        share = self.micro * self.accumulation
+        size = next(size for size in range(min(micro, share), 0, -1) if share % size == 0)
+        return Batch(self.global_, size, self.ranks, share // size)
+
+    def halved(self) -> Batch | None:
+        """The same global batch in micro batches of half the size; where that is odd, of the next smaller size that divides.
+
+        None: the micro batch is one example.
+        """
+        return None if self.micro == 1 else self.cut(self.micro - 1 if self.micro % 2 else self.micro // 2)
+
     def __str__(self) -> str:
         return (
             f"global batch {self.global_} = micro {self.micro} x ranks {self.ranks} x accumulation {self.accumulation}"

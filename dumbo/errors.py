@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dumbo.batch import Batch
 
 
 class UserError(ValueError):
@@ -23,6 +27,21 @@ class RunFailed(RuntimeError):
     """A run that began and could not go on: disk full, a bad checkpoint. Exit code 1."""
 
     exit_code = 1
+
+
+class MemoryFull(RunFailed):
+    """The memory ran out in training, where this process cannot go on by itself; whoever started it may start it again.
+
+    Args:
+        text: what ran out, and where.
+        step: the optimizer step that it was in, or after which the held-out loss was measured; from 1.
+        batch: the arithmetic that did not fit.
+        asked: the `trainer.micro_batch_size` of the config.
+    """
+
+    def __init__(self, text: str, step: int, batch: Batch, asked: int | str) -> None:
+        super().__init__(text)
+        self.text, self.step, self.batch, self.asked = text, step, batch, asked
 
 
 class GateFailed(RuntimeError):

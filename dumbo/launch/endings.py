@@ -10,11 +10,12 @@ import json
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
+from dumbo.batch import Batch
+from dumbo.errors import MemoryFull, ProofFailed, RunFailed, Stopped, UserError
 
 KINDS: dict[str, type[Exception]] = {"user": UserError, "proof": ProofFailed, "failed": RunFailed}
 
@@ -24,11 +25,11 @@ class Ending:
     """How one rank ended.
 
     Attributes:
-        kind: done, stopped, user, proof, failed.
+        kind: done, stopped, user, proof, memory, failed.
         text: what is to be said; for `stopped` the signal's name.
         code: the exit code.
         at: time.time().
-        result: of a rank that is done: what the caller needs.
+        result: of a rank that is done: what the caller needs; of one whose memory was full: where, and with which batch.
     """
 
     kind: str
@@ -47,6 +48,10 @@ def ending_of(error: BaseException) -> Ending:
     """What a rank writes of the exception that ended it."""
     if isinstance(error, Stopped):
         return Ending("stopped", error.signal_name, error.exit_code)
+    if isinstance(error, MemoryFull):
+        return Ending(
+            "memory", error.text, 1, result={"step": error.step, "batch": asdict(error.batch), "asked": error.asked}
+        )
     for kind, cls in KINDS.items():
         if isinstance(error, cls):
             return Ending(kind, str(error), getattr(error, "exit_code", 1))
@@ -79,6 +84,12 @@ def cause(found: Mapping[int, Ending], exit_codes: Mapping[int, int]) -> Excepti
     first = found[rank]
     if first.kind == "stopped":
         return Stopped(first.text, first.code)
+    if first.kind == "memory":
+        assert first.result is not None
+        where = f"rank {rank}: " if len(found) > 1 else ""
+        return MemoryFull(
+            where + first.text, first.result["step"], Batch(**first.result["batch"]), first.result["asked"]
+        )
     several = len(found) > 1 and first.kind == "failed"
     return KINDS[first.kind](f"{first.text}\n  (rank {rank})" if several else first.text)
 

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from dumbo.errors import UserError
+from dumbo.errors import MemoryFull, RunFailed, UserError
+from dumbo.launch.again import with_less_memory
 from dumbo.launch.gpus import visible_gpus
 from dumbo.launch.job import Job
 from dumbo.launch.world import asked_by_environment
+from dumbo.outputs.halvings import by_hand
 from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.signals import interruptible
+
+if TYPE_CHECKING:
+    from dumbo.outputs.run_dir import RunDir
 
 ATTACHMENT = ".attach.json"
 """In the run's folder while its ranks start: what they need to know of it."""
@@ -101,16 +108,12 @@ class Many:
             Stopped, ProofFailed, RunFailed: as a rank raised it.
         """
         if job.run.world.size > 1:
-            with interruptible():
+            with interruptible(), told_by_hand(job.run):
                 return job.here()
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded
         with interruptible():
             job.prepare()
             import torch
-
-            from dumbo.launch.addresses import meeting_at
-            from dumbo.launch.processes import node_folder
-            from dumbo.launch.ranks import Ranks
 
         gpus = torch.cuda.device_count()
         if gpus and self.here > gpus:
@@ -125,6 +128,18 @@ class Many:
         run = job.run
         several = f", {self.nodes} machines" if self.nodes > 1 else ""
         run.console.row("ranks", f"{self.ranks} on {'GPUs' if gpus else 'the CPU'}{several}")
+        if self.nodes > 1:  # the other machines' ranks would have to be started again too
+            with told_by_hand(run):
+                return self._in_ranks(job, gpus)
+        return with_less_memory(run, lambda: self._in_ranks(job, gpus))
+
+    def _in_ranks(self, job: Job, gpus: int) -> dict[str, Any]:
+        """Once, from the start or from a checkpoint, to the end of all ranks."""
+        from dumbo.launch.addresses import meeting_at
+        from dumbo.launch.processes import node_folder
+        from dumbo.launch.ranks import Ranks
+
+        run = job.run
         ranks = Ranks(
             node_folder(),
             self.here,
@@ -141,3 +156,16 @@ class Many:
                 (run.path / ATTACHMENT).unlink(missing_ok=True)
             run.reload()
         return run.take_result(ending.result or {"metrics": run.facts.get("metrics", {})})
+
+
+@contextmanager
+def told_by_hand(run: RunDir) -> Iterator[None]:
+    """Where nothing can start all ranks again, what to type is said.
+
+    Raises:
+        RunFailed: the memory was full in the block.
+    """
+    try:
+        yield
+    except MemoryFull as full:
+        raise RunFailed(by_hand(run, full)) from full

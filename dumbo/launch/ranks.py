@@ -27,12 +27,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dumbo.errors import RunFailed
+from dumbo.errors import MemoryFull, RunFailed, Stopped
 from dumbo.launch.addresses import Meeting
 from dumbo.launch.endings import Ending, cause, endings
 from dumbo.launch.environment import changed_environment, for_ranks
 from dumbo.launch.frozen import Frozen
 from dumbo.launch.processes import Processes
+from dumbo.trainer.signals import EXIT_CODES
 
 GRACE, GRACE_STOPPED = 5.0, 12.0
 """Seconds the other ranks have to end by themselves when one has failed; when one has stopped (trackers have last words)."""
@@ -84,7 +85,7 @@ class Ranks:
             rank 0's ending, when every rank is done; with several machines, when it was on this one.
 
         Raises:
-            Stopped, UserError, ProofFailed, RunFailed: what ended a rank first.
+            Stopped, UserError, ProofFailed, RunFailed (MemoryFull among them): what ended a rank first.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, mode=0o700)
@@ -99,6 +100,9 @@ class Ranks:
         shutil.rmtree(self.folder, ignore_errors=True)
         if late is not None and not isinstance(why, RunFailed | ValueError):
             raise late
+        if self._heard and isinstance(why, MemoryFull):  # they are not started again for somebody who wants them to end
+            name = signal.Signals(self._heard[-1]).name
+            raise Stopped(name, EXIT_CODES[name])
         if why is not None:
             raise why
         if self._launcher is not None:

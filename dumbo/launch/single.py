@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from dumbo.launch.again import with_less_memory
 from dumbo.launch.job import Job
 from dumbo.trainer.signals import interruptible
 
@@ -32,4 +33,4 @@ class Single:
             # transformers' Trainer would spread one process over all visible GPUs (DataParallel).
             os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
         with interruptible():
-            return job.here()
+            return with_less_memory(job.run, job.here)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
+from dumbo.errors import MemoryFull, ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.places import short, typed
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def explained(run: RunDir) -> Iterator[None]:
     except Exception as error:
         with suppress(OSError):  # a full disk must not hide why the run failed
             run.console.log(traceback.format_exc())
+        if isinstance(error, MemoryFull):  # for the process that started this one
+            raise
         raise RunFailed(str(error) if isinstance(error, RunFailed) else _why(error, run)) from error
 
 

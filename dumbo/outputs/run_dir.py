@@ -142,6 +142,12 @@ class RunDir:
             self.samples.append((Question(**lists), before, after))
         return dict(result.get("metrics", {}))
 
+    def start_again(self) -> None:
+        """What this process learnt on the way is forgotten: the run goes on from its newest checkpoint, if there is one."""
+        self.resuming = True
+        self.proofs, self.samples = [], []
+        self.update(patches={})
+
     def reload(self) -> None:
         """Takes up what another process wrote into run.json."""
         self.facts = read_facts(self.path)

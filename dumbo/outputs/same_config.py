@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 TAKES_EFFECT = (
     "trainer.max_steps", "trainer.num_epochs", "trainer.eval_every", "trainer.eval_at_start", "trainer.load_best_at_end",
     "trainer.num_samples", "trainer.num_answers", "trainer.max_new_tokens", "dataset.path", "dataset.eval_path", "model.path",
-    "trainer.micro_batch_size",
+    "trainer.micro_batch_size", "patch.gradient_checkpointing",
 )  # fmt: skip
 """Keys whose change is taken up on resuming: how long, what is measured, where the same files lie now, and how a step is
-spread over ranks and passes (which changes no more than the last digits)."""
+spread over ranks and passes, or what is computed twice for want of memory (which changes no more than the last digits)."""
+
+
+def _takes_effect(key: str) -> bool:
+    """`patch` alone stands for no patch at all: whichever there is instead has lines of its own."""
+    return key == "patch" or any(key == name or key.startswith(f"{name}.") for name in TAKES_EFFECT)
 
 
 def require_same(run: RunDir, config: Mapping[str, Any]) -> list[str]:
@@ -40,7 +45,7 @@ def require_same(run: RunDir, config: Mapping[str, Any]) -> list[str]:
             f"resume=auto: the run in {run.path} was started with another config:\n  {listed}\n"
             f"  Write another run_dir=FOLDER; to go on for longer: resume={run.path} trainer.max_steps=…"
         )
-    if stuck := [line for line in changed if line.partition(":")[0] not in TAKES_EFFECT]:
+    if stuck := [line for line in changed if not _takes_effect(line.partition(":")[0])]:
         listed = "\n  ".join(stuck)
         raise UserError(
             f"resume: the checkpoint fixes these, a change of them would not take effect:\n  {listed}\n"

@@ -31,6 +31,10 @@ class Ahead:
         self._next = self._thread.submit(pulled, iterator, amount) if len(batches) == amount else None
         return batches
 
+    def forget(self) -> None:
+        """What was made for the next step is not wanted."""
+        self._iterator = self._next = None
+
     def close(self) -> None:
         """Ends the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -75,6 +75,10 @@ class Watch:
         """A micro batch of step `step` (from 1) gave this loss (a scalar, detached)."""
         self._micro.append(_MicroBatch(step, documents, loss))
 
+    def forget(self, step: int) -> None:
+        """The step is done once more from its beginning."""
+        self._micro = [batch for batch in self._micro if batch.step != step]
+
     def guard(self, step: int, norm: Any, optimizer: torch.optim.Optimizer) -> None:
         """Just before the optimizer's step: it is going to change nothing where the norm is not finite."""
         self._norms.append((step, norm))

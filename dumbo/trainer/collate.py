@@ -64,6 +64,10 @@ class Room:
     longest: int
     few_kinds: bool = False
 
+    def of(self, micro: int) -> Room:
+        """Room for so many packs or documents."""
+        return Room(micro * self.longest, self.longest)
+
     def holding(self, lengths: Sequence[int]) -> Room:
         """This room, or a larger one, for documents of these lengths."""
         longest = max(self.longest, *lengths)
@@ -109,6 +113,10 @@ class Collate:
     pad_id: int
     room: Room | None = None
     places: bool = False
+
+    def of(self, micro: int) -> Collate:
+        """With room, if there is one, for micro batches of another size."""
+        return self if self.room is None else replace(self, room=self.room.of(micro))
 
     def __call__(self, examples: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
         """Tensors for the model, and under `documents` the numbers of the documents, for reports.

@@ -208,6 +208,16 @@ class Engine(Feeding, Saving):
     ) -> dict[str, float]:
         """Loss on the held-out documents: a mean over trained tokens, whatever the batch size."""
         began = time.perf_counter()
+        metrics = {f"{metric_key_prefix}_loss": self.held_out_loss()}
+        self.held_out = (self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.eval_seconds = time.perf_counter() - began
+        self.interval.paused += self.eval_seconds
+        return metrics
+
+    def held_out_loss(self) -> float:
+        """Measured by all ranks together; the random state stays as it is."""
         model: Any = self.model
         was_training = model.training
         model.eval()
@@ -224,13 +234,7 @@ class Engine(Feeding, Saving):
         model.train(was_training)
         summed, counted = self.world.total(torch.stack([total.cpu(), torch.tensor(float(tokens)).double()])).tolist()
         assert counted, "nothing is held out that could be measured"
-        metrics = {f"{metric_key_prefix}_loss": summed / counted}
-        self.held_out = (self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.eval_seconds = time.perf_counter() - began
-        self.interval.paused += self.eval_seconds
-        return metrics
+        return float(summed / counted)
 
     # ---- numbers ----------------------------------------------------------------------------------------------
 

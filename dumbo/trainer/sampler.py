@@ -44,6 +44,12 @@ class GlobalBatches(torch.utils.data.Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def cut(self, batch: Batch) -> GlobalBatches:
+        """The same steps in other micro batches, at the same epoch."""
+        other = GlobalBatches(self.size, batch, self.seed, self.lengths, self.rank)
+        other.epoch, other._kept = self.epoch, self._kept
+        return other
+
     def __len__(self) -> int:
         """Micro batches of a rank in an epoch."""
         whole, rest = divmod(self.size, self.batch.global_)
@@ -58,11 +64,18 @@ class GlobalBatches(torch.utils.data.Sampler[list[int]]):
         return -(-self.size // self.batch.global_)
 
     def __iter__(self) -> Iterator[list[int]]:
-        micro = self.batch.micro
         for step in self.global_batches(self.epoch):
-            mine = step[self.rank :: self.batch.ranks]  # every n-th: alike lengths on all ranks where they are sorted
-            for start in range(0, self._rounds(len(step)) * micro, micro):
-                yield mine[start : start + micro].tolist()
+            yield from self._micro_batches(step)
+
+    def micro_batches(self, number: int) -> list[list[int]]:
+        """This rank's micro batches of optimizer step `number` of the run (from 0)."""
+        return list(self._micro_batches(self.step(number)))
+
+    def _micro_batches(self, step: NDArray[np.int64]) -> Iterator[list[int]]:
+        micro = self.batch.micro
+        mine = step[self.rank :: self.batch.ranks]  # every n-th: alike lengths on all ranks where they are sorted
+        for start in range(0, self._rounds(len(step)) * micro, micro):
+            yield mine[start : start + micro].tolist()
 
     def step(self, number: int) -> NDArray[np.int64]:
         """Example numbers of optimizer step `number` of the run (from 0), on all ranks together."""

@@ -12,7 +12,9 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from dumbo.batch import Batch
+from dumbo.errors import MemoryFull
 from dumbo.launch.world import DISK
+from dumbo.outputs.halvings import facts_of, halve, happened, settled
 from dumbo.patch.chunked_loss import takes_places
 from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
@@ -33,6 +35,7 @@ from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import bytes_to_save, save_weights
 from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
+from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_documents
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from dumbo.trainer.sft import Sft
 
 
-class SftTrainer(Engine, Trainer):
+class SftTrainer(Shrinking, Engine, Trainer):
     """transformers' Trainer with dumbo's engine."""
 
 
@@ -63,7 +66,7 @@ class Session:
     def train(self) -> dict[str, Any]:
         """The whole of it. Returns the final metrics."""
         run, console = self.run, self.run.console
-        batch = self.sft.batch(run.ranks)
+        batch = settled(run, self.sft.batch(run.ranks), self.sft.micro_batch_size)
         trainer = self._trainer(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
         schedule = require_schedule(trainer.args, steps)
@@ -76,7 +79,8 @@ class Session:
         answers = Answers(self.model, self.tokenizer, self.data, run, self.sft)
         before = answers.before()
         done = self._steps_done(resume_from)
-        with console.training(steps, done) as bar, self.stop.listening():
+        asked = self.sft.micro_batch_size
+        with console.training(steps, done) as bar, self.stop.listening(), trainer.memory_told(asked):
             trainer.add_callback(Progress(bar))
             self._bar = bar
             if resume_from is not None and done >= steps:
@@ -154,6 +158,7 @@ class Session:
             prefetch=self.sft.prefetch and trainer.args.device.type == "cuda",
             cuda_graphs=wanted(self.sft.cuda_graphs, self.model, trainer.args, room, self.layout, run),
         )
+        trainer.on_full = self._on_full
         trainer.add_callback(Wrapped(trainer, run))
         self.state_memory = StateMemory()
         trainer.add_callback(self.state_memory)
@@ -258,7 +263,7 @@ class Session:
                 f"tokens on average, in packs of {self.data.max_seq_len:,} tokens, {100 * self.packs.filled:.1f}% full",
             )
         run.update(
-            batch={"global": batch.global_, "micro": batch.micro, "ranks": batch.ranks, "accumulation": batch.accumulation},
+            batch=facts_of(batch),
             packing={"layout": self.layout, "packs": len(self.packs) if self.packs is not None else None,
                      "filled": round(self.packs.filled, 4) if self.packs is not None else None},
             planned_steps=steps,
@@ -288,6 +293,12 @@ class Session:
             self._bar.note("eval", f"step {row['step']}  held-out loss {row['eval_loss']:.4f}")
         else:
             self._bar.step(row["step"], row)
+
+    def _on_full(self, step: int, batch: Batch, said: str) -> Batch:
+        full = MemoryFull(said, step, batch, self.sft.micro_batch_size)
+        smaller = halve(self.run, full)
+        self._bar.note("memory", f"{happened(full)}:\nit goes on with {smaller}")
+        return smaller
 
     # ---- after ------------------------------------------------------------------------------------------------
 

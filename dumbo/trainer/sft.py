@@ -155,6 +155,7 @@ class Sft:
                 or arguments, a schedule or an optimizer that transformers refuses.
         """
         from dumbo.model.dtype import resolved_precision
+        from dumbo.outputs.halvings import settled
         from dumbo.trainer.arguments import training_arguments
         from dumbo.trainer.masters import refuse
         from dumbo.trainer.schedule import measurable, require_optimizer, require_schedule
@@ -165,7 +166,7 @@ class Sft:
                 "trainer.load_best_at_end needs a held-out loss to choose by, and nothing is held out.\n"
                 "  Write dataset.eval_fraction=0.05, or leave trainer.load_best_at_end out."
             )
-        batch = self.batch(run.ranks)
+        batch = settled(run, self.batch(run.ranks), self.micro_batch_size)
         if self.master_weights:
             refuse(resolved_precision(self.precision), run.wrapped_in, batch.accumulation)
         args = training_arguments(self, run.path, batch, evaluates=evaluates)

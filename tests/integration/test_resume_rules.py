@@ -40,6 +40,15 @@ def test_a_change_that_the_checkpoint_would_ignore_is_refused(tmp_path: Path) ->
     assert dumbo.run([f"resume={tmp_path / 'run'}", "trainer.max_time=null"])["steps"] > 1
 
 
+def test_gradient_checkpointing_may_be_added(tmp_path: Path) -> None:
+    stopped(tmp_path / "run", "trainer.max_steps=3")
+    done = dumbo.run([f"resume={tmp_path / 'run'}", "patch=[gradient_checkpointing]", "trainer.max_time=null"])
+    assert "recomputed" in facts(tmp_path / "run")["patches"]["gradient_checkpointing"]
+    assert done["steps"] == 3
+    with pytest.raises(UserError, match=r"patch\.lora"):
+        dumbo.run([f"resume={tmp_path / 'run'}", "patch=[lora]", "trainer.max_steps=4"])
+
+
 def test_other_data_is_refused_and_not_written_down(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"question": f"{n} and 1?", "answer": str(n + 1)}) + "\n" for n in range(40)))

@@ -17,8 +17,9 @@ from small_runs import Document, documents, model_of, small_run, splits_of
 
 from dumbo.errors import RunFailed
 from dumbo.trainer import engine as engine_module
-from dumbo.trainer import feeding, saving
+from dumbo.trainer import feeding, saving, shrinking
 from dumbo.trainer.engine import Engine
+from dumbo.trainer.session import SftTrainer
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,12 @@ def on_trainer(change: Any) -> Any:
 # ---- what is overridden ------------------------------------------------------------------------------------------
 
 
-MIXINS = {Engine: engine_module, feeding.Feeding: feeding, saving.Saving: saving}
+MIXINS = {
+    shrinking.Shrinking: shrinking,
+    Engine: engine_module,
+    feeding.Feeding: feeding,
+    saving.Saving: saving,
+}
 
 
 def _said(cls: type) -> str:
@@ -69,7 +75,7 @@ def _overridden() -> set[str]:
 
 
 def test_the_module_lists_every_method_it_overrides() -> None:
-    assert set(MIXINS) == {cls for cls in Engine.__mro__ if cls.__module__.startswith("dumbo.")}
+    assert [SftTrainer, *MIXINS] == [cls for cls in SftTrainer.__mro__ if cls.__module__.startswith("dumbo.")]
     for name in _overridden():
         assert name in _said(_owner(name)), f"{_owner(name).__module__} does not list {name}"
     assert {name for name in _overridden() if name.startswith("_")} == {

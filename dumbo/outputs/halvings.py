@@ -1,0 +1,101 @@
+"""The micro batch that a run has settled on after its memory ran out: decided, said, and kept in run.json.
+
+    "memory_halvings": [{"step": 12, "from": 4, "to": 2, "asked": 4}]
+
+`asked` is the config's `trainer.micro_batch_size`: a resumed run keeps the smaller one until another is asked for.
+"""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from dumbo.batch import Batch
+from dumbo.errors import MemoryFull, RunFailed
+from dumbo.outputs.places import short, typed
+
+if TYPE_CHECKING:
+    from dumbo.outputs.run_dir import RunDir
+
+KEY = "memory_halvings"
+MOST = 3
+"""So often a run's micro batch is halved."""
+
+
+def settled(run: RunDir, batch: Batch, asked: int | str) -> Batch:
+    """The arithmetic that a run goes on with. The same on every rank, all of which call this.
+
+    Args:
+        batch: as the config has it.
+        asked: the config's `trainer.micro_batch_size`.
+    """
+    made = run.world.share(_made(run, asked))
+    return batch.cut(made[-1]["to"]) if made and made[-1]["to"] < batch.micro else batch
+
+
+def halve(run: RunDir, full: MemoryFull) -> Batch:
+    """Decides on a smaller micro batch, and records it.
+
+    Raises:
+        RunFailed: there is none, or it has been halved often enough.
+    """
+    made = _made(run, full.asked)
+    smaller = full.batch.halved()
+    if smaller is None:
+        raise RunFailed(
+            f"{happened(full)}, with a single {'pack' if packed(run) else 'example'} in a micro batch.\n{_remedy(run)}"
+        )
+    if len(made) >= MOST:
+        sizes = " -> ".join(str(size) for size in [made[0]["from"], *(one["to"] for one in made)])
+        raise RunFailed(
+            f"{happened(full)}, after the micro batch was halved {MOST} times ({sizes}).\n"
+            f"  Go on with a smaller one: {typed('resume', run.path)} trainer.micro_batch_size=1\n{_remedy(run)}"
+        )
+    one = {"step": full.step, "from": full.batch.micro, "to": smaller.micro, "asked": full.asked}
+    run.update(**{KEY: [*run.facts.get(KEY, []), one]}, batch=facts_of(smaller))
+    return smaller
+
+
+def facts_of(batch: Batch) -> dict[str, int]:
+    """As it stands in run.json."""
+    return {"global": batch.global_, "micro": batch.micro, "ranks": batch.ranks, "accumulation": batch.accumulation}
+
+
+def happened(full: MemoryFull) -> str:
+    """`the memory ran out at step 12 with micro batch 4 (CUDA out of memory. Tried to allocate 2.00 GiB)`."""
+    return f"The memory ran out at step {full.step} with micro batch {full.batch.micro} ({full.text})"
+
+
+def by_hand(run: RunDir, full: MemoryFull) -> str:
+    """What to write where nobody here can start the ranks again.
+
+    Args:
+        run: of the rank that it happened to.
+    """
+    smaller = full.batch.halved()
+    if smaller is None:
+        return f"{happened(full)}.\n{_remedy(run)}"
+    return (
+        f"{happened(full)}.\n"
+        f"  Start all processes again with {typed('resume', run.path)} trainer.micro_batch_size={smaller.micro}"
+        f" (accumulation {smaller.accumulation}: the same global batch)"
+    )
+
+
+def packed(run: RunDir) -> bool:
+    return run.facts.get("packing", {}).get("packs") is not None
+
+
+def _made(run: RunDir, asked: int | str) -> list[dict[str, Any]]:
+    return [one for one in run.facts.get(KEY, []) if one["asked"] == asked]
+
+
+def _remedy(run: RunDir) -> str:
+    """What takes less memory, as it can be typed."""
+    patches = list(run.facts.get("patches", {}))
+    shorter = f"a smaller trainer.max_seq_len, from the start: {typed('repeat', run.path)} trainer.max_seq_len=…"
+    log = f"The whole traceback is in {short(run.path / 'dumbo.log')}"
+    if "gradient_checkpointing" in patches:
+        return f"  Write {shorter}\n  {log}"
+    words = shlex.quote(f"patch=[{','.join([*patches, 'gradient_checkpointing'])}]")
+    return f"  Go on with gradient checkpointing: {typed('resume', run.path)} {words}\n  or write {shorter}\n  {log}"

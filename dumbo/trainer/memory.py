@@ -1,0 +1,60 @@
+"""What counts as memory running out, giving memory back, and the random state of a moment to return to.
+
+torch's errors: https://docs.pytorch.org/docs/stable/generated/torch.cuda.OutOfMemoryError.html; on the CPU a RuntimeError
+of its allocator.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+CPU_SAYS = "DefaultCPUAllocator: can't allocate memory"
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that the GPU's or the CPU's memory is full."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and CPU_SAYS in str(error)
+
+
+def first_line(error: BaseException) -> str:
+    """What such an error says, in short."""
+    lines = str(error).strip().splitlines()
+    text = next((line[line.index(CPU_SAYS) :] for line in lines if CPU_SAYS in line), lines[0] if lines else "")
+    return text.split(". GPU ", 1)[0].rstrip(".") or type(error).__name__
+
+
+def give_back() -> None:
+    """What nothing refers to any more goes back to the system. Called outside of the `except` block: an error holds frames."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Of Python, numpy, torch and this process's device."""
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    device: torch.Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        own = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), own)
+
+    def restore(self, device: torch.device) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.device is not None:
+            torch.cuda.set_rng_state(self.device, device)

@@ -1,0 +1,188 @@
+"""When the memory runs out in a forward or backward pass of a run of one process, its step is done again in smaller passes.
+
+    the step           whole, with the same documents, from the random state it began with; its gradients are dropped
+    the steps after    are cut into micro batches of the new size; the global batch is as before
+    the held-out loss  is measured again, likewise
+
+Trainer's loop goes on counting as many passes a step as it began with: a pass may stand for several micro batches.
+What fails elsewhere (the optimizer's step), or where ranks wait for each other, rises: `session.py` turns it into
+MemoryFull, and who started the ranks starts them again.
+
+Public methods of Trainer overridden: training_step, get_batch_samples. Private ones used, with a test: _tr_loss (the sum
+of losses that the loop logs, as it was when the step began).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import skip_first_batches
+
+from dumbo.batch import Batch
+from dumbo.errors import MemoryFull
+from dumbo.patch.compile import compiled_layers
+from dumbo.trainer.memory import RandomState, first_line, give_back, ran_out
+from dumbo.trainer.sharded import wrapper_of
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from dumbo.trainer.engine import Engine
+
+    class _Base(Engine, Trainer):
+        pass
+else:
+    _Base = object
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """Of a step: what it is set back to."""
+
+    random: RandomState
+    loss: torch.Tensor
+
+
+class Shrinking(_Base):
+    """A mixin before `Engine`.
+
+    Attributes:
+        on_full: told of the step (from 1), the batch that did not fit and what was said; returns the batch to go on
+            with, or raises. None: errors rise as they are.
+    """
+
+    on_full: Callable[[int, Batch, str], Batch] | None = None
+    _shrunk = False  # since Trainer's loop began
+    _looping = False  # inside the loop, where a step has a beginning
+    _begin: _Begin | None = None
+    _measuring = False  # the held-out loss
+    _done_again = False  # the step, in one of its passes: the others have nothing left to do
+    _rest: tuple[Iterator[Any], Iterator[Any]] | None = None  # the loop's iterator, and what it is replaced by
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The micro batches of a step, dealt out to as many passes as the loop is going to make."""
+        self._looping, self._begin, self._done_again = True, None, False
+        if not self._shrunk:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
+        amount = len(self.order.micro_batches(self.state.global_step))
+        batches, items = super().get_batch_samples(self._smaller(epoch_iterator), amount, device)
+        return dealt(batches, num_batches), items
+
+    def _smaller(self, epoch_iterator: Iterator[Any]) -> Iterator[Any]:
+        """What is left of the epoch in micro batches of the size they have now."""
+        if self._rest is None or self._rest[0] is not epoch_iterator:
+            steps = self.state.global_step % self.order.steps()
+            loader = skip_first_batches(self.get_train_dataloader(), steps * self.order.batch.accumulation)
+            self._rest = (epoch_iterator, iter(loader))
+        return self._rest[1]
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward of the micro batches of a pass; of the whole step, when the memory runs out in it."""
+        if not self._looping:  # the proofs
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self._done_again:
+            return torch.zeros((), device=self.args.device)
+        if self._begin is None:
+            self._begin = _Begin(RandomState.now(self.args.device), self._tr_loss.clone())
+        batches = inputs if isinstance(inputs, list) else [inputs]
+        while True:
+            try:
+                return self._passes(model, batches, num_items_in_batch)
+            except Exception as error:
+                said = self._out_of_memory(error)
+            # Outside of the except block: nothing holds the tensors of the failed pass any more.
+            self._shrink(self.state.global_step + 1, said)
+            batches = self._from_the_beginning(model)
+
+    def _passes(self, model: Any, batches: Sequence[Any], items: Any) -> torch.Tensor:
+        """The last micro batch's loss; the losses of the others are added where Trainer's loop adds this one."""
+        for batch in batches[:-1]:
+            self._tr_loss += super().training_step(model, batch, items)
+        return super().training_step(model, batches[-1], items)
+
+    def _from_the_beginning(self, model: Any) -> list[Any]:
+        """Everything as it was when the step began. Returns all of its micro batches."""
+        assert self._begin is not None
+        number = self.state.global_step
+        model.zero_grad()
+        self.watch.forget(number + 1)
+        self._begin.random.restore(self.args.device)
+        self._tr_loss.copy_(self._begin.loss)
+        self._done_again = True
+        batches = [self.collate([self.examples[one] for one in each]) for each in self.order.micro_batches(number)]
+        self.pending.clear()
+        self.pending.extend(batch.pop("documents") for batch in batches)
+        return batches
+
+    def held_out_loss(self) -> float:
+        """Of all held-out documents: measured anew when the memory runs out over them."""
+        model: Any = self.model
+        training, self._measuring = model.training, True
+        while True:
+            try:
+                loss: float = super().held_out_loss()
+                self._measuring = False
+                return loss
+            except Exception as error:
+                said = self._out_of_memory(error)
+            model.train(training)
+            self._shrink(self.state.global_step, said)
+
+    def _out_of_memory(self, error: Exception) -> str:
+        """What it says. Any other error, and one that cannot be mended in this place, rises."""
+        alone = self.world.size == 1 and wrapper_of(self.model_wrapped) == "none"
+        if self.on_full is None or not alone or not ran_out(error):
+            raise error
+        return first_line(error)
+
+    def _shrink(self, step: int, said: str) -> None:
+        give_back()
+        assert self.on_full is not None
+        self.bind_to(self.on_full(step, self.order.batch, said))
+
+    def bind_to(self, batch: Batch) -> None:
+        """From here on micro batches have another size. All that is bound to their size is made anew here, and only here."""
+        model: Any = self.model
+        self.order = self.order.cut(batch)
+        self.collate = self.collate.of(batch.micro)
+        self.eval_collate = self.eval_collate.of(batch.micro) if self.eval_collate is not None else None
+        self._shrunk, self._rest = True, None
+        if self.ahead is not None:
+            self.ahead.forget()
+        if compiled_layers(model):
+            torch.compiler.reset()  # torch makes so many graphs of one layer and no more: those of the old size are of no use
+
+    @contextmanager
+    def memory_told(self, asked: int | str) -> Iterator[None]:
+        """The block trains; memory that ran out in it and could not be mended here rises as MemoryFull.
+
+        Args:
+            asked: the `trainer.micro_batch_size` of the config.
+
+        Raises:
+            MemoryFull: see there.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not ran_out(error):
+                raise
+            step = self.state.global_step + (not self._measuring)
+            raise MemoryFull(first_line(error), step, self.order.batch, asked) from error
+
+
+def dealt(batches: list[Any], passes: int) -> list[list[Any]]:
+    """Micro batches as `passes` lists of them, in order; none is empty.
+
+    Args:
+        batches: at least as many.
+    """
+    bounds = [len(batches) * number // passes for number in range(passes + 1)]
+    return [batches[start:end] for start, end in pairwise(bounds)]
