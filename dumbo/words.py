@@ -21,7 +21,7 @@ VERBS = {
 }
 LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
 
-KEYS = (*GROUPS, "experiment", "verify", "hydra")
+KEYS = (*GROUPS, "experiment", "verify", "audit", "hydra")
 """What stands at the top of the config and has keys of its own."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
+from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
 
-KINDS: dict[str, type[Exception]] = {"user": UserError, "proof": ProofFailed, "failed": RunFailed}
+KINDS: dict[str, type[Exception]] = {"user": UserError, "gate": GateFailed, "proof": ProofFailed, "failed": RunFailed}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Ending:
     """How one rank ended.
 
     Attributes:
-        kind: done, stopped, user, proof, failed.
+        kind: done, stopped, user, gate, proof, failed.
         text: what is to be said; for `stopped` the signal's name.
         code: the exit code.
         at: time.time().
