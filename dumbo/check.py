@@ -19,7 +19,16 @@ from dumbo.bind import build, section
 from dumbo.cross_check import batch, conflicts, fitted
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
-from dumbo.options import SECTIONS, AuditOptions, ChatOptions, DoctorOptions, Options, PreviewOptions, VerifyOptions
+from dumbo.options import (
+    SECTIONS,
+    AuditOptions,
+    ChatOptions,
+    DoctorOptions,
+    ExportOptions,
+    Options,
+    PreviewOptions,
+    VerifyOptions,
+)
 from dumbo.resolve import resolved
 
 
@@ -42,6 +51,7 @@ class Plugins:
     audit: AuditOptions
     preview: PreviewOptions
     chat: ChatOptions
+    export: ExportOptions
     doctor: DoctorOptions
 
 

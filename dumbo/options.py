@@ -108,6 +108,27 @@ def _at_least(name: str, value: float, least: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """`dumbo export run=last export.to=FOLDER`.
+
+    Args:
+        to: the folder; it must be absent or empty.
+        dtype: how weights are saved: auto (as they were kept in training), float32 or bfloat16.
+        push: OWNER/NAME on the model hub to put the folder into as well; null: nowhere.
+        private: whether a repository that is made for it is private.
+        trust_remote_code: run code that comes with the run's model, or with its base.
+        format: "text" or "json".
+    """
+
+    to: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    push: str | None = None
+    private: bool = True
+    trust_remote_code: bool = False
+    format: Format = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """`dumbo doctor`.
 
@@ -127,7 +148,7 @@ class Options:
         sweep_dir: the folder of a sweep (`-m`); null: multirun_outputs/DATE/TIME.
         resume: "auto" or a run's folder; null: a new run.
         repeat: a run's folder to do again, with what is typed besides on top.
-        run: the run that `chat` reads: a folder, or "last".
+        run: the run that `chat` and `export` read: a folder, or "last".
         performance: "auto": on a GPU, patches that make a step faster are added where they are proven right (see FASTER);
             a list of some of them: only these; "off": none. Patches that were chosen stay as they are.
     """
@@ -155,5 +176,6 @@ SECTIONS = {
     "audit": AuditOptions,
     "preview": PreviewOptions,
     "chat": ChatOptions,
+    "export": ExportOptions,
     "doctor": DoctorOptions,
 }

@@ -92,6 +92,7 @@ def prepare(
         max_seq_len=max_seq_len,
         audit=audit_of(kept, held_out),
         answer_pattern=splits.answer_pattern,
+        origin={"stored_in": str(train.folder), "rows_fingerprint": splits.fingerprint},
     )
 
 

@@ -16,7 +16,7 @@ import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -278,6 +278,7 @@ class PreparedSplits:
         max_seq_len: no document is longer, in tokens.
         audit: the counts of both, see `audit.py`.
         answer_pattern: see `Splits`.
+        origin: where the training documents are stored, and the fingerprint of the rows they were made of.
     """
 
     train: Split
@@ -287,6 +288,7 @@ class PreparedSplits:
     max_seq_len: int
     audit: dict[str, Any]
     answer_pattern: str | None = None
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 def documents_of(numbers: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
