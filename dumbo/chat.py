@@ -83,9 +83,8 @@ def load_run(
         UserError: the model brings code, and nobody typed that it may run.
     """
     folder = run / "model"
-    brings_code = [file.name for file in sorted(folder.glob("*config.json")) if _names_code(file)]
-    if brings_code and not trusts_code:
-        raise UserError(f"run: {folder / brings_code[0]} names code of the model's own, which would run.\n{TRUST}")
+    if not trusts_code:
+        refuse_code(folder, TRUST)
     loader = _loader(run, config_dirs, trusts_code) if (folder / "adapter_config.json").is_file() else None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -104,6 +103,13 @@ def load_run(
 
 
 TRUST = "  Type chat.trust_remote_code=true if you trust it."
+
+
+def refuse_code(folder: Path, remedy: str) -> None:
+    """Raises a UserError where a model's folder names code of its own, which transformers would import."""
+    for file in sorted(folder.glob("*config.json")):
+        if _names_code(file):
+            raise UserError(f"run: {file} names code of the model's own, which would run.\n{remedy}")
 
 
 def _names_code(file: Path) -> bool:

@@ -19,7 +19,16 @@ from dumbo.bind import build, section
 from dumbo.cross_check import batch, conflicts, fitted, wrapped
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
-from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PreviewOptions, VerifyOptions
+from dumbo.options import (
+    SECTIONS,
+    AuditOptions,
+    ChatOptions,
+    DoctorOptions,
+    ExportOptions,
+    Options,
+    PreviewOptions,
+    VerifyOptions,
+)
 from dumbo.resolve import resolved
 
 
@@ -39,8 +48,10 @@ class Plugins:
     trackers: dict[str, Any]
     options: Options
     verify: VerifyOptions
+    audit: AuditOptions
     preview: PreviewOptions
     chat: ChatOptions
+    export: ExportOptions
     doctor: DoctorOptions
 
 

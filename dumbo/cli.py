@@ -119,6 +119,10 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.chat import chat
 
         return chat(plugins.options, plugins.chat, command.config_dirs)
+    if command.verb == "export":
+        from dumbo.export.export import export
+
+        return export(plugins, command)
     if command.verb == "doctor":
         from dumbo.doctor import doctor
 

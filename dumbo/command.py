@@ -151,6 +151,8 @@ def _existing_folder(word: str) -> Path:
 OPEN_MAPPINGS = (
     "trainer.extra.",
     "trainer.extra=",
+    "audit.fail_on.",
+    "audit.fail_on=",
     "preview.fail_on.",
     "preview.fail_on=",
     "dataset.columns.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dumbo.errors import UserError
+from dumbo.prepare.gates import check_thresholds
 from dumbo.suggest import did_you_mean
 
 Format = Literal["text", "json"]
@@ -27,6 +28,32 @@ class VerifyOptions:
     mode: Literal["quick", "off"] = "quick"
 
 
+LET_THROUGH: dict[str, float | None] = {
+    "zero_label_rows": 0.01,
+    "end_token_untrained": 0,
+    "doubled_bos": 0,
+    "control_tokens_unescaped": 0,
+    "truncated_tokens": 0.2,
+}
+"""What `audit.fail_on` says until something else is typed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """The audit of the whole data set, before any weights are loaded.
+
+    Args:
+        mode: "stop": data over a threshold is not trained on (exit code 3); "warn": it is said; "off": nothing is compared.
+        fail_on: thresholds by audit name, as for `preview`; null: none for this one.
+    """
+
+    mode: Literal["stop", "warn", "off"] = "stop"
+    fail_on: dict[str, float | None] = field(default_factory=lambda: dict(LET_THROUGH))
+
+    def __post_init__(self) -> None:
+        check_thresholds(self.fail_on, "audit")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreviewOptions:
     """`dumbo preview`.
@@ -40,12 +67,11 @@ class PreviewOptions:
 
     num_examples: int = 3
     format: Format = "text"
-    fail_on: dict[str, float] = field(default_factory=dict)
+    fail_on: dict[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _at_least("num_examples", self.num_examples, 0)
-        for name, most in self.fail_on.items():
-            _at_least(f"fail_on.{name}", most, 0)
+        check_thresholds(self.fail_on, "preview")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +108,27 @@ def _at_least(name: str, value: float, least: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """`dumbo export run=last export.to=FOLDER`.
+
+    Args:
+        to: the folder; it must be absent or empty.
+        dtype: how weights are saved: auto (as they were kept in training), float32 or bfloat16.
+        push: OWNER/NAME on the model hub to put the folder into as well; null: nowhere.
+        private: whether a repository that is made for it is private.
+        trust_remote_code: run code that comes with the run's model, or with its base.
+        format: "text" or "json".
+    """
+
+    to: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    push: str | None = None
+    private: bool = True
+    trust_remote_code: bool = False
+    format: Format = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """`dumbo doctor`.
 
@@ -101,7 +148,7 @@ class Options:
         sweep_dir: the folder of a sweep (`-m`); null: multirun_outputs/DATE/TIME.
         resume: "auto" or a run's folder; null: a new run.
         repeat: a run's folder to do again, with what is typed besides on top.
-        run: the run that `chat` reads: a folder, or "last".
+        run: the run that `chat` and `export` read: a folder, or "last".
         performance: "auto": on a GPU, patches that make a step faster are added where they are proven right (see FASTER);
             a list of some of them: only these; "off": none. Patches that were chosen stay as they are.
     """
@@ -124,4 +171,11 @@ class Options:
             )
 
 
-SECTIONS = {"verify": VerifyOptions, "preview": PreviewOptions, "chat": ChatOptions, "doctor": DoctorOptions}
+SECTIONS = {
+    "verify": VerifyOptions,
+    "audit": AuditOptions,
+    "preview": PreviewOptions,
+    "chat": ChatOptions,
+    "export": ExportOptions,
+    "doctor": DoctorOptions,
+}

@@ -12,7 +12,8 @@ from dumbo.check import Plugins
 from dumbo.errors import GateFailed
 from dumbo.outputs.console import Console
 from dumbo.outputs.printable import printable
-from dumbo.prepare.audit import check_thresholds, lines_of, over_thresholds
+from dumbo.prepare.audit import lines_of
+from dumbo.prepare.gates import over_thresholds
 from dumbo.verify.mask import spans_of
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ def preview(plugins: Plugins, composed: Composed, command: Command) -> int:
     Raises:
         GateFailed: a count of the audit is over its threshold in `preview.fail_on`.
     """
-    check_thresholds(plugins.preview.fail_on)
     tokenizer, data = prepared(plugins)
     if plugins.preview.format == "json":
         for document in _chosen(data.train, plugins.preview.num_examples):
@@ -40,7 +40,7 @@ def preview(plugins: Plugins, composed: Composed, command: Command) -> int:
         show_examples(Console(), data.train, tokenizer, plugins.preview.num_examples)
         show_audit(Console(), data)
     if over := over_thresholds(data.audit, plugins.preview.fail_on):
-        raise GateFailed("The audit is over its thresholds (preview.fail_on):\n  " + "\n  ".join(over))
+        raise GateFailed("The audit is over its thresholds (preview.fail_on):\n  " + "\n  ".join(map(str, over)))
     return 0
 
 

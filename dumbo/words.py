@@ -17,11 +17,12 @@ VERBS = {
     "train": "prepare the data, train, evaluate, save (the default)",
     "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
     "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
+    "export": "a run's model as a plain Hugging Face folder, proven to be the same: dumbo export run=last export.to=FOLDER",
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
-LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
+LATER_VERBS = ("verify", "plan", "evaluate", "report", "sweep")
 
-KEYS = (*GROUPS, "experiment", "verify", "hydra")
+KEYS = (*GROUPS, "experiment", "verify", "audit", "hydra")
 """What stands at the top of the config and has keys of its own."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
+from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.failure import explained
 from dumbo.outputs.places import now, short, typed
 from dumbo.outputs.run_dir import RunDir
@@ -67,7 +67,7 @@ def closing(run: RunDir) -> Iterator[None]:
         _end(run, "failed", "Ctrl-C before anything could be saved")
         run.release()
         raise
-    except (UserError, ProofFailed, RunFailed) as error:
+    except (UserError, GateFailed, ProofFailed, RunFailed) as error:
         _end(run, "failed", str(error))
         run.release()
         raise

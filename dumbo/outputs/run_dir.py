@@ -226,7 +226,7 @@ class RunDir:
             if audit[name]:
                 parts.append(f"{audit[name]:,} {name.replace('_', ' ')}")
         self.console.row("data", "   ".join(parts))
-        self.update(data_fingerprint=data.fingerprint, data={"name": data.name, **audit})
+        self.update(data_fingerprint=data.fingerprint, data={"name": data.name, **audit, **data.origin})
 
     def left_out(self, name: str, reason: str | None) -> bool:
         """Says and records that a patch is left out, when there is a reason to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,8 @@ class Answers:
         with self.run.console.status("answering held-out prompts"):
             after = self._ask(self.asked, self.how)
         self.run.write("samples.md", samples.samples_page(self.asked, before, after))
+        pairs = zip(self.asked, before, after, strict=True)
+        self.run.write("samples.json", json.dumps([{**asdict(q), "before": b, "after": a} for q, b, a in pairs]))
         self.run.samples = list(zip(self.asked, before, after, strict=True))
         pattern = self.data.answer_pattern
         if pattern is None or self.data.eval is None or self.sft.num_answers == 0:

@@ -115,7 +115,7 @@ def test_the_summary_says_what_was_not_asked(tmp_path: Path) -> None:
         "dataset=files", "dataset.path=rows.jsonl", "dataset.eval_path=rows.jsonl", "dataset.answer_pattern='(.+)'",
         "trainer.max_seq_len=48", "trainer.max_steps=1", "trainer.global_batch_size=4", "trainer.micro_batch_size=4",
         "trainer.num_samples=0", "trainer.max_new_tokens=2", "trainer.save_every=null", "trainer.eval_at_start=false",
-        "verify.mode=off", "run_dir=run",
+        "verify.mode=off", "audit.mode=off", "run_dir=run",
     ])  # fmt: skip
     assert (metrics["questions"], metrics["questions_left_out"]) == (8, 4)
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["metrics"]
