@@ -19,7 +19,7 @@ from dumbo.bind import build, section
 from dumbo.cross_check import batch, conflicts, fitted
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
-from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PreviewOptions, VerifyOptions
+from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PreviewOptions, ReportOptions, VerifyOptions
 from dumbo.resolve import resolved
 
 
@@ -41,6 +41,7 @@ class Plugins:
     verify: VerifyOptions
     preview: PreviewOptions
     chat: ChatOptions
+    report: ReportOptions
     doctor: DoctorOptions
 
 

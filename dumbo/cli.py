@@ -119,6 +119,10 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.chat import chat
 
         return chat(plugins.options, plugins.chat, command.config_dirs)
+    if command.verb == "report":
+        from dumbo.outputs.report.verb import report
+
+        return report(plugins.options, plugins.report)
     if command.verb == "doctor":
         from dumbo.doctor import doctor
 

@@ -17,9 +17,10 @@ VERBS = {
     "train": "prepare the data, train, evaluate, save (the default)",
     "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
     "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
+    "report": "one run as one HTML page that needs no network: dumbo report run=last",
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
-LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
+LATER_VERBS = ("verify", "plan", "evaluate", "export", "sweep")
 
 KEYS = (*GROUPS, "experiment", "verify", "hydra")
 """What stands at the top of the config and has keys of its own."""
