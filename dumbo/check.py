@@ -20,13 +20,14 @@ from dumbo.cross_check import batch, conflicts, fitted, wrapped
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.options import (
-    SECTIONS,
     AuditOptions,
     ChatOptions,
     DoctorOptions,
     ExportOptions,
     Options,
     PreviewOptions,
+    ReportOptions,
+    SECTIONS,
     VerifyOptions,
 )
 from dumbo.resolve import resolved
@@ -52,6 +53,7 @@ class Plugins:
     preview: PreviewOptions
     chat: ChatOptions
     export: ExportOptions
+    report: ReportOptions
     doctor: DoctorOptions
 
 

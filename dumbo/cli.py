@@ -123,6 +123,10 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.export.export import export
 
         return export(plugins, command)
+    if command.verb == "report":
+        from dumbo.outputs.report.verb import report
+
+        return report(plugins.options, plugins.report)
     if command.verb == "doctor":
         from dumbo.doctor import doctor
 

@@ -129,6 +129,19 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """`dumbo report run=last`.
+
+    Args:
+        to: the HTML file; null: report.html in the run's folder.
+        format: "text", or "json": the page's facts on standard output besides.
+    """
+
+    to: str | None = None
+    format: Format = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """`dumbo doctor`.
 
@@ -148,7 +161,7 @@ class Options:
         sweep_dir: the folder of a sweep (`-m`); null: multirun_outputs/DATE/TIME.
         resume: "auto" or a run's folder; null: a new run.
         repeat: a run's folder to do again, with what is typed besides on top.
-        run: the run that `chat` and `export` read: a folder, or "last".
+        run: the run that `evaluate`, `chat`, `export` and `report` read: a folder, or "last".
         performance: "auto": on a GPU, patches that make a step faster are added where they are proven right (see FASTER);
             a list of some of them: only these; "off": none. Patches that were chosen stay as they are.
     """
@@ -172,10 +185,11 @@ class Options:
 
 
 SECTIONS = {
-    "verify": VerifyOptions,
-    "audit": AuditOptions,
     "preview": PreviewOptions,
+    "verify": VerifyOptions,
     "chat": ChatOptions,
     "export": ExportOptions,
+    "report": ReportOptions,
     "doctor": DoctorOptions,
+    "audit": AuditOptions,
 }

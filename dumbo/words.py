@@ -18,9 +18,15 @@ VERBS = {
     "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
     "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
     "export": "a run's model as a plain Hugging Face folder, proven to be the same: dumbo export run=last export.to=FOLDER",
+    "report": "one run as one HTML page that needs no network: dumbo report run=last",
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
-LATER_VERBS = ("verify", "plan", "evaluate", "report", "sweep")
+LATER_VERBS = (
+    "verify",
+    "plan",
+    "evaluate",
+    "sweep",
+)
 
 KEYS = (*GROUPS, "experiment", "verify", "audit", "hydra")
 """What stands at the top of the config and has keys of its own."""
