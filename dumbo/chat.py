@@ -30,7 +30,7 @@ def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()
     import torch
     import transformers.utils.logging as library
 
-    from dumbo.generate import Generation, answers, stop_ids
+    from dumbo.generate import Generation, answers, own_ends, stop_ids
 
     library.set_verbosity_error()
     library.disable_progress_bar()
@@ -39,11 +39,9 @@ def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()
         model = model.to("cuda")  # type: ignore[arg-type]
     prompt = _prompt(tokenizer, chosen, run, config_dirs)
     room = _room(model, len(prompt))
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    seen = ends if isinstance(ends, list) else [ends] if ends is not None else []
     how = Generation(
         max_new_tokens=min(chosen.max_new_tokens, room),
-        stop_ids=stop_ids(tokenizer, seen),
+        stop_ids=stop_ids(tokenizer, own_ends(model)),
         temperature=chosen.temperature,
         seed=chosen.seed,
     )
@@ -83,9 +81,8 @@ def load_run(
         UserError: the model brings code, and nobody typed that it may run.
     """
     folder = run / "model"
-    brings_code = [file.name for file in sorted(folder.glob("*config.json")) if _names_code(file)]
-    if brings_code and not trusts_code:
-        raise UserError(f"run: {folder / brings_code[0]} names code of the model's own, which would run.\n{TRUST}")
+    if not trusts_code:
+        refuse_code(folder, TRUST)
     loader = _loader(run, config_dirs, trusts_code) if (folder / "adapter_config.json").is_file() else None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -104,6 +101,13 @@ def load_run(
 
 
 TRUST = "  Type chat.trust_remote_code=true if you trust it."
+
+
+def refuse_code(folder: Path, remedy: str) -> None:
+    """Raises a UserError where a model's folder names code of its own, which transformers would import."""
+    for file in sorted(folder.glob("*config.json")):
+        if _names_code(file):
+            raise UserError(f"run: {file} names code of the model's own, which would run.\n{remedy}")
 
 
 def _names_code(file: Path) -> bool:
