@@ -69,9 +69,12 @@ def held_out(
     from dumbo.prepare.plan import plan_length, prepare_for
 
     splits = plugins.dataset.load()
-    data = prepare_for(
-        plugins.trainer, splits, plugins.formatter, tokenizer, plan_length(plugins.trainer, tokenizer), console
-    )
+    if place.run is None and tokenizer.model_max_length < getattr(plugins.trainer, "max_seq_len", 0):
+        longest = tokenizer.model_max_length
+        console.row("", f"rows of at most {longest:,} tokens: the model's context (trainer.max_seq_len)")
+    else:
+        longest = plan_length(plugins.trainer, tokenizer)
+    data = prepare_for(plugins.trainer, splits, plugins.formatter, tokenizer, longest, console)
     if data.eval is None or not len(data.eval):
         if plugins.evaluate.tasks:
             console.row("data", f"{data.name}: nothing is held out, only tasks are asked")
