@@ -30,7 +30,7 @@ def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()
     import torch
     import transformers.utils.logging as library
 
-    from dumbo.generate import Generation, answers, stop_ids
+    from dumbo.generate import Generation, answers, own_ends, stop_ids
 
     library.set_verbosity_error()
     library.disable_progress_bar()
@@ -39,11 +39,9 @@ def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()
         model = model.to("cuda")  # type: ignore[arg-type]
     prompt = _prompt(tokenizer, chosen, run, config_dirs)
     room = _room(model, len(prompt))
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    seen = ends if isinstance(ends, list) else [ends] if ends is not None else []
     how = Generation(
         max_new_tokens=min(chosen.max_new_tokens, room),
-        stop_ids=stop_ids(tokenizer, seen),
+        stop_ids=stop_ids(tokenizer, own_ends(model)),
         temperature=chosen.temperature,
         seed=chosen.seed,
     )

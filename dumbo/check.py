@@ -20,14 +20,15 @@ from dumbo.cross_check import batch, conflicts, fitted, wrapped
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.options import (
+    SECTIONS,
     AuditOptions,
     ChatOptions,
     DoctorOptions,
+    EvaluateOptions,
     ExportOptions,
     Options,
     PreviewOptions,
     ReportOptions,
-    SECTIONS,
     VerifyOptions,
 )
 from dumbo.resolve import resolved
@@ -51,6 +52,7 @@ class Plugins:
     verify: VerifyOptions
     audit: AuditOptions
     preview: PreviewOptions
+    evaluate: EvaluateOptions
     chat: ChatOptions
     export: ExportOptions
     report: ReportOptions

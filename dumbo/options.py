@@ -75,14 +75,53 @@ class PreviewOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatOptions:
-    """`dumbo chat run=last chat.prompt="…"`.
+class EvaluateOptions:
+    """`dumbo evaluate run=last`.
 
     Args:
-        prompt: what to ask, once.
+        batch_size: held-out rows, or questions, at once.
+        extractor: which part of a text is its answer: gsm8k (the number after ####) or text; null: the data set's own.
+        num_answers: at most so many held-out questions, and so many of each task; null: all.
+        max_new_tokens: longest answer, in tokens; null: a quarter more than the longest reference, at most 256.
+        temperature: 0: the likeliest token each time; above 0: sampled.
+        seed: of the sampling.
+        tasks: tasks of lm-eval, by name.
+        tasks_path: a folder of task files of your own, for lm-eval. They can run code: typed each time.
+        num_fewshot: examples before each question of a task; null: as many as the task says.
+        chat_template: ask tasks through the tokenizer's chat template.
+        format: "text" or "json".
+    """
+
+    batch_size: int = 16
+    extractor: Literal["gsm8k", "text"] | None = None
+    num_answers: int | None = None
+    max_new_tokens: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    tasks: list[str] = field(default_factory=list)
+    tasks_path: str | None = None
+    num_fewshot: int | None = None
+    chat_template: bool = False
+    format: Format = "text"
+
+    def __post_init__(self) -> None:
+        least = {"batch_size": 1, "num_answers": 1, "max_new_tokens": 1, "temperature": 0, "seed": 0, "num_fewshot": 0}
+        for name, lowest in least.items():
+            if (value := getattr(self, name)) is not None:
+                _at_least(name, value, lowest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions:
+    """`dumbo chat run=last`, or `dumbo chat run=last chat.prompt="…"` for one answer.
+
+    Args:
+        prompt: what to ask, once; null: a conversation, in a terminal or with a line of a pipe for each turn.
         system: a system message before it; null: none.
         max_new_tokens: longest answer, in tokens.
         temperature: 0: the likeliest token each time; above 0: sampled.
+        top_p: sample from the likeliest tokens that have this share together; null: from all.
+        top_k: sample from so many of the likeliest tokens; null: from all.
         seed: of the sampling.
         trust_remote_code: run code that comes with the run's model, or with its base.
         format: "text" or "json".
@@ -92,6 +131,8 @@ class ChatOptions:
     system: str | None = None
     max_new_tokens: int = 256
     temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
     seed: int = 0
     trust_remote_code: bool = False
     format: Format = "text"
@@ -100,6 +141,10 @@ class ChatOptions:
         _at_least("max_new_tokens", self.max_new_tokens, 1)
         _at_least("temperature", self.temperature, 0)
         _at_least("seed", self.seed, 0)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p:g}.")
+        if self.top_k is not None:
+            _at_least("top_k", self.top_k, 1)
 
 
 def _at_least(name: str, value: float, least: int) -> None:
@@ -185,11 +230,12 @@ class Options:
 
 
 SECTIONS = {
-    "preview": PreviewOptions,
     "verify": VerifyOptions,
+    "audit": AuditOptions,
+    "preview": PreviewOptions,
+    "evaluate": EvaluateOptions,
     "chat": ChatOptions,
     "export": ExportOptions,
     "report": ReportOptions,
     "doctor": DoctorOptions,
-    "audit": AuditOptions,
 }

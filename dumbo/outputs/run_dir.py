@@ -173,14 +173,14 @@ class RunDir:
     def update(self, **facts: Any) -> None:
         """Changes keys of run.json."""
         self.facts.update(facts)
-        self.write("run.json", json.dumps(_finite(self.facts), indent=2, ensure_ascii=False, default=str) + "\n")
+        self.write("run.json", json.dumps(finite(self.facts), indent=2, ensure_ascii=False, default=str) + "\n")
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl. Numbers that are not finite become null, and are named under `not_finite`."""
         if not self.writes:
             return
         strange = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-        line = {**_finite(dict(row)), **({"not_finite": strange} if strange else {})}
+        line = {**finite(dict(row)), **({"not_finite": strange} if strange else {})}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -301,12 +301,12 @@ def _millions(number: int) -> str:
     )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """`value` with numbers that JSON has no form for as null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
+        return {key: finite(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
+        return [finite(child) for child in value]
     return value

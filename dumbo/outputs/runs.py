@@ -55,6 +55,11 @@ def is_claimed(folder: Path) -> bool:
     return False
 
 
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is no run's but holds a model in Hugging Face's format."""
+    return (folder / "config.json").is_file() and not (folder / "run.json").is_file()
+
+
 def find_run(asked: str | None) -> Path:
     """The folder of a run: a path, or `last`, the one that started last below outputs/ and multirun_outputs/.
 

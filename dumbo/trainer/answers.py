@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumbo.generate import Generation
 from dumbo.outputs import samples
+from dumbo.outputs.extractors import extractor_for
 from dumbo.patch.compile import as_written
 from dumbo.trainer.sharded import is_sharded
 
@@ -94,7 +95,7 @@ class Answers:
         longer = samples.how_to_answer(self.data.eval, self.tokenizer, exam, self.sft.max_new_tokens)
         with self.run.console.status(f"answering {len(exam)} held-out questions"):
             replies = self._ask(exam, longer)
-        right, total = samples.exact_match(pattern, exam, replies)
+        right, total = samples.exact_match(extractor_for(pattern).find, exam, replies)
         cut = samples.left_out(self.data.eval)
         return {
             **({"exact_match": right / total, "questions": total} if total else {}),

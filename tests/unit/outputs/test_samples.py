@@ -12,7 +12,8 @@ import pytest
 from dumbo.dataset.files import Files
 from dumbo.formatter.chat import Chat
 from dumbo.formatter.text import Text
-from dumbo.outputs.samples import Question, answer_in, exact_match, left_out, questions, samples_page
+from dumbo.outputs.extractors import answer_in, extractor_for
+from dumbo.outputs.samples import Question, exact_match, left_out, questions, samples_page
 from dumbo.prepare.prepare import prepare
 from dumbo.prepare.store import Split
 
@@ -38,7 +39,7 @@ def test_the_last_answer_in_a_text(text: str, answer: str | None) -> None:
 
 def test_exact_match_counts_only_rows_that_have_an_answer() -> None:
     asked = [question("#### 5"), question("#### 1,000"), question("none here"), question("#### 9")]
-    assert exact_match(GSM8K, asked, ["#### 5", "it is #### 1000", "#### 3", "9"]) == (2, 3)
+    assert exact_match(extractor_for(GSM8K).find, asked, ["#### 5", "it is #### 1000", "#### 3", "9"]) == (2, 3)
 
 
 def test_a_page_cannot_be_broken_by_what_a_model_says() -> None:
