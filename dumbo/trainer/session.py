@@ -29,7 +29,7 @@ from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.saving import bytes_to_save, save_weights
+from dumbo.trainer.saving import bytes_to_save, save_tokenizer, save_weights
 from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.signals import StopRequests
@@ -310,7 +310,7 @@ class Session:
 
     def _write_model(self, model: Any, base: Any, folder: Path, weights: Any) -> None:
         save_weights(model, folder, weights)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         if base is not model and getattr(base, "generation_config", None) is not None:
             base.generation_config.save_pretrained(folder)
 

@@ -87,17 +87,20 @@ class Tolerance:
     source: str
 
 
-def tolerance_for(dtype: torch.dtype, terms: int, *, factor: float = 16.0) -> Tolerance:
-    """For relative differences of sums of `terms` numbers that are added up in another order.
+def tolerance_for(dtype: torch.dtype, layers: int, *, scale: float = 1.0, factor: float = 4.0) -> Tolerance:
+    """For two ways of computing the same numbers whose sums are taken in another order.
 
-    Rounding errors of a sum that have no common direction grow with the square root of its terms: eps x sqrt(terms), and
-    `factor` times that for the layers it goes through.
+    Each layer adds to the residual stream twice, rounded each time, and the head rounds once more: 2 x layers + 1
+    roundings. Those without a common direction grow with the square root of their number; sums inside a layer are taken
+    in float32 and add less. `factor` leaves room for what is unlike random.
 
     Args:
-        dtype: that the products are computed in (bf16 under autocast).
-        terms: of the longest sum: tokens x layers, say.
+        dtype: that is rounded to (bfloat16 under autocast).
+        layers: of the model.
+        scale: of the numbers that are compared; 1: their difference is relative.
     """
     eps = torch.finfo(dtype).eps
+    roundings = 2 * layers + 1
     name = str(dtype).removeprefix("torch.")
-    root = max(1.0, terms) ** 0.5
-    return Tolerance(factor * eps * root, f"{factor:g} x eps({name}) x sqrt({terms:,})")
+    source = f"{factor:g} x eps({name}) x sqrt({roundings} roundings)" + (f" x {scale:.3g}" if scale != 1 else "")
+    return Tolerance(factor * eps * roundings**0.5 * scale, source)

@@ -73,6 +73,8 @@ class Subject:
     scratch: Path
     composed: Composed | None = None
     command: Command | None = None
+    not_isolated: str | None = None
+    """Why documents cannot be packed on this model, once `trainer` was made."""
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -104,13 +106,25 @@ class Subject:
 
     @cached_property
     def documents(self) -> list[int]:
-        """FEW short documents of the training split, unlike in length and in trained tokens; fewer where there are fewer."""
-        train = self.data.train
-        usable = [int(d) for d in train.documents if train.store.labelled[d] > 0]
-        shortest = sorted(usable, key=lambda d: (int(train.store.lengths[d]), d))[: max(FEW, len(usable) // 4)]
-        by_trained = sorted(shortest, key=lambda d: (int(train.store.labelled[d]), d))
-        places = np.linspace(0, max(0, len(by_trained) - 1), FEW).round().astype(int).tolist()
-        return [by_trained[place] for place in sorted(set(places))] if by_trained else []
+        """FEW short documents of the training split, fewest trained tokens first; fewer where there are fewer.
+
+        Of the shortest third: the shortest and the longest, those with the fewest and the most trained tokens.
+        """
+        store = self.data.train.store
+
+        def length(document: int) -> tuple[int, int]:
+            return int(store.lengths[document]), document
+
+        def labelled(document: int) -> tuple[int, int]:
+            return int(store.labelled[document]), document
+
+        usable = sorted((int(d) for d in self.data.train.documents if store.labelled[d] > 0), key=length)
+        short = usable[: max(FEW, len(usable) // 3)]
+        if not short:
+            return []
+        extremes = [short[0], short[-1], min(short, key=labelled), max(short, key=labelled)]
+        chosen = list(dict.fromkeys([*extremes, *short]))[:FEW]
+        return sorted(chosen, key=labelled)
 
     def need_documents(self, amount: int) -> list[int]:
         """`documents`, where there are so many.
@@ -178,6 +192,7 @@ class Subject:
             raise DoesNotApplyError(f"{type(plugin).__name__} does not show its steps (it has no `session`)")
         session = plugin.session(model, self.tokenizer, data or self.data, self.run)
         trainer: SftTrainer = session.equipped(plugin.batch(1))
+        trainer.on_row, trainer.on_bad, trainer.on_unsaved = (lambda said: None,) * 3  # there is no bar to tell
         return trainer
 
     @cached_property
@@ -186,7 +201,6 @@ class Subject:
 
         Where packing cannot be isolated on this model, which the proofs of packing say, the others see it unpacked.
         """
-        self.not_isolated: str | None = None
         model = self.fresh_model()
         try:
             return self.trainer_of(model)
@@ -196,8 +210,13 @@ class Subject:
 
     @property
     def packed(self) -> bool:
-        """Whether documents share a row in training."""
+        """Whether documents are to share a row in training."""
         return bool(getattr(self.plugins.trainer, "packing", False))
+
+    @property
+    def trainer_is_isolated(self) -> bool:
+        """Whether they can."""
+        return self.trainer is not None and self.not_isolated is None
 
     @property
     def dtype(self) -> torch.dtype:
