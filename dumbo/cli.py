@@ -119,6 +119,10 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.evaluate.evaluate import evaluate
 
         return evaluate(plugins, composed, command)
+    if command.verb == "verify":
+        from dumbo.verify.verify import verify
+
+        return verify(plugins, composed, command)
     if command.verb == "chat":
         from dumbo.chat import chat
 

@@ -15,6 +15,7 @@ from dumbo.outputs.lifecycle import closing, silence_libraries
 from dumbo.outputs.model_card import write_model_card
 from dumbo.outputs.summary import show_end
 from dumbo.patch import auto, order
+from dumbo.patch.applied import patched_model
 from dumbo.prepare.gate import gate
 from dumbo.tracker.tracking import tracking
 
@@ -79,8 +80,6 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     """The run itself, in the order in which things happen."""
     silence_libraries(run)
     order.forget_earlier()  # what a run before this one in the same process replaced
-    from dumbo.trainer.precision import dtype_for
-    from dumbo.trainer.seeds import seed_all
     from dumbo.verify.mask import mask_proof
 
     tokenizer = plugins.model.load_tokenizer()
@@ -98,12 +97,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     usable = {
         name: patch for name, patch in patches.items() if not run.left_out(name, order.why_unavailable(name, patch))
     }
-    kwargs = order.load_kwargs(usable)
-    model = plugins.model.load_model(tokenizer, dtype=dtype_for(plugins, usable), **kwargs)
-    seed_all(plugins.trainer)
-    for name, patch in usable.items():
-        model = patch.apply(model)
-        run.note_patch(name, order.evidence(patch, model))
+    model = patched_model(plugins, usable, tokenizer, run.note_patch)
     run.note_model(plugins.model, model)
 
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)

@@ -11,7 +11,7 @@ NOT_NUMBERS = (
     "run_dir", "sweep_dir", "resume", "repeat", "run", "launch", "tracker",
     "verify", "audit", "preview", "plan", "evaluate", "chat", "export", "report", "doctor",
     "trainer.log_every", "trainer.save_every", "trainer.save_total_limit", "trainer.max_time", "trainer.max_bad_steps",
-    "trainer.prefetch", "trainer.async_save",
+    "trainer.prefetch", "trainer.cuda_graphs", "trainer.async_save",
 )  # fmt: skip
 """Keys that change where and how a run goes, and none of its numbers."""
 

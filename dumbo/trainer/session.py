@@ -32,7 +32,7 @@ from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.saving import bytes_to_save, save_weights
+from dumbo.trainer.saving import bytes_to_save, save_tokenizer, save_weights
 from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.shrinking import Shrinking
@@ -67,7 +67,7 @@ class Session:
         """The whole of it. Returns the final metrics."""
         run, console = self.run, self.run.console
         batch = settled(run, self.sft.batch(run.ranks), self.sft.micro_batch_size)
-        trainer = self._trainer(batch)
+        trainer = self.equipped(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
         schedule = require_schedule(trainer.args, steps)
         resume_from = self._resume(trainer, steps)
@@ -102,6 +102,10 @@ class Session:
         return final_metrics(trainer, run, self.sft, self.state_memory.gib) | answers.after(before)
 
     # ---- before -----------------------------------------------------------------------------------------------
+
+    def equipped(self, batch: Batch) -> SftTrainer:
+        """Trainer with its data, ready to train; `verify` proves on the same."""
+        return self._trainer(batch)
 
     def _trainer(self, batch: Batch) -> SftTrainer:
         run, data = self.run, self.data
@@ -324,7 +328,7 @@ class Session:
 
     def _write_model(self, model: Any, base: Any, folder: Path, weights: Any) -> None:
         save_weights(model, folder, weights)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         if base is not model and getattr(base, "generation_config", None) is not None:
             base.generation_config.save_pretrained(folder)
 
