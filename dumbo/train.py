@@ -79,6 +79,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     from dumbo.trainer.precision import dtype_for
     from dumbo.trainer.seeds import seed_all
     from dumbo.verify.mask import mask_proof
+    from dumbo.verify.unpatched import unpatched
 
     tokenizer = plugins.model.load_tokenizer()
     patches = order.in_order(plugins.patches)
@@ -88,7 +89,8 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     if check_data := getattr(plugins.trainer, "check_data", None):
         check_data(data, run)  # what this data does not allow, before any weight is loaded
     if run.verify_quick:
-        run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
+        with run.proving():
+            run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
 
     patches = auto.added(plugins, patches, tokenizer, data, run)
     usable = {
@@ -96,10 +98,15 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     }
     kwargs = order.load_kwargs(usable)
     model = plugins.model.load_model(tokenizer, dtype=dtype_for(plugins, usable), **kwargs)
+    if run.verify_quick:
+        with run.proving():
+            run.before = unpatched(plugins, usable, model, data, run.ranks)
     seed_all(plugins.trainer)
     for name, patch in usable.items():
         model = patch.apply(model)
         run.note_patch(name, order.evidence(patch, model))
+        if run.before is not None:
+            run.before.require_training(name, patch, model)
     run.note_model(plugins.model, model)
 
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)

@@ -67,7 +67,7 @@ def accumulation_proof(
     model: Any = engine.model
     tokens = int(collate.store.lengths[np.concatenate(list(examples))].sum())
     fits = collate.room is None or tokens <= collate.room.tokens
-    with _untouched(engine), without_dropout(model):
+    with untouched(engine), without_dropout(model):
         with nullcontext() if fits else as_written(model):
             once = _plainly(engine, (collate if fits else replace(collate, room=None))(list(examples)))
         twice = _as_trained(engine, [collate(half) for half in halves if half])
@@ -90,7 +90,7 @@ def fused_loss_proof(engine: Engine, collate: Collate, examples: Sequence[NDArra
         ProofFailed: loss or gradient norm differ by more than `tolerance` (relative).
     """
     model: Any = engine.model
-    with _untouched(engine), as_written(model):
+    with untouched(engine), as_written(model):
         model.eval()
         batch = replace(collate, room=None)(list(examples))
         items = engine.items_of([batch], engine.args.device)
@@ -146,7 +146,7 @@ def _norm_taken(model: Any) -> float:
 
 
 @contextmanager
-def _untouched(engine: Engine) -> Iterator[None]:
+def untouched(engine: Engine) -> Iterator[None]:
     """Inside, the model computes as in training (autocast) and has no gradients; afterwards all is as it was."""
     model: Any = engine.model
     device = engine.args.device
