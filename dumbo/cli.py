@@ -115,6 +115,10 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.preview import preview
 
         return preview(plugins, composed, command)
+    if command.verb == "verify":
+        from dumbo.verify.verify import verify
+
+        return verify(plugins, composed, command)
     if command.verb == "chat":
         from dumbo.chat import chat
 

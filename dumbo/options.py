@@ -18,13 +18,23 @@ FASTER = ("chunked_loss", "compile")
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """Proofs at the start of a run.
+    """Proofs at the start of a run, and `dumbo verify`.
 
     Args:
-        mode: "quick": three proofs before step one (mask, pack leak, accumulation); "off": none.
+        mode: "quick": proofs before step one, in seconds (mask, pack leak, tokens and loss of the first batch, gradient
+            flow, accumulation); "off": none.
+        num_examples: `dumbo verify` looks at so many rows, the first of each split.
+        only: names of proofs, or their first words; []: all.
+        format: of `dumbo verify`: "text" or "json".
     """
 
     mode: Literal["quick", "off"] = "quick"
+    num_examples: int = 64
+    only: list[str] = field(default_factory=list)
+    format: Format = "text"
+
+    def __post_init__(self) -> None:
+        _at_least("num_examples", self.num_examples, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from dumbo.outputs.lifecycle import closing, silence_libraries
 from dumbo.outputs.model_card import write_model_card
 from dumbo.outputs.summary import show_end
 from dumbo.patch import auto, order
+from dumbo.patch.applied import patched_model
 from dumbo.tracker.tracking import tracking
 
 if TYPE_CHECKING:
@@ -76,10 +77,8 @@ def _prepare(plugins: Plugins, run: RunDir, tokenizer: Any) -> tuple[Any, Prepar
 def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     """The run itself, in the order in which things happen."""
     silence_libraries(run)
-    from dumbo.trainer.precision import dtype_for
-    from dumbo.trainer.seeds import seed_all
     from dumbo.verify.mask import mask_proof
-    from dumbo.verify.unpatched import unpatched
+    from dumbo.verify.unpatched import Unpatched
 
     tokenizer = plugins.model.load_tokenizer()
     patches = order.in_order(plugins.patches)
@@ -96,17 +95,8 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     usable = {
         name: patch for name, patch in patches.items() if not run.left_out(name, order.why_unavailable(name, patch))
     }
-    kwargs = order.load_kwargs(usable)
-    model = plugins.model.load_model(tokenizer, dtype=dtype_for(plugins, usable), **kwargs)
-    if run.verify_quick:
-        with run.proving():
-            run.before = unpatched(plugins, usable, model, data, run.ranks)
-    seed_all(plugins.trainer)
-    for name, patch in usable.items():
-        model = patch.apply(model)
-        run.note_patch(name, order.evidence(patch, model))
-        if run.before is not None:
-            run.before.require_training(name, patch, model)
+    run.before = Unpatched(plugins, usable, data, run) if run.verify_quick else None
+    model = patched_model(plugins, usable, tokenizer, run.note_patch, watch=run.before)
     run.note_model(plugins.model, model)
 
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)

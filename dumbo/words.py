@@ -16,10 +16,11 @@ from dumbo.suggest import did_you_mean
 VERBS = {
     "train": "prepare the data, train, evaluate, save (the default)",
     "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
+    "verify": "proofs on this model and a sample of this data, each with its numbers; exit 4 when one fails",
     "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
-LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
+LATER_VERBS = ("plan", "evaluate", "export", "report", "sweep")
 
 KEYS = (*GROUPS, "experiment", "verify", "hydra")
 """What stands at the top of the config and has keys of its own."""

@@ -147,6 +147,12 @@ class LoRA:
         whole = [name.split(".")[-1] for name in self.modules_to_save or []]
         return {name: added for name in names if added and name not in whole} or None
 
+    def should_train(self, name: str) -> bool:
+        """Whether a parameter of this name, within peft's wrapper, is to train."""
+        if name.endswith(".bias") and ".lora_" not in name and self.bias != "none":
+            return self.bias == "all" or ".base_layer." in name
+        return any(part in name for part in (".lora_", ".modules_to_save.", ".trainable_tokens_delta"))
+
     def evidence(self, model: PreTrainedModel) -> str:
         """What shows that it took, for the start panel; raises when nothing does."""
         adapters = [p for name, p in model.named_parameters() if p.requires_grad and ".lora_" in name]

@@ -43,6 +43,7 @@ from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding, trained_tokens
 from dumbo.trainer.masters import keep_masters
 from dumbo.trainer.progress import Counters, Interval, Meter
+from dumbo.trainer.router import router_part
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import STATE, Saving, seconds_to_save
 from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu
@@ -167,20 +168,27 @@ class Engine(Feeding, Saving):
         loss are one (Liger), that is so in evaluation too: all logits are never held at once.
         """
         assert num_items_in_batch is not None
+        ranks = self.accelerator.num_processes
         if self.fixed_shapes:
             leave_documents_free(inputs)
         if self.model_accepts_loss_kwargs:
             if self.fused_loss and not return_outputs and self.label_smoother is None:
                 inputs = {**inputs, "skip_logits": True}
-            found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            return (poisoned(found[0]), found[1]) if return_outputs else poisoned(found)
+            labels = inputs["labels"]
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            part = router_part(model, outputs, labels, num_items_in_batch, held=self.label_smoother is None)
+            loss = poisoned(loss if part is None else loss + part * ranks)
+            return (loss, outputs) if return_outputs else loss
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs.logits[:, :-1].float()
         total = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
-        loss = poisoned(total / num_items_in_batch * self.accelerator.num_processes)
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum",
+            label_smoothing=self.args.label_smoothing_factor,
+        )  # fmt: skip
+        mean = total / num_items_in_batch
+        part = router_part(model, outputs, labels, num_items_in_batch, held=False)
+        loss = poisoned((mean if part is None else mean + part) * ranks)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(

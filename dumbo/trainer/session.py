@@ -29,7 +29,7 @@ from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.saving import bytes_to_save, save_weights
+from dumbo.trainer.saving import bytes_to_save, save_tokenizer, save_weights
 from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.signals import StopRequests
@@ -65,7 +65,7 @@ class Session:
         """The whole of it. Returns the final metrics."""
         run, console = self.run, self.run.console
         batch = self.sft.batch(run.ranks)
-        trainer = self._trainer(batch)
+        trainer = self.equipped(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
         schedule = require_schedule(trainer.args, steps)
         resume_from = self._resume(trainer, steps)
@@ -97,6 +97,10 @@ class Session:
         return final_metrics(trainer, run, self.sft, self.state_memory.gib) | answers.after(before)
 
     # ---- before -----------------------------------------------------------------------------------------------
+
+    def equipped(self, batch: Batch) -> SftTrainer:
+        """Trainer with its data, ready to train; `verify` proves on the same."""
+        return self._trainer(batch)
 
     def _trainer(self, batch: Batch) -> SftTrainer:
         run, data = self.run, self.data
@@ -271,9 +275,8 @@ class Session:
     def _proven(self, trainer: SftTrainer) -> list[str]:
         """The quick proofs that take the trainer, as it is about to train."""
         before = self.run.before
-        if before is not None:
-            examples = before.examples
-        else:
+        examples = before.examples if before is not None else []
+        if not examples:
             examples = few(self.sft.first_examples(self.data, self.run.ranks), self.data.train.store, self.model)
         proofs = [tokens_proof(trainer.collate(examples), self.tokenizer)]
         proofs += loss_and_flow_proofs(trainer, examples, before)
@@ -321,7 +324,7 @@ class Session:
 
     def _write_model(self, model: Any, base: Any, folder: Path, weights: Any) -> None:
         save_weights(model, folder, weights)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         if base is not model and getattr(base, "generation_config", None) is not None:
             base.generation_config.save_pretrained(folder)
 

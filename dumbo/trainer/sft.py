@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from dumbo.outputs.run_dir import RunDir
     from dumbo.prepare.store import PreparedSplits
+    from dumbo.trainer.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +190,15 @@ class Sft:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir
     ) -> dict[str, Any]:
         """Trains, and returns the final metrics (run.json, `metrics`)."""
+        return self.session(model, tokenizer, data, run).train()
+
+    def session(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir
+    ) -> Session:
+        """What `train` runs, not begun: `verify` looks at its batches and takes single steps."""
         from dumbo.trainer.session import Session
 
-        return Session(self, model, tokenizer, data, run).train()
+        return Session(self, model, tokenizer, data, run)
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:

@@ -142,7 +142,7 @@ def _passed(engine: Engine, examples: Examples) -> float:
 
 def _loss_proof(engine: Engine, loss: float, before: Unpatched | None) -> str:
     if before is None or before.loss is None:
-        reason = before.why_not if before is not None else "the model came patched"
+        reason = before.why_not if before is not None else "the model came as it is"
         return f"first batch's loss not compared: {reason}"
     model: Any = engine.model
     dtype = torch.bfloat16 if engine.args.bf16 else model.dtype

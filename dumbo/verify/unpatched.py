@@ -8,7 +8,7 @@ trained tokens as the store has them. No packing, no collator, no kernel, no tra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,14 +16,14 @@ import torch
 from torch.func import functional_call
 
 from dumbo.errors import ProofFailed
-from dumbo.interfaces import Stage
+from dumbo.interfaces import IGNORE, Stage
 from dumbo.model.dtype import resolved_precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from transformers import PreTrainedModel
 
     from dumbo.check import Plugins
+    from dumbo.outputs.run_dir import RunDir
     from dumbo.prepare.store import PreparedSplits, Store
 
 Examples = list["NDArray[np.int64]"]
@@ -38,22 +38,39 @@ AT_ONCE = 1024
 
 @dataclass
 class Unpatched:
-    """What the model was before any patch.
+    """What the model is before any patch. Looks on while it is loaded and patched, and leaves no trace.
 
     Attributes:
         examples: documents of the first batch, by example.
         loss: mean over their trained tokens, in nats; None: there is nothing to compare with.
         why_not: why there is none.
-        trains: names of the parameters that are to train; those of stage ADAPTER change it.
+        trains: names of the parameters that are to train; patches of stage ADAPTER choose others.
     """
 
-    examples: Examples
-    loss: float | None
-    why_not: str | None
-    trains: set[str]
+    plugins: Plugins
+    patches: Mapping[str, Any]
+    data: PreparedSplits
+    run: RunDir
+    examples: Examples = field(default_factory=list)
+    loss: float | None = None
+    why_not: str | None = None
+    trains: set[str] = field(default_factory=set)
 
-    def require_training(self, name: str, patch: Any, model: Any) -> None:
-        """After each patch: none of its kind but stage ADAPTER takes parameters out of training.
+    def loaded(self, model: Any) -> None:
+        """Before any patch."""
+        with self.run.proving():
+            self.trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+            first = getattr(self.plugins.trainer, "first_examples", None)
+            if first is None:
+                self.why_not = f"{type(self.plugins.trainer).__name__} does not say what it begins with"
+                return
+            self.examples = few(first(self.data, self.run.ranks), self.data.train.store, model)
+            self.why_not = self._nothing_to_compare(model)
+            if self.why_not is None:
+                self.loss = self._first_loss(model)
+
+    def patched(self, name: str, patch: Any, model: Any) -> None:
+        """After each patch: none of another stage than ADAPTER takes parameters out of training.
 
         Raises:
             ProofFailed: this one does.
@@ -67,41 +84,34 @@ class Unpatched:
             )
         self.trains = {key for key, trains in now.items() if trains}
 
+    def _nothing_to_compare(self, model: Any) -> str | None:
+        for name, patch in self.patches.items():
+            if (reason := starts_elsewhere(patch)) is not None:
+                return f"patch.{name} {reason}"
+        if getattr(model.config.get_text_config(), "output_router_logits", False):
+            return "the router's loss is of a whole batch"
+        labelled = self.data.train.store.trained_tokens(np.concatenate(self.examples))
+        return None if labelled else "the first batch has no trained token"
 
-def unpatched(
-    plugins: Plugins, patches: Mapping[str, Any], model: PreTrainedModel, data: PreparedSplits, ranks: int
-) -> Unpatched | None:
-    """Looks at the model as it was loaded, and leaves no trace; None where the trainer does not say what it begins with.
-
-    Args:
-        patches: those that are going to be applied.
-    """
-    first = getattr(plugins.trainer, "first_examples", None)
-    if first is None:
-        return None
-    examples = few(first(data, ranks), data.train.store, model)
-    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    documents = np.concatenate(examples)
-    why_not = next(
-        (f"{name}: {reason}" for name, patch in patches.items() if (reason := starts_elsewhere(patch)) is not None),
-        None,
-    )
-    if why_not is None and not data.train.store.trained_tokens(documents):
-        why_not = "the first batch has no trained token"
-    if why_not is not None:
-        return Unpatched(examples, None, why_not, trains)
-    bf16 = resolved_precision(getattr(plugins.trainer, "precision", "auto")) == "bf16"
-    store = data.train.store
-    pairs = [(store.ids(document), store.trained(document)) for document in documents.tolist()]
-    with torch.no_grad():
-        loss = float(sum_of_losses(OnDevice(model), pairs, bf16)) / store.trained_tokens(documents)
-    return Unpatched(examples, loss, None, trains)
+    def _first_loss(self, model: Any) -> float:
+        store, trainer = self.data.train.store, self.plugins.trainer
+        documents = np.concatenate(self.examples)
+        pairs = [(store.ids(document), store.trained(document)) for document in documents.tolist()]
+        bf16 = resolved_precision(getattr(trainer, "precision", "auto")) == "bf16"
+        with torch.no_grad():
+            total = sum_of_losses(OnDevice(model), pairs, bf16=bf16, smoothing=smoothing_of(trainer))
+        return float(total) / store.trained_tokens(documents)
 
 
 def starts_elsewhere(patch: Any) -> str | None:
     """Why a model with this patch is not the one without it, where that is meant so."""
     ask = getattr(patch, "starts_elsewhere", None)
     return ask() if ask is not None else None
+
+
+def smoothing_of(trainer: Any) -> float:
+    """Share of each target that is spread over the whole vocabulary (`trainer.extra.label_smoothing_factor`)."""
+    return float(getattr(trainer, "extra", {}).get("label_smoothing_factor", 0.0))
 
 
 def few(examples: Sequence[NDArray[np.int64]], store: Store, model: Any) -> Examples:
@@ -129,7 +139,9 @@ def few(examples: Sequence[NDArray[np.int64]], store: Store, model: Any) -> Exam
 def sum_of_losses(
     model: OnDevice,
     documents: Iterable[tuple[NDArray[np.int64], NDArray[np.bool_]]],
+    *,
     bf16: bool,
+    smoothing: float = 0.0,
     each: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """The sum of the trained tokens' losses, document by document.
@@ -137,6 +149,7 @@ def sum_of_losses(
     Args:
         documents: ids (T,) and which tokens are trained (T,); the first token of a document never is.
         bf16: in the arithmetic of training under bf16.
+        smoothing: share of each target that is spread over the whole vocabulary.
         each: is given each document's loss, for its gradient.
     """
     device = model.device
@@ -144,10 +157,12 @@ def sum_of_losses(
     for ids, trained in documents:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             logits = model(torch.from_numpy(ids)[None].to(device)).logits[0, :-1]
-        targets = torch.from_numpy(np.where(trained, ids, -100)[1:]).to(device)
+        targets = torch.from_numpy(np.where(trained, ids, IGNORE)[1:]).to(device)
         loss = torch.zeros((), device=device)
         for part, wanted in zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True):
-            loss = loss + torch.nn.functional.cross_entropy(part.float(), wanted, ignore_index=-100, reduction="sum")
+            loss = loss + torch.nn.functional.cross_entropy(
+                part.float(), wanted, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
+            )
         if each is not None and loss.requires_grad:
             each(loss)
         total += loss.detach().cpu()
