@@ -19,7 +19,7 @@ from dumbo.bind import build, section
 from dumbo.cross_check import batch, conflicts, fitted
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
-from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PreviewOptions, VerifyOptions
+from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PlanOptions, PreviewOptions, VerifyOptions
 from dumbo.resolve import resolved
 
 
@@ -40,6 +40,7 @@ class Plugins:
     options: Options
     verify: VerifyOptions
     preview: PreviewOptions
+    plan: PlanOptions
     chat: ChatOptions
     doctor: DoctorOptions
 

@@ -115,6 +115,10 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.preview import preview
 
         return preview(plugins, composed, command)
+    if command.verb == "plan":
+        from dumbo.plan.plan import plan
+
+        return plan(plugins, composed, command)
     if command.verb == "chat":
         from dumbo.chat import chat
 

@@ -49,6 +49,23 @@ class PreviewOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """`dumbo plan`.
+
+    Args:
+        tokens_per_s: how fast it is going to train, all ranks together; null: as an earlier run of the same shape.
+        format: "text" or "json".
+    """
+
+    tokens_per_s: float | None = None
+    format: Format = "text"
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_s is not None and self.tokens_per_s <= 0:
+            raise UserError(f"tokens_per_s must be above 0, got {self.tokens_per_s:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatOptions:
     """`dumbo chat run=last chat.prompt="…"`.
 
@@ -124,4 +141,4 @@ class Options:
             )
 
 
-SECTIONS = {"verify": VerifyOptions, "preview": PreviewOptions, "chat": ChatOptions, "doctor": DoctorOptions}
+SECTIONS = {"verify": VerifyOptions, "preview": PreviewOptions, "plan": PlanOptions, "chat": ChatOptions, "doctor": DoctorOptions}

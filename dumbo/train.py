@@ -15,6 +15,7 @@ from dumbo.outputs.lifecycle import closing, silence_libraries
 from dumbo.outputs.model_card import write_model_card
 from dumbo.outputs.summary import show_end
 from dumbo.patch import auto, order
+from dumbo.plan.micro_batch import settled
 from dumbo.tracker.tracking import tracking
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ def prepared_here(plugins: Plugins, run: RunDir) -> None:
     silence_libraries(run)
     tokenizer = plugins.model.load_tokenizer()
     order.check_skeleton(order.in_order(plugins.patches), plugins.model, tokenizer)
-    _prepare(plugins, run, tokenizer)
+    _, data = _prepare(plugins, run, tokenizer)
+    if run.claimed:
+        settled(plugins, run, tokenizer, data)  # the ranks find it in run.json
 
 
 def _prepare(plugins: Plugins, run: RunDir, tokenizer: Any) -> tuple[Any, PreparedSplits]:
@@ -85,6 +88,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     order.check_skeleton(patches, plugins.model, tokenizer)  # names of modules, before any weight is loaded
     splits, data = _prepare(plugins, run, tokenizer)
     run.note_data(data)
+    plugins = settled(plugins, run, tokenizer, data)
     if check_data := getattr(plugins.trainer, "check_data", None):
         check_data(data, run)  # what this data does not allow, before any weight is loaded
     if run.verify_quick:

@@ -16,12 +16,13 @@ from dumbo.suggest import did_you_mean
 VERBS = {
     "train": "prepare the data, train, evaluate, save (the default)",
     "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
+    "plan": "what a run will cost: memory by part, batch, steps, disk, time. Loads no weights",
     "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
-LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
+LATER_VERBS = ("verify", "evaluate", "export", "report", "sweep")
 
-KEYS = (*GROUPS, "experiment", "verify", "hydra")
+KEYS = (*GROUPS, "experiment", "verify", "plan", "hydra")
 """What stands at the top of the config and has keys of its own."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")

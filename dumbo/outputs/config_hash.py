@@ -8,7 +8,7 @@ from typing import Any
 from dumbo.cache import key_of
 
 NOT_NUMBERS = (
-    "run_dir", "sweep_dir", "resume", "repeat", "run", "launch", "tracker", "verify", "preview", "chat", "doctor",
+    "run_dir", "sweep_dir", "resume", "repeat", "run", "launch", "tracker", "verify", "preview", "plan", "chat", "doctor",
     "trainer.log_every", "trainer.save_every", "trainer.save_total_limit", "trainer.max_time", "trainer.max_bad_steps",
     "trainer.prefetch", "trainer.async_save",
 )  # fmt: skip

@@ -63,7 +63,7 @@ class Session:
         """The whole of it. Returns the final metrics."""
         run, console = self.run, self.run.console
         batch = self.sft.batch(run.ranks)
-        trainer = self._trainer(batch)
+        trainer = self.equipped(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
         schedule = require_schedule(trainer.args, steps)
         resume_from = self._resume(trainer, steps)
@@ -95,6 +95,10 @@ class Session:
         return final_metrics(trainer, run, self.sft, self.state_memory.gib) | answers.after(before)
 
     # ---- before -----------------------------------------------------------------------------------------------
+
+    def equipped(self, batch: Batch) -> SftTrainer:
+        """Trainer with its data, ready to train; `verify` proves on the same."""
+        return self._trainer(batch)
 
     def _trainer(self, batch: Batch) -> SftTrainer:
         run, data = self.run, self.data
