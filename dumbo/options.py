@@ -141,4 +141,10 @@ class Options:
             )
 
 
-SECTIONS = {"verify": VerifyOptions, "preview": PreviewOptions, "plan": PlanOptions, "chat": ChatOptions, "doctor": DoctorOptions}
+SECTIONS = {
+    "verify": VerifyOptions,
+    "preview": PreviewOptions,
+    "plan": PlanOptions,
+    "chat": ChatOptions,
+    "doctor": DoctorOptions,
+}
