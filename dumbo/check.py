@@ -27,6 +27,7 @@ from dumbo.options import (
     EvaluateOptions,
     ExportOptions,
     Options,
+    PlanOptions,
     PreviewOptions,
     ReportOptions,
     VerifyOptions,
@@ -53,6 +54,7 @@ class Plugins:
     audit: AuditOptions
     preview: PreviewOptions
     evaluate: EvaluateOptions
+    plan: PlanOptions
     chat: ChatOptions
     export: ExportOptions
     report: ReportOptions

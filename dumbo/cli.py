@@ -123,6 +123,10 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.verify.verify import verify
 
         return verify(plugins, composed, command)
+    if command.verb == "plan":
+        from dumbo.plan.plan import plan
+
+        return plan(plugins, composed, command)
     if command.verb == "chat":
         from dumbo.chat import chat
 

@@ -1,6 +1,6 @@
 """The typed words -> verb, file, flags, overrides. Pure: nothing is composed or imported here.
 
-dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview, verify)
+dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview, verify, plan)
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str]) -> Command:
         else:
             raise UserError(unknown_word(first))
     if (
-        verb in ("train", "preview", "verify")
+        verb in ("train", "preview", "verify", "plan")
         and data is None
         and words
         and file is None

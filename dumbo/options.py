@@ -122,6 +122,23 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """`dumbo plan`.
+
+    Args:
+        tokens_per_s: how fast it is going to train, all ranks together; null: as an earlier run of the same shape.
+        format: "text" or "json".
+    """
+
+    tokens_per_s: float | None = None
+    format: Format = "text"
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_s is not None and self.tokens_per_s <= 0:
+            raise UserError(f"tokens_per_s must be above 0, got {self.tokens_per_s:g}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChatOptions:
     """`dumbo chat run=last`, or `dumbo chat run=last chat.prompt="…"` for one answer.
 
@@ -243,6 +260,7 @@ SECTIONS = {
     "verify": VerifyOptions,
     "audit": AuditOptions,
     "preview": PreviewOptions,
+    "plan": PlanOptions,
     "evaluate": EvaluateOptions,
     "chat": ChatOptions,
     "export": ExportOptions,

@@ -16,6 +16,7 @@ from dumbo.outputs.model_card import write_model_card
 from dumbo.outputs.summary import show_end
 from dumbo.patch import auto, order
 from dumbo.patch.applied import patched_model
+from dumbo.plan.micro_batch import settled
 from dumbo.prepare.gate import gate
 from dumbo.tracker.tracking import tracking
 
@@ -64,6 +65,8 @@ def prepared_here(plugins: Plugins, run: RunDir) -> None:
     order.check_skeleton(order.in_order(plugins.patches), plugins.model, tokenizer)
     _, data = _prepare(plugins, run, tokenizer)
     gate(data, plugins.audit, run, speaks=False)
+    if run.claimed:
+        settled(plugins, run, tokenizer, data)  # the ranks find it in run.json
 
 
 def _prepare(plugins: Plugins, run: RunDir, tokenizer: Any) -> tuple[Any, PreparedSplits]:
@@ -89,6 +92,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     splits, data = _prepare(plugins, run, tokenizer)
     run.note_data(data)
     gate(data, plugins.audit, run)
+    plugins = settled(plugins, run, tokenizer, data)
     if check_data := getattr(plugins.trainer, "check_data", None):
         check_data(data, run)  # what this data does not allow, before any weight is loaded
     if run.verify_quick:

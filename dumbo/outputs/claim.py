@@ -200,7 +200,9 @@ def _folder(plugins: Plugins, config: Mapping[str, Any], name: str) -> tuple[Pat
         raise UserError(
             f"run_dir: there is a run in {asked} already.\n  Go on with it: resume={asked}, or write another run_dir=FOLDER."
         )
-    if asked.is_dir() and any(entry.name not in (".lock", "dumbo.log", "verify.json") for entry in asked.iterdir()):
+    if asked.is_dir() and any(
+        entry.name not in (".lock", "dumbo.log", "verify.json", "plan.json") for entry in asked.iterdir()
+    ):
         raise UserError(f"run_dir: the folder {asked} is not empty, and no run's.\n  Write another run_dir=FOLDER.")
     return asked, False
 

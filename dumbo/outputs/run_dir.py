@@ -283,10 +283,10 @@ class RunDir:
         share = (
             "all trainable"
             if trainable == total
-            else f"{_millions(trainable)} trainable ({100 * trainable / total:.1f}%)"
+            else f"{millions(trainable)} trainable ({100 * trainable / total:.1f}%)"
         )
         self.console.row(
-            "model", f"{name}   {_millions(total)} parameters, {share}   {dtype}   on {machine.get('gpu', 'CPU')}"
+            "model", f"{name}   {millions(total)} parameters, {share}   {dtype}   on {machine.get('gpu', 'CPU')}"
         )
         facts = {
             "name": name,
@@ -305,7 +305,8 @@ def _class_name(model: Any) -> str:
     return type(base_of(model)).__name__
 
 
-def _millions(number: int) -> str:
+def millions(number: int) -> str:
+    """A count of parameters: 492 k, 134.5 M, 1.24 B."""
     return (
         f"{number / 1e9:.2f} B"
         if number >= 1e9

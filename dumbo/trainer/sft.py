@@ -38,7 +38,8 @@ class Sft:
         max_grad_norm: gradients are clipped to it; 0: not.
         optimizer: transformers' name (its `optim`).
         global_batch_size: examples an optimizer step, all ranks together; with packing: packs.
-        micro_batch_size: examples (packs) a rank and forward pass.
+        micro_batch_size: examples (packs) a rank and forward pass; auto: the most that fits, by what divides the global
+            batch (on a GPU measured on the longest batch, on a CPU predicted).
         max_seq_len: tokens a row.
         too_long: truncate_left, truncate_right, drop, or split for longer examples.
         packing: whole documents side by side in one row, kept apart; false: padded, by length.
@@ -74,7 +75,7 @@ class Sft:
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch_fused"
     global_batch_size: int = 16
-    micro_batch_size: int = 2
+    micro_batch_size: int | Literal["auto"] = 2
     max_seq_len: int = 2048
     too_long: Literal["truncate_left", "truncate_right", "drop", "split"] = "truncate_right"
     packing: bool = True
@@ -147,8 +148,8 @@ class Sft:
                 yield f"trainer.{error}"
 
     def batch(self, ranks: int) -> Batch:
-        """The batch arithmetic. Raises UserError when it does not divide."""
-        return Batch.of(self.global_batch_size, self.micro_batch_size, ranks)
+        """The batch arithmetic; with `auto` one example a pass, until it is settled. Raises UserError when it does not divide."""
+        return Batch.of(self.global_batch_size, 1 if self.micro_batch_size == "auto" else self.micro_batch_size, ranks)
 
     def check_data(self, data: PreparedSplits, run: RunDir) -> None:
         """What cannot be trained on this data, found before any weights are loaded.
