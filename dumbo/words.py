@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dumbo.errors import UserError
+from dumbo.groups import GROUPS
 from dumbo.suggest import did_you_mean
 
 VERBS = {
