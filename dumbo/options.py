@@ -13,7 +13,7 @@ from dumbo.prepare.gates import check_thresholds
 from dumbo.suggest import did_you_mean
 
 Format = Literal["text", "json"]
-FASTER = ("chunked_loss", "compile")
+FASTER = ("chunked_loss", "compile", "fused_lora")
 """The patches that `performance` may add."""
 
 
@@ -243,7 +243,7 @@ class Options:
     resume: str | None = None
     repeat: str | None = None
     run: str | None = None
-    performance: str | list[str] = "off"
+    performance: str | list[str] = "auto"
 
     def __post_init__(self) -> None:
         named = self.performance

@@ -23,6 +23,7 @@ class FusedLoRA:
 
     stage: ClassVar[Stage] = Stage.MEMORY
     conflicts: ClassVar[tuple[str, ...]] = ()
+    only_with: ClassVar[tuple[str, ...]] = ("lora",)
 
     def conflicts_with(self, others: Mapping[str, Any]) -> Iterable[str]:
         """It needs plain LoRA beside it."""

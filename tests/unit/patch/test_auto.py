@@ -52,8 +52,8 @@ def chosen(data: Path, tmp_path: Path) -> Any:
 
 def test_both_are_added_in_their_places(on_a_gpu: None, chosen: Any) -> None:
     names, _, facts = chosen("patch=[lora]", LONG)
-    assert names == ["chunked_loss", "lora", "compile"]
-    assert facts["performance"] == ["chunked_loss", "compile"]
+    assert names == ["chunked_loss", "lora", "fused_lora", "compile"]
+    assert facts["performance"] == ["chunked_loss", "compile", "fused_lora"]
 
 
 def test_some_of_them_and_none(on_a_gpu: None, chosen: Any) -> None:
