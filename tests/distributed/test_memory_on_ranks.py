@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ddp", "forward", 3, 1, 4, "the last checkpoint"),
         ("ddp", "backward", 1, 1, 2, "the start"),
         ("ddp", "step", 3, 0, 4, "the last checkpoint"),
-        ("ddp", "evaluation", 4, 1, 4, "the last checkpoint"),
+        ("ddp", "evaluation", 3, 1, 4, "the last checkpoint"),
         ("fsdp", "forward", 3, 1, 4, "the last checkpoint"),
         ("fsdp", "backward", 3, "null", 4, "the last checkpoint"),
     ],

@@ -53,20 +53,24 @@ def with_room(
     made = 0
     held: list[weakref.ref[torch.Tensor]] = []
 
-    def forward(module: Any, arguments: Any, kwargs: Any) -> None:
+    def begins(module: Any, arguments: Any, kwargs: Any) -> None:
         nonlocal made
         made += model.training
         assert all(tensor() is None for tensor in held), "an earlier pass is still in memory"
+        held.clear()
+
+    def at_the_head(module: Any, arguments: Any) -> None:
+        held.append(weakref.ref(arguments[0]))
         wanted = not model.training if where == "evaluation" else model.training and where == "forward"
-        if wanted and len(kwargs["input_ids"]) > rows and made > passes:
+        if wanted and len(arguments[0]) > rows and made > passes:
             raise error() if error else torch.OutOfMemoryError(SAYS)
 
     def embedded(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         full = where == "backward" and len(output) > rows and made > passes
-        held.append(weakref.ref(output))
         return Backward.apply(output, full) if model.training else output
 
-    model.register_forward_pre_hook(forward, with_kwargs=True)
+    model.register_forward_pre_hook(begins, with_kwargs=True)
+    model.lm_head.register_forward_pre_hook(at_the_head)
     model.get_input_embeddings().register_forward_hook(embedded)
     return model
 
