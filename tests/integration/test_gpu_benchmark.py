@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.full
 def test_a_row_of_it(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     words = [
