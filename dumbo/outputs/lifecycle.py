@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.failure import explained
 from dumbo.outputs.places import now, short, typed
+from dumbo.outputs.report.write import FILE as REPORT
 from dumbo.outputs.report.write import report_on
 from dumbo.outputs.run_dir import RunDir
 
@@ -79,4 +80,5 @@ def closing(run: RunDir) -> Iterator[None]:
 def _end(run: RunDir, status: str, error: str | None) -> None:
     with suppress(OSError):  # a full disk must not hide why the run failed
         run.update(status=status, error=error, ended=now())
-    report_on(run)
+    if report_on(run) and status != "finished" and (run.path / "metrics.jsonl").is_file():
+        run.console.row("report", short(run.path / REPORT))

@@ -28,7 +28,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     file = folder / "run.json"
     try:
         facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not what a run writes ({error}).\n  Take another folder.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{file} is not what a run writes (no JSON object).\n  Take another folder.")

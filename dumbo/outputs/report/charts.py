@@ -18,6 +18,7 @@ class Chart:
     Attributes:
         unit: behind each value.
         log: whether a logarithmic axis is offered.
+        noisy: whether means are drawn over it.
         wide: whether it takes the page's whole width.
     """
 
@@ -26,17 +27,19 @@ class Chart:
     curves: tuple[tuple[str, str, str], ...]
     unit: str = ""
     log: bool = False
+    noisy: bool = False
     wide: bool = False
 
 
 CHARTS = (
-    Chart("loss", "Loss", (("loss", "training", "blue"), ("eval_loss", "held out", "orange")), log=True, wide=True),
-    Chart("grad", "Gradient norm", (("grad_norm", "before clipping", "blue"),), log=True),
+    Chart("loss", "Loss", (("loss", "training", "blue"), ("eval_loss", "held out", "orange")), log=True, noisy=True, wide=True),
+    Chart("grad", "Gradient norm", (("grad_norm", "before clipping", "blue"),), log=True, noisy=True),
     Chart("lr", "Learning rate", (("lr", "learning rate", "blue"),)),
-    Chart("speed", "Throughput", (("tokens_per_s", "tokens a second", "blue"),)),
-    Chart("mfu", "Use of the GPU's arithmetic (MFU)", (("mfu", "share", "blue"),)),
+    Chart("speed", "Throughput", (("tokens_per_s", "tokens a second", "blue"),), noisy=True),
+    Chart("mfu", "Use of the GPU's arithmetic (MFU)", (("mfu", "share", "blue"),), noisy=True),
     Chart("memory", "Peak memory", (("peak_memory_gib", "GiB", "blue"),), unit="GiB"),
-    Chart("step", "Time a step", (("step_ms", "whole step", "blue"), ("data_wait_ms", "waiting for data", "orange")), unit="ms", log=True),
+    Chart("step", "Time a step", (("step_ms", "whole step", "blue"), ("data_wait_ms", "waiting for data", "orange")), unit="ms",
+          log=True, noisy=True),
 )  # fmt: skip
 
 
@@ -78,21 +81,22 @@ def drawn(numbers: Measured) -> list[Drawn]:
 
 def _series(chart: Chart, column: str, label: str, colour: str, x: Numbers, y: Numbers) -> list[dict[str, Any]]:
     one = {"label": label, "colour": colour, "kind": "dots" if column == "eval_loss" else "line", **points(x, y)}
-    if column != "loss" or len(x) < SMOOTH_FROM:
+    if not chart.noisy or column == "eval_loss" or len(x) < SMOOTH_FROM:
         return [one]
     over = max(10, len(x) // 50)
-    mean = {"label": f"training, mean of about {over:,}", "colour": colour, "kind": "line"}
+    mean = {"label": f"mean of {over:,}", "colour": colour, "kind": "line"}
     return [one | {"kind": "faint"}, mean | points(x, smoothed(y, over))]
 
 
 def _in_words(x: Numbers, y: Numbers) -> str:
-    """`from 6.18 at step 1 to 0.078 at step 715, lowest 0.05 at step 701, highest 6.2 at step 3`."""
-    there = np.flatnonzero(np.isfinite(y))
-    first, last = there[0], there[-1]
-    low, high = np.nanargmin(y), np.nanargmax(y)
+    """`6.18 → 0.078, lowest 0.05 at step 701, highest 6.2 at step 3`; what is an end too is not said again."""
+    finite = np.flatnonzero(np.isfinite(y))
+    first, last = int(finite[0]), int(finite[-1])
+    low, high = int(np.nanargmin(y)), int(np.nanargmax(y))
     if y[low] == y[high]:
         return f"{figure(float(y[first]))} throughout"
-    ends = (
-        f"from {figure(float(y[first]))} at step {int(x[first]):,} to {figure(float(y[last]))} at step {int(x[last]):,}"
-    )
-    return f"{ends}, lowest {figure(float(y[low]))} at step {int(x[low]):,}, highest {figure(float(y[high]))} at step {int(x[high]):,}"
+    told = f"{figure(float(y[first]))} → {figure(float(y[last]))}"
+    for name, place in (("lowest", low), ("highest", high)):
+        if y[place] not in (y[first], y[last]):
+            told += f", {name} {figure(float(y[place]))} at step {int(x[place]):,}"
+    return told

@@ -19,8 +19,10 @@ from dumbo.outputs.report.reading import as_number, json_lines
 
 MOST_POINTS = 2000
 MOST_MARKS = 500
+LAST_STEP = 2**53
+"""As far as a browser counts."""
 SMOOTH_FROM = 60
-"""A loss of so many points gets a smoothed curve too."""
+"""A curve of so many points gets a smoothed one too, where it is a noisy one."""
 COLUMNS = ("loss", "eval_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "peak_memory_gib", "step_ms", "data_wait_ms")
 Numbers = NDArray[np.float64]
 
@@ -69,7 +71,7 @@ def measured(file: Path) -> Measured:
             faults.append(row)
             break
         step = as_number(row.get("step"))
-        if step is None:
+        if step is None or not 0 <= step < LAST_STEP:
             continue
         for name in COLUMNS:
             if name in row:
@@ -115,15 +117,16 @@ def thinned(x: Numbers, y: Numbers, most: int = MOST_POINTS) -> tuple[Numbers, N
     return x[chosen], y[chosen]
 
 
-def smoothed(y: Numbers, over: float) -> Numbers:
-    """An exponential mean over about `over` points, without a bias towards zero at the start; gaps are passed over."""
-    keep, mean, weight = 1 - 1 / over, 0.0, 0.0
-    out = np.empty_like(y)
-    for place, value in enumerate(y.tolist()):
-        if value == value:  # no nan
-            mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        out[place] = mean / weight if weight else np.nan
-    return out
+def smoothed(y: Numbers, over: int) -> Numbers:
+    """The mean of `over` points around each, of fewer near the ends: it does not lag behind. Gaps are passed over."""
+    place = np.arange(len(y))
+    reach = np.minimum(over // 2, np.minimum(place, place[::-1]))
+    there = np.isfinite(y)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(there, y, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(there)])
+    first, last = place - reach, place + reach + 1
+    many = counts[last] - counts[first]
+    return np.where(many > 0, (sums[last] - sums[first]) / np.maximum(many, 1), np.nan)
 
 
 def points(x: Numbers, y: Numbers) -> dict[str, Any]:

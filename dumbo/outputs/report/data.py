@@ -53,6 +53,9 @@ def _counts(told: Facts, gated: Facts) -> Table:
         outcome = {"bad": "over the threshold", "warn": "look", "good": "none"}[state]
         where = plain(first.list(name)[:3]) if first.list(name) else ""
         found.append(Row((spoken(name), figure(number), outcome, where), state))
+    if fine := [row.cells[0] for row in found if row.state == "good"]:
+        found = [row for row in found if row.state != "good"]
+        found.append(Row((", ".join(fine), "0", "none", ""), "good"))
     found.sort(key=lambda row: ("bad", "warn", "good").index(row.state))
     if not any(row.cells[3] for row in found):
         found = [Row(row.cells[:3], row.state) for row in found]

@@ -13,19 +13,21 @@
   const figureOf = (value) => {
     if (value == null) return "–";
     const size = Math.abs(value);
-    if (size !== 0 && size < 1e-3) return value.toExponential(2);
+    if (size !== 0 && (size < 1e-3 || size >= 1e10)) return Number(value.toPrecision(3)).toExponential();
     if (size >= 1e6) return (value / 1e6).toPrecision(4) + " M";
     if (size >= 1000) return Math.round(value).toLocaleString("en");
     return String(Number(value.toPrecision(4)));
   };
 
+  const stepOf = (value) => (value >= 10000 && value % 1000 === 0 ? value / 1000 + "k" : value.toLocaleString("en"));
+
   // The y axis is as wide as its longest number.
   const widthOf = (plot, values, index, cycle) => {
     const axis = plot.axes[index];
-    if (cycle > 1) return axis._size;
     const longest = (values || []).reduce((a, b) => (b && b.length > a.length ? b : a), "");
     plot.ctx.font = axis.font[0];
-    return Math.ceil(axis.ticks.size + axis.gap + plot.ctx.measureText(longest).width / devicePixelRatio);
+    const size = Math.ceil(axis.ticks.size + axis.gap + 4 + plot.ctx.measureText(longest).width / devicePixelRatio);
+    return cycle > 1 ? Math.max(axis._size, size) : size;
   };
 
   // A curve that has no number at this step (held-out losses are few): its nearest one.
@@ -95,6 +97,12 @@
     range.textContent = all ? "" : "steps " + Math.round(min).toLocaleString("en") + " to " + Math.round(max).toLocaleString("en");
   };
 
+  const rangeOf = (plot, min, max) => {
+    if (min == null) return [0, 1];
+    if (min === max) return min === 0 ? [-1, 1] : [min - Math.abs(min) / 10, max + Math.abs(max) / 10];
+    return uPlot.rangeNum(min, max, 0.08, true);
+  };
+
   const optionsOf = (chart, place, width, height, log) => {
     const axis = {
       stroke: colour("soft"),
@@ -116,13 +124,14 @@
     return {
       width,
       height,
-      scales: { x: { time: false }, y: log ? { distr: 3, log: 10 } : { range: (plot, min, max) => uPlot.rangeNum(min, max, 0.08, true) } },
+      scales: { x: { time: false }, y: log ? { distr: 3, log: 10 } : { range: rangeOf } },
       axes: [
-        { ...axis, values: (plot, splits) => splits.map((split) => (Number.isInteger(split) ? split.toLocaleString("en") : "")) },
+        { ...axis, size: 32, values: (plot, splits) => splits.map((split) => (Number.isInteger(split) ? stepOf(split) : "")) },
         { ...axis, size: widthOf, values: (plot, splits) => splits.map((split) => (split == null ? "" : figureOf(split))) },
       ],
       series: [{ label: "step", value: (plot, value) => (value ?? plot.data[0][plot.data[0].length - 1]).toLocaleString("en") }, ...series],
       cursor: {
+        y: false,
         dataIdx: nearest,
         drag: { x: true, y: false, setScale: true },
         sync: { key: "run", setSeries: false, scales: ["x", null], filters: { pub: (type) => type !== "mousedown" && type !== "mouseup" && type !== "dblclick" } },

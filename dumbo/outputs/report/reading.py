@@ -16,7 +16,7 @@ import yaml
 
 LARGEST = 32 * 2**20
 """Bytes of a JSON or YAML file that is read whole."""
-LARGEST_NUMBER = 2.0**63
+LARGEST_WHOLE, LARGEST_NUMBER = 2**63, 1e300
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ def as_number(value: Any) -> float | int | None:
     """The value when it is a finite number of usual size."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value if abs(value) < LARGEST_NUMBER and math.isfinite(value) else None
+    usual = abs(value) < (LARGEST_WHOLE if isinstance(value, int) else LARGEST_NUMBER)
+    return value if usual and math.isfinite(value) else None
 
 
 def json_object(file: Path) -> tuple[Facts, str | None]:

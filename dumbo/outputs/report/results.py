@@ -85,7 +85,7 @@ def when(run: Folder) -> str:
 def evaluation(run: Folder) -> Section:
     """evaluation.json, or what run.json tells of it."""
     told = run.evaluation or run.facts.at("evaluation")
-    tables = [Table("Held-out data, as `dumbo evaluate` measured it", _measured(told))] if told else []
+    tables = [Table("Held-out data, as dumbo evaluate measured it", _measured(told))] if told else []
     if sources := told.at("sources"):
         head = ("source", "loss", "perplexity", "exact match", "questions", "rows")
         parts = [(str(name), Facts(one)) for name, one in sources.values.items() if isinstance(one, dict)]

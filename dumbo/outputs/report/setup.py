@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from dumbo.outputs.places import typed
 from dumbo.outputs.report.folder import Folder
 from dumbo.outputs.report.tables import MOST_ROWS, Row, Section, Table, flat, rows
 from dumbo.outputs.report.values import cut, figure, percent, plain
 from dumbo.outputs.secrets import MASK
+from dumbo.override_text import value_text
 from dumbo.repeat import CONFIG_DIR, NOT_KEPT
 
 
@@ -86,7 +86,7 @@ def machine(run: Folder) -> Section:
         for name, number in list(run.facts.at("versions").values.items())[:MOST_ROWS]
     ]
     hardware = flat("Hardware", run.facts.at("hardware").values)
-    tables = [hardware, Table("Versions", versions), Table("Code", rows(where))]
+    tables = [hardware, Table("Code", rows(where)), Table("Versions", versions)]
     return Section("machine", "Hardware and versions", tuple(tables) if run.facts else ())
 
 
@@ -95,10 +95,10 @@ def again(run: Folder) -> Section:
     folders = [word for word in run.words if word.startswith(CONFIG_DIR)]
     code = [
         ("Typed", command(run.words)),
-        ("To do it again, from this folder", command([*folders, typed("repeat", run.path)], quote=False)),
+        ("Again, by its folder", _by_folder(folders, "repeat", run)),
     ]
     if run.status in ("preempted", "failed", "lost"):
-        code.append(("To go on from its last checkpoint", command([*folders, typed("resume", run.path)], quote=False)))
+        code.append(("To go on from its last checkpoint", _by_folder(folders, "resume", run)))
     lead = []
     if hidden := [word for word in run.words if MASK in word]:
         lead.append(
@@ -123,9 +123,13 @@ def again(run: Folder) -> Section:
     )
 
 
-def command(words: list[str], *, quote: bool = True) -> str:
+def command(words: list[str]) -> str:
     """As it is typed into a shell."""
-    return " ".join(["python -m dumbo", *(shlex.quote(word) if quote else word for word in words)])
+    return " ".join(["python -m dumbo", *(shlex.quote(word) for word in words)])
+
+
+def _by_folder(config_dirs: list[str], key: str, run: Folder) -> str:
+    return command([*config_dirs, f"{key}={value_text(str(run.path))}"])
 
 
 def tracker_failures(run: Folder) -> list[str]:

@@ -23,6 +23,8 @@ def figure(value: Any) -> str:
         return NOTHING
     if number == int(number) and (isinstance(number, int) or abs(number) < 1e6):
         return f"{int(number):,}"
+    if abs(number) >= 1e12 and not isinstance(number, int):
+        return f"{number:.4g}"
     if abs(number) >= 10_000:
         return f"{number:,.0f}"
     return f"{number:,.1f}" if abs(number) >= 1000 else f"{number:.4g}"
