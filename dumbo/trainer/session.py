@@ -69,7 +69,7 @@ class Session:
         """The whole of it. Returns the final metrics."""
         run, console = self.run, self.run.console
         batch = settled(run, self.sft.batch(run.ranks), self.sft.micro_batch_size)
-        trainer = self.equipped(batch)
+        trainer = self.trainer = self.equipped(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
         schedule = require_schedule(trainer.args, steps)
         resume_from = self._resume(trainer, steps)
