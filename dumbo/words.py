@@ -20,7 +20,7 @@ VERBS = {
     "plan": "what a run will cost: memory by part, batch, steps, disk, time. Loads no weights",
     "evaluate": "held-out loss, exact match and tasks of a run, or of any model: dumbo evaluate run=last",
     "chat": 'talk to a run\'s model: dumbo chat run=last; one answer: chat.prompt="…"',
-    "export": "a run's model as a plain Hugging Face folder, proven to be the same: dumbo export run=last export.to=FOLDER",
+    "export": "a run's model as a plain Hugging Face folder, proven the same: dumbo export run=last export.to=FOLDER",
     "report": "one run as one HTML page that needs no network: dumbo report run=last",
     "doctor": "versions, devices, which kernels are usable here and why not",
 }

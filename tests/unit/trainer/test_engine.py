@@ -55,6 +55,7 @@ MIXINS = {
     shrinking.Shrinking: shrinking,
     Engine: engine_module,
     feeding.Feeding: feeding,
+    rows.Rows: rows,
     saving.Saving: saving,
 }
 
@@ -83,6 +84,7 @@ def test_the_module_lists_every_method_it_overrides() -> None:
         "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_get_grad_norm",
+        "_maybe_log_save_evaluate",
     }
 
 
