@@ -18,6 +18,7 @@ from small_runs import Document, documents, model_of, small_run, splits_of
 from dumbo.errors import RunFailed
 from dumbo.trainer import engine as engine_module
 from dumbo.trainer import feeding, saving, shrinking
+from dumbo.trainer import rows as rows_module
 from dumbo.trainer.engine import Engine
 from dumbo.trainer.session import SftTrainer
 
@@ -55,7 +56,7 @@ MIXINS = {
     shrinking.Shrinking: shrinking,
     Engine: engine_module,
     feeding.Feeding: feeding,
-    rows.Rows: rows,
+    rows_module.Rows: rows_module,
     saving.Saving: saving,
 }
 
