@@ -70,8 +70,8 @@ def _lines(chosen: ChatOptions) -> Iterator[str] | None:
 
 def _once(model: PreTrainedModel, asker: Asker, chosen: ChatOptions, name: str) -> int:
     """One answer."""
-    from dumbo.generate import Generation, answers, own_ends, stop_ids
-    from dumbo.talk.conversation import context_of, room_for
+    from dumbo.generate import Generation, answers, context_of, own_ends, stop_ids
+    from dumbo.talk.conversation import room_for
 
     messages = [Message(role="system", content=chosen.system)] if chosen.system else []
     prompt = asker.ids([*messages, Message(role="user", content=str(chosen.prompt))])

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Message
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 UNBOUNDED = 1 << 20
 """Tokens for an answer where the model's config knows no end."""
@@ -64,11 +60,6 @@ class Conversation:
         """A turn is done."""
         if self.keeps:
             self.turns.append((said, answer))
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """Tokens that a model has positions for, by its config."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or None
 
 
 def room_for(asked: int, context: int | None) -> int:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dumbo.errors import UserError
-from dumbo.generate import Generation, own_ends, stop_ids
+from dumbo.generate import Generation, context_of, own_ends, stop_ids
 from dumbo.options import ChatOptions
 from dumbo.outputs.printable import printable
 from dumbo.preview import json_line
 from dumbo.talk.asker import Asker
 from dumbo.talk.commands import Commands, Exit
-from dumbo.talk.conversation import Conversation, context_of, room_for
+from dumbo.talk.conversation import Conversation, room_for
 from dumbo.talk.speaker import Answer, Speaker
 
 if TYPE_CHECKING:
