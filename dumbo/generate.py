@@ -86,7 +86,7 @@ def _batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad: int, h
     out = model.generate(  # type: ignore[operator]
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=how.max_new_tokens,
+        max_new_tokens=max(1, min(how.max_new_tokens, (context_of(model) or 1 << 30) - width)),
         eos_token_id=list(how.stop_ids) or None,
         pad_token_id=pad,
         use_cache=True,
@@ -131,6 +131,11 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, seen: Sequence[int] = ()) -> tu
     """Tokens that end an answer: eos, and the end-of-turn tokens `seen` at the end of trained turns."""
     own = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     return tuple(dict.fromkeys([*own, *seen]))
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Tokens that a model has positions for, by its config; None where that knows no end."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or None
 
 
 def own_ends(model: PreTrainedModel) -> list[int]:
