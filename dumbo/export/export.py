@@ -7,6 +7,7 @@ the same ids for training rows? -> card, export.json -> renamed to DIR -> pushed
 from __future__ import annotations
 
 import json
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import UserError
@@ -40,7 +41,8 @@ def export(plugins: Plugins, command: Command) -> int:
 
     push = Push.planned(chosen.push, private=chosen.private) if chosen.push is not None else None
     console = Console() if chosen.format == "text" else Console(stream=_nowhere())
-    with aside(target) as folder:
+    with aside(target) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what libraries warn of when they merge is measured here
         facts = written(run, folder, plugins, command, console)
     console.row("written", short(target))
     if push is not None:
@@ -56,8 +58,6 @@ def export(plugins: Plugins, command: Command) -> int:
 
 def written(run: Path, folder: Path, plugins: Plugins, command: Command, console: Console) -> dict[str, Any]:
     """Writes everything into `folder`, and proves it. Returns what export.json holds."""
-    import warnings
-
     import transformers.utils.logging as library
 
     from dumbo.export.facts import export_facts, write_papers
@@ -69,7 +69,6 @@ def written(run: Path, folder: Path, plugins: Plugins, command: Command, console
 
     library.set_verbosity_error()
     library.disable_progress_bar()
-    warnings.simplefilter("ignore", FutureWarning)  # what libraries say of each other
     chosen = plugins.export
     with console.status("loading the run's model"):
         trained = load_trained(run, command.config_dirs, trusts_code=chosen.trust_remote_code)

@@ -49,7 +49,8 @@ def _untie_what_differs(model: Any) -> None:
 
 def save(model: PreTrainedModel, trained: Trained, folder: Path, dtype: str) -> None:
     """Weights as safetensors, config, generation config, tokenizer and chat template."""
-    model.to(torch_dtype(dtype))  # type: ignore[arg-type]
+    for parameter in model.parameters():  # and no buffers: the frequencies of rotary positions are no weights
+        parameter.data = parameter.data.to(torch_dtype(dtype))
     model.config.use_cache = True
     model.save_pretrained(folder)
     trained.tokenizer.save_pretrained(folder)

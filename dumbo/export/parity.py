@@ -56,7 +56,7 @@ class Parity:
     Attributes:
         prompts: texts as token ids.
         reference: (T, V) logits of the trained model, a text.
-        effect: how far training moved the logits from the base's; None without adapters.
+        effect: how far training moved the logits from the base's; None where that is not known.
         merge, rounding, written: how far they are after merging, after rounding to `dtype`, and after writing and reading
             again (from the rounded ones).
     """
@@ -76,7 +76,7 @@ class Parity:
         """Takes the trained model's logits."""
         layers = int(getattr(model.config.get_text_config(), "num_hidden_layers", 1))
         parity = cls(prompts, logits(model, prompts), layers)
-        if hasattr(model, "disable_adapter"):
+        if _begins_as_base(model):
             with model.disable_adapter():
                 parity.effect = _distance(parity.reference, logits(model, prompts), float("inf"))
         return parity
@@ -138,6 +138,12 @@ def _distance(mine: Sequence[torch.Tensor], found: Sequence[torch.Tensor], most:
         return Distance(float("inf"), float("inf"), most)
     worst = max(float((one - other).norm() / (one - one.mean(-1, keepdim=True)).norm()) for one, other in pairs)
     return Distance(worst, max(float((one - other).abs().max()) for one, other in pairs), most)
+
+
+def _begins_as_base(model: Any) -> bool:
+    """Whether without its adapters it is the base: some adapters begin with a part of the base's weights (PiSSA, OLoRA)."""
+    inits = [getattr(one, "init_lora_weights", True) for one in getattr(model, "peft_config", {}).values()]
+    return bool(inits) and all(isinstance(init, bool) or init in ("gaussian", "orthogonal") for init in inits)
 
 
 def _shown(distance: Distance) -> str:

@@ -53,7 +53,12 @@ class Template:
     def told(self, rows: Rows) -> str:
         """For the terminal and the card."""
         if not self.rows:
-            what = f"not compared on rows: only {rows.came_from} are here. It is the tokenizer and template of the run"
+            why = (
+                f"the run's formatter is not here ({rows.lacking})"
+                if rows.lacking
+                else f"there are only {rows.came_from}"
+            )
+            what = f"the run's own, not rendered once more: {why}"
         elif self.renders:
             what = (
                 f"the saved template renders {self.rows} rows of {rows.came_from} into the ids they were trained with"

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dumbo.errors import UserError
+from dumbo.export.trained import Trained, node_of
 from dumbo.interfaces import Row
 from dumbo.outputs.runs import read_facts
 
 if TYPE_CHECKING:
-    from dumbo.export.trained import Trained
     from dumbo.prepare.store import Store
 
+JINJA = "dumbo.formatter.jinja.Jinja"
 TEXTS = 8
 """So many texts are put to the model, and rows rendered."""
 LONGEST = 96
@@ -61,12 +62,14 @@ class Rows:
         trained: rows, for the template.
         came_from: where they are from, in words.
         formatter: the run's formatter; None where it cannot be built here.
+        lacking: why it cannot.
     """
 
     prompts: list[list[int]]
     trained: list[TrainedRow]
     came_from: str
     formatter: Any = None
+    lacking: str | None = None
 
     @property
     def whole(self) -> list[tuple[TrainedRow, Row]]:
@@ -75,21 +78,29 @@ class Rows:
 
 
 def rows_of(run: Path, trained: Trained, config_dirs: Sequence[Path]) -> Rows:
-    """Finds them."""
+    """Finds them.
+
+    Raises:
+        UserError: the file of formatter.template is gone, which is the chat template.
+    """
     data = read_facts(run).get("data", {})
-    formatter, _ = _built("formatter", trained, config_dirs)
+    formatter, lacking = _built("formatter", trained, config_dirs)
+    if formatter is None and node_of(trained.config, "formatter").get("_target_") == JINJA:
+        raise UserError(f"run: its chat template is not here: {lacking}.\n  Restore it, or start where it lies.")
     stored, came_from = _prepared(data), "the prepared training data"
     if stored is None:
         stored, came_from = _samples(run), "the run's samples (its prepared data is no longer here)"
     if not stored:
         prompts = [list(trained.tokenizer(text)["input_ids"])[:LONGEST] for text in MADE_UP]
-        return Rows(prompts, [], "made-up texts (neither the run's prepared data nor samples are here)", formatter)
+        return Rows(
+            prompts, [], "made-up texts (neither the run's prepared data nor samples are here)", formatter, lacking
+        )
     by_source, why = _by_source(trained, data, config_dirs)
     if why is not None:
         came_from += f"; its data set is not here ({why})"
     found = [TrainedRow(one.ids, one.source, one.reply, by_source.get(one.source)) for one in stored]
     known = [one for one in found if one.row is not None] or found
-    return Rows([list(one.ids[:LONGEST]) for one in _spread(found)], known[:TEXTS], came_from, formatter)
+    return Rows([list(one.ids[:LONGEST]) for one in _spread(found)], known[:TEXTS], came_from, formatter, lacking)
 
 
 def _spread(rows: Sequence[TrainedRow]) -> list[TrainedRow]:
@@ -149,7 +160,6 @@ def _built(group: str, trained: Trained, config_dirs: Sequence[Path]) -> tuple[A
     from omegaconf.errors import OmegaConfBaseException
 
     from dumbo.check import build_one
-    from dumbo.export.trained import node_of
 
     try:
         return build_one(group, node_of(trained.config, group), config_dirs), None

@@ -127,6 +127,8 @@ def loader_of(config: DictConfig, config_dirs: Sequence[Path], *, trusts_code: b
     node = node_of(config, "model")
     if node.get("trust_remote_code") and not trusts_code:
         raise UserError(f"run: its model has model.trust_remote_code=true: code that comes with it would run.\n{TRUST}")
+    if (node.get("tokenizer") or {}).get("chat_template"):
+        node["tokenizer"] = {**node["tokenizer"], "chat_template": None}  # model/ has it; the file may be gone
     return build_one("model", node, config_dirs)
 
 

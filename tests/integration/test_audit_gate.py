@@ -154,3 +154,15 @@ def test_other_counts_take_a_threshold_too(capsys: pytest.CaptureFixture[str]) -
     assert "duplicates is 1, allowed: 0" in capsys.readouterr().err
     assert audit()["fail_on"] == {"zero_label_rows": 0.01, "end_token_untrained": 0, "doubled_bos": 0,
                                   "control_tokens_unescaped": 0, "truncated_tokens": 0.2, "duplicates": 0}  # fmt: skip
+
+
+def test_preview_tells_what_train_stops_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """And does not fail: its own gate is preview.fail_on."""
+    write(*PLAIN[:3], ("q", LONG))
+    words = ["preview", "preview.num_examples=0", "trainer.max_seq_len=64", *SHORT[-3:]]
+    assert main(words) == 0
+    assert "! train stops on it (audit.fail_on): truncated_tokens is" in capsys.readouterr().out
+    assert main([*words, "audit.mode=warn"]) == 0
+    assert "train stops" not in capsys.readouterr().out
+    assert main([*words, "preview.format=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["audit"]["train_stops_on"] == ["truncated_tokens"]
