@@ -51,9 +51,13 @@ def examples_of(engine: Engine, documents: list[int]) -> list[Any]:
 
 
 def by_hand(engine: Engine, batch: dict[str, Any], items: int) -> torch.Tensor:
-    """A micro batch's part of the mean over `items` trained tokens."""
+    """A micro batch's part of the mean over `items` trained tokens, times the ranks that it is averaged over; in training
+    with its share of a router's loss.
+    """
     outputs = logits_of(engine, batch)
     total = loss_sum(outputs.logits, batch["labels"], engine.args.label_smoothing_factor)
-    share = trained_tokens(batch) / items
-    extra = router_loss(engine.model, outputs)
-    return total / items + (extra * share if extra is not None else 0.0)
+    model: Any = engine.model
+    extra = router_loss(model, outputs) if model.training else None
+    if extra is not None:
+        total = total + extra * trained_tokens(batch)
+    return total / items * engine.accelerator.num_processes
