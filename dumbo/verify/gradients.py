@@ -26,7 +26,7 @@ SHOWN = 4
 
 
 class Gradients(TrainerCallback):
-    """Looks at every gradient before each optimizer step."""
+    """Looks at every gradient before each optimizer step, and keeps the last step from being saved."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
@@ -41,6 +41,9 @@ class Gradients(TrainerCallback):
                 if p.grad is not None
             }
         )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = False
 
 
 def gradients(subject: Subject) -> Proof:

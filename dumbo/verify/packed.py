@@ -9,22 +9,27 @@ no leak             the documents around others are replaced by random ones of t
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dumbo.patch.modules import base_of
-from dumbo.verify.passes import layers_of, logits_of, looking, next_token_losses, written
-from dumbo.verify.proof import EXACT, DoesNotApplyError, Proof, Tolerance, measured, tolerance_for
+from dumbo.verify.pack_leak import has_experts
+from dumbo.verify.passes import layers_of, logits_of, looking, losses_alone, next_token_losses
+from dumbo.verify.proof import (
+    EXACT,
+    DoesNotApplyError,
+    Proof,
+    Tolerance,
+    measured,
+    tolerance_for,
+)
 
 if TYPE_CHECKING:
     from dumbo.trainer.engine import Engine
     from dumbo.verify.subject import Subject
 
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Config keys that count the experts of a layer."""
 REMEDY = "Write trainer.packing=false, or another model.attn_implementation (dumbo doctor lists them)."
 
 
@@ -59,13 +64,10 @@ def _apart(engine: Engine, documents: list[int], logits: torch.Tensor) -> list[t
 
 def _same_as_alone(subject: Subject, documents: list[int], together: list[torch.Tensor], scale: float) -> Proof:
     engine = subject.trainer
-    single = replace(engine.collate, layout="padded", room=None)
     differences = []
     for document, in_pack in zip(documents, together, strict=True):
         ids = torch.from_numpy(engine.store.ids(document))
-        with written(engine):
-            alone = logits_of(engine, single([np.array([document])])).logits[0]
-        differences.append(next_token_losses(in_pack, ids) - next_token_losses(alone, ids))
+        differences.append(next_token_losses(in_pack, ids) - losses_alone(subject, document))
     each = torch.cat(differences)
     return measured(
         "packed = unpacked",
@@ -124,9 +126,3 @@ def _no_leak(
     else:
         allowed = Tolerance(0.0, "bitwise")
     return measured("no leak", compared, largest, allowed, fault)
-
-
-def has_experts(model: Any) -> bool:
-    """Whether tokens are dealt out to experts."""
-    config = base_of(model).config.get_text_config()
-    return any((getattr(config, key, None) or 0) > 1 for key in EXPERTS)

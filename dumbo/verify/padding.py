@@ -16,7 +16,7 @@ import torch
 
 from dumbo.interfaces import IGNORE
 from dumbo.patch.modules import base_of
-from dumbo.verify.passes import layers_of, logits_of, looking, loss_sum, written
+from dumbo.verify.passes import layers_of, logits_of, looking, loss_sum, losses_alone, written
 from dumbo.verify.proof import Proof, measured, tolerance_for
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def padding(subject: Subject) -> Proof:
     right = collate([np.array([document]) for document in documents])
     left = flipped(right, engine.store.lengths[np.array(documents)].tolist(), takes_positions(engine.model))
     with looking(engine), written(engine):
-        alone = [_sums(engine, collate([np.array([document])])) for document in documents]
+        alone = [_sum_alone(subject, document) for document in documents]
         found = {side: _sums(engine, batch) for side, batch in (("right", right), ("left", left))}
     each, count = sum(total for total, _ in alone), sum(number for _, number in alone)
     counts = {side: number for side, (_, number) in found.items() if number != count}
@@ -50,6 +50,12 @@ def padding(subject: Subject) -> Proof:
         tolerance_for(subject.dtype, layers_of(engine.model)),
         fault,
     )
+
+
+def _sum_alone(subject: Any, document: int) -> tuple[float, int]:
+    """The same of a document by itself, its labels as they are stored."""
+    bears = torch.from_numpy(subject.trainer.store.trained(document)[1:])
+    return float(losses_alone(subject, document).cpu()[bears].sum()), int(bears.sum())
 
 
 def _sums(engine: Any, batch: dict[str, Any]) -> tuple[float, int]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from dumbo.interfaces import IGNORE
@@ -21,6 +23,7 @@ from dumbo.verify.quick import untouched
 
 if TYPE_CHECKING:
     from dumbo.trainer.engine import Engine
+    from dumbo.verify.subject import Subject
 
 NOT_THE_MODELS = ("documents", "labels", "loss_at")
 """Of a batch: for the trainer or the loss, not for logits."""
@@ -68,6 +71,20 @@ def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """
     chosen = torch.log_softmax(logits[:-1].float(), -1).gather(-1, ids[1:, None].to(logits.device))
     return -chosen[:, 0]
+
+
+def losses_alone(subject: Subject, document: int) -> torch.Tensor:
+    """(T - 1,) loss of each next token of a document that is by itself, unpacked and unpadded; computed once.
+
+    Call it inside `looking`.
+    """
+    if document not in subject.alone:
+        engine = subject.trainer
+        single = replace(engine.collate, layout="padded", room=None, places=False)
+        with written(engine):
+            logits = logits_of(engine, single([np.array([document])])).logits[0]
+        subject.alone[document] = next_token_losses(logits, torch.from_numpy(engine.store.ids(document)))
+    return subject.alone[document]
 
 
 def loss_sum(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

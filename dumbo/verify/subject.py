@@ -78,6 +78,8 @@ class Subject:
     """Why documents cannot be packed on this model, once `trainer` was made."""
     shared: dict[str, Any] = field(default_factory=dict)
     """What one proof has computed and another one needs, by name."""
+    alone: dict[int, torch.Tensor] = field(default_factory=dict)
+    """Document -> losses of its next tokens by itself (`passes.losses_alone`)."""
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class Subject:
     def documents(self) -> list[int]:
         """FEW short documents of the training split, fewest trained tokens first; fewer where there are fewer.
 
-        Of the shortest third: the shortest and the longest, those with the fewest and the most trained tokens.
+        Of the shortest sixth: the shortest and the longest, those with the fewest and the most trained tokens.
         """
         store = self.data.train.store
 
@@ -122,7 +124,7 @@ class Subject:
             return int(store.labelled[document]), document
 
         usable = sorted((int(d) for d in self.data.train.documents if store.labelled[d] > 0), key=length)
-        short = usable[: max(FEW, len(usable) // 3)]
+        short = usable[: max(FEW, len(usable) // 6)]
         if not short:
             return []
         extremes = [short[0], short[-1], min(short, key=labelled), max(short, key=labelled)]

@@ -1,9 +1,8 @@
 """Proof: in the very batches that enter the model, the labelled tokens are the assistant's turns of the source rows.
 
-The batches come from the trainer's own loader. Each document is cut out of its tensors by what the model goes by
-(cu_seq_lens, restarting position_ids, attention_mask), decoded, and held against the row that the data set gave: every turn
-is there, in order, and nothing else is. Where the tokenizer's own template renders the row, the first label stands where
-that template's generation prompt ends: where an answer begins when the model is asked.
+The batches come from the trainer's own loader. Each document is cut out of its tensors, decoded, and held against the row
+that the data set gave: every turn is there, in order, and nothing else is. Where the tokenizer's own template renders the
+row, the first label stands where that template's generation prompt ends: where an answer begins when the model is asked.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def mask(subject: Subject) -> Proof:
     proven = tokens = batches = turns = cut = 0
     for batch in subject.trainer.get_train_dataloader():
         batches += 1
-        for document, ids, labels in pieces_of(batch, subject.trainer.collate.layout):
+        for document, ids, labels in pieces_of(batch, subject.trainer.collate.layout, train.store.lengths):
             where = str(train.store.source(document))
             row = rows.get(where)
             trained = labels != IGNORE
@@ -85,24 +84,31 @@ def is_whole(split: Split, document: int) -> bool:
     return alone and int(split.store.lengths[document]) < int(split.store.meta["max_seq_len"])
 
 
-def pieces_of(batch: Mapping[str, Any], layout: str) -> Iterator[Piece]:
-    """The documents of a batch, cut out of its tensors by what keeps them apart in the model."""
+def pieces_of(batch: Mapping[str, Any], layout: str, lengths: Any) -> Iterator[Piece]:
+    """The documents of a batch, cut out of its tensors: one after another, by restarting positions, or by their padding.
+
+    Args:
+        lengths: (N,) of all documents, by number.
+
+    Raises:
+        ProofFailed: it holds more or fewer than it says.
+    """
     ids, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
+    documents = batch["documents"].tolist()
     found: list[tuple[Any, Any]] = []
     if layout == "tokens":
-        bounds = batch["cu_seq_lens_q"].tolist()
-        found = [(ids[0, a:b], labels[0, a:b]) for a, b in pairwise(bounds) if b > a]
+        ends = [0, *np.cumsum(lengths[batch["documents"]]).tolist()] if documents else []
+        found = [(ids[0, a:b], labels[0, a:b]) for a, b in pairwise(ends)]
     elif layout == "rows":
         for row, positions in enumerate(batch["position_ids"].numpy()):
             starts = [*np.flatnonzero(positions == 0).tolist(), len(positions)]
             found += [(ids[row, a:b], labels[row, a:b]) for a, b in pairwise(starts)]
+        found = [piece for piece in found if (piece[1] != IGNORE).any()]  # the others are padding
     else:
         for row, seen in enumerate(batch["attention_mask"].numpy().astype(bool)):
             found.append((ids[row, seen], labels[row, seen]))
-    padding = [piece for piece in found if (piece[1] == IGNORE).all()]
-    found = [piece for piece in found if (piece[1] != IGNORE).any()]
-    documents = batch["documents"].tolist()
-    assert len(found) <= len(documents) <= len(found) + len(padding), "a batch has other documents than it says"
+    if len(found) != len(documents):
+        raise ProofFailed(f"A batch of {len(documents):,} documents holds {len(found):,} with labels.")
     return ((document, *piece) for document, piece in zip(documents, found, strict=True))
 
 
