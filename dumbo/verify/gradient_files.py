@@ -84,7 +84,7 @@ def compared_gradients(model: Any, reference: Mapping[str, Kept]) -> dict[str, A
             continue
         kept = reference.get(name.replace(".base_layer.", ".").replace(".modules_to_save.default.", "."))
         if kept is None:
-            found = _of_adapter(base, name, parameter, reference, least)
+            found = _of_adapter(model, name, parameter, reference, least)
             derived += found is not None
         elif parameter.grad is None:
             found = 1.0 if kept.norm > least else 0.0
@@ -99,14 +99,14 @@ def compared_gradients(model: Any, reference: Mapping[str, Kept]) -> dict[str, A
 
 
 def _of_adapter(
-    base: Any, name: str, parameter: torch.nn.Parameter, reference: Mapping[str, Kept], least: float
+    model: Any, name: str, parameter: torch.nn.Parameter, reference: Mapping[str, Kept], least: float
 ) -> float | None:
     """An adapter's gradient against what follows from its layer's; None: it has no counterpart (DoRA's magnitudes)."""
     part = next((part for part in (".lora_A.default.", ".lora_B.default.") if part in name), None)
     if part is None:
         return None
     layer = name.partition(part)[0]
-    module: Any = base.get_submodule(layer)
+    module: Any = base_of(model).get_submodule(layer)
     kept, down, up = reference.get(f"{layer}.weight"), module.lora_A["default"].weight, module.lora_B["default"].weight
     if kept is None or getattr(module, "fan_in_fan_out", False):
         return None
@@ -114,11 +114,17 @@ def _of_adapter(
         if bool((up != 0).any()):
             return None
         return 0.0 if parameter.grad is None or not bool((parameter.grad != 0).any()) else torch.inf
-    wanted = module.scaling["default"] * kept.values @ down.detach().float().cpu().T
+    wanted = _scale(model) * kept.values @ down.detach().float().cpu().T
     if parameter.grad is None:
         return torch.inf
     got = kept.of(parameter.grad)
     return _apart(got, wanted, least * float(wanted.norm()) / max(kept.norm, 1e-30), _norm(got), float(wanted.norm()))
+
+
+def _scale(model: Any) -> float:
+    """By which an update is multiplied, as the adapter's config says (each layer has its own copy, which may be wrong)."""
+    config = model.peft_config["default"]
+    return float(config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r))
 
 
 def _apart(got: torch.Tensor, wanted: torch.Tensor, least: float, norm: float, wanted_norm: float) -> float:
