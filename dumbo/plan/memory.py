@@ -16,7 +16,7 @@ import torch
 
 from dumbo.plan.longest import examples_of, longest
 from dumbo.plan.rehearse import Counted, rehearse
-from dumbo.plan.stand_in import StandIn, stand_in
+from dumbo.plan.stand_in import StandIn, chosen_patches, stand_in
 from dumbo.trainer.host_memory import available_memory
 
 if TYPE_CHECKING:
@@ -81,7 +81,11 @@ def predict(
     from dumbo.trainer.collate import Collate
 
     trainer, device = plugins.trainer, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = found if found is not None else stand_in(plugins, tokenizer)
+    found = (
+        found
+        if found is not None
+        else stand_in(plugins, tokenizer, chosen_patches(plugins, tokenizer, data, batch.ranks))
+    )
     model: Any = found.model
     layout: Any = _layout(plugins, model)
     pad = tokenizer.pad_token_id

@@ -99,13 +99,12 @@ def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, 
     """The plan, and the largest micro batch that fits where the one of the config does not (None: none does)."""
     from dumbo.outputs.secrets import masked
     from dumbo.outputs.surroundings import hardware
-    from dumbo.patch import order
     from dumbo.plan.arithmetic import arithmetic
     from dumbo.plan.disk import disk
     from dumbo.plan.memory import predict
     from dumbo.plan.micro_batch import AUTO, choose, largest_predicted
     from dumbo.plan.speed import Speed, known_speed
-    from dumbo.plan.stand_in import stand_in
+    from dumbo.plan.stand_in import chosen_patches, stand_in
     from dumbo.preview import prepared
     from dumbo.trainer.schedule import measurable
 
@@ -120,12 +119,9 @@ def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, 
         plugins = replace(plugins, trainer=replace(plugins.trainer, micro_batch_size=chosen.micro))
     trainer = plugins.trainer
     of = arithmetic(trainer, data, trainer.batch(ranks))
-    found = stand_in(plugins, tokenizer)
+    found = stand_in(plugins, tokenizer, chosen_patches(plugins, tokenizer, data, ranks))
     total, trainable = found.parameters
-    patches = {name: order.evidence(patch, found.model) for name, patch in order.in_order(plugins.patches).items()
-               if name not in found.left_out and name not in found.beside}  # fmt: skip
-    patches |= {name: f"left out: {reason}" for name, reason in found.left_out.items()}
-    patches |= dict.fromkeys(found.beside, "its savings are not in the prediction of memory")
+    patches = {**found.evidence, **{name: f"left out: {reason}" for name, reason in found.left_out.items()}}
     model = {"name": str(getattr(plugins.model, "name", type(plugins.model).__name__)), "parameters": total,
              "trainable": trainable, "dtype": str(found.model.dtype).removeprefix("torch.")}  # fmt: skip
     memory = predict(plugins, tokenizer, data, of.batch, found)

@@ -7,23 +7,31 @@ https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dumbo.errors import UserError
-from dumbo.interfaces import Stage
 from dumbo.model.pretrained import resize_embeddings
-from dumbo.patch import order
+from dumbo.outputs.console import Console
+from dumbo.outputs.run_dir import RunDir
+from dumbo.patch import auto, order
+from dumbo.patch.chunked_loss import ChunkedLoss
+from dumbo.patch.compile import Compile, decoder_layers
+from dumbo.plan.fused import fused_chunk_loss, keep_as_compiled
+from dumbo.trainer.chunks import chunk_loss
 from dumbo.trainer.precision import dtype_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dumbo.check import Plugins
+    from dumbo.prepare.store import PreparedSplits
 
 
 @dataclass
@@ -31,13 +39,13 @@ class StandIn:
     """A patched model on the meta device.
 
     Attributes:
-        model: with its patches, but those of `beside`.
-        beside: patches that are counted apart: name -> patch (compiling makes no sense of fake tensors).
+        model: with its patches; what is compiled keeps what it would keep compiled (`fused.py`).
+        evidence: name of a patch -> what shows that it took.
         left_out: name -> why this machine does not run it.
     """
 
     model: PreTrainedModel
-    beside: dict[str, Any] = field(default_factory=dict)
+    evidence: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -55,11 +63,20 @@ class StandIn:
         )
 
 
-def stand_in(plugins: Plugins, tokenizer: PreTrainedTokenizerBase, patches: Mapping[str, Any] | None = None) -> StandIn:
+def chosen_patches(plugins: Plugins, tokenizer: Any, data: PreparedSplits, ranks: int) -> dict[str, Any]:
+    """The patches of the config and those that `performance` is going to add, in order."""
+    patches = order.in_order(plugins.patches)
+    if ranks > 1:
+        return patches
+    nowhere = RunDir(Path(), Console(io.StringIO()), 0.0, claimed=False)  # nothing is written
+    return auto.added(plugins, patches, tokenizer, data, nowhere)
+
+
+def stand_in(plugins: Plugins, tokenizer: PreTrainedTokenizerBase, patches: Mapping[str, Any]) -> StandIn:
     """Builds it.
 
     Args:
-        patches: in order; None: those of the config.
+        patches: in order.
 
     Raises:
         UserError: the model's loader has no skeleton; a patch refuses the model.
@@ -68,9 +85,8 @@ def stand_in(plugins: Plugins, tokenizer: PreTrainedTokenizerBase, patches: Mapp
         raise UserError(
             f"plan: {type(plugins.model).__name__} has no load_skeleton(tokenizer), the model on the meta device."
         )
-    chosen = order.in_order(plugins.patches) if patches is None else dict(patches)
-    reasons = {name: order.why_unavailable(name, patch) for name, patch in chosen.items()}
-    usable = {name: patch for name, patch in chosen.items() if reasons[name] is None}
+    reasons = {name: order.why_unavailable(name, patch) for name, patch in patches.items()}
+    usable = {name: patch for name, patch in patches.items() if reasons[name] is None}
     skeleton = plugins.model.load_skeleton(tokenizer)
     order.check_skeleton(usable, _Loaded(skeleton), tokenizer)
     with torch.device("meta"):
@@ -78,11 +94,25 @@ def stand_in(plugins: Plugins, tokenizer: PreTrainedTokenizerBase, patches: Mapp
     model: Any = skeleton.to(dtype_for(plugins, usable))
     found = StandIn(model, left_out={name: reason for name, reason in reasons.items() if reason is not None})
     for name, patch in usable.items():
-        if patch.stage == Stage.COMPILE:
-            found.beside[name] = patch
+        if isinstance(patch, Compile):
+            for layer in decoder_layers(found.model):
+                keep_as_compiled(layer)
+            found.evidence[name] = f"{len(decoder_layers(found.model))} layers compiled ({patch.backend})"
         else:
-            found.model = _written(patch).apply(found.model)
+            rehearsed = (
+                _Chunks(chunk_size=patch.chunk_size) if isinstance(patch, ChunkedLoss) and patch.compiled else patch
+            )
+            found.model = rehearsed.apply(found.model)
+            found.evidence[name] = order.evidence(rehearsed, found.model)
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunks(ChunkedLoss):
+    """The patch with chunks that are not really compiled."""
+
+    def _function(self) -> Any:
+        return chunk_loss if Compile().unavailable() is not None else fused_chunk_loss
 
 
 @dataclass(frozen=True)
@@ -93,12 +123,6 @@ class _Loaded:
 
     def load_skeleton(self, tokenizer: Any) -> Any:
         return self.skeleton
-
-
-def _written(patch: Any) -> Any:
-    """A patch that compiles a part of itself, without that."""
-    compiles = is_dataclass(patch) and getattr(patch, "compiled", False) is True
-    return replace(patch, compiled=False) if compiles and not isinstance(patch, type) else patch
 
 
 def make_fake(model: torch.nn.Module, device: torch.device) -> None:
