@@ -40,7 +40,7 @@ def words_of(folder: Path, shape: str, work: str, variant: str, asked: argparse.
     patches = [*VARIANTS[variant], *(["lora"] if work == "lora" else [])]
     packing = "false" if variant == "padded" else "true"
     return [
-        "model=pretrained", f"model.path={folder}", "model.from_scratch=true", "dataset=files",
+        "model=pretrained", f"model.path={folder}", "dataset=files",
         f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",
         f"trainer.max_seq_len={_longest(shape, asked)}", f"trainer.global_batch_size={asked.packs * asked.accumulation}",
         f"trainer.micro_batch_size={asked.packs}", f"trainer.packing={packing}", *asked.words,
@@ -134,13 +134,14 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--accumulation", type=int, default=2)
     parser.add_argument("--longest", type=int, help="max_seq_len; that of the shape otherwise")
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
+    parser.add_argument("--folder", type=Path, help="where models lie meanwhile; a disk in memory is quickest")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     asked = parser.parse_args(words)
     record = Record(
         asked.out.stem, "Memory at the peak, predicted by dumbo plan and measured, in bytes", asked.out.parent
     )
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
         for shape in asked.shapes:
             folder = Path(temporary) / shape
