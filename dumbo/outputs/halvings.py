@@ -33,6 +33,17 @@ def settled(run: RunDir, batch: Batch, asked: int | str) -> Batch:
     return batch.cut(made[-1]["to"]) if made and made[-1]["to"] < batch.micro else batch
 
 
+def reminder(run: RunDir, batch: Batch, asked: int | str) -> str | None:
+    """Why a run goes on with another micro batch than its config's; None where it does not."""
+    made = _made(run, asked)
+    if not made or made[-1]["to"] < batch.micro:
+        return None
+    return (
+        f"not {asked} in a micro batch: the memory ran out at step {made[-1]['step']}; "
+        "trainer.micro_batch_size=NUMBER asks for another size"
+    )
+
+
 def halve(run: RunDir, full: MemoryFull) -> Batch:
     """Decides on a smaller micro batch, and records it.
 

@@ -14,7 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull
 from dumbo.launch.world import DISK
-from dumbo.outputs.halvings import facts_of, halve, happened, settled
+from dumbo.outputs.halvings import facts_of, halve, happened, reminder, settled
 from dumbo.patch.chunked_loss import takes_places
 from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
@@ -248,6 +248,8 @@ class Session:
         else:
             length = f"{steps:,} steps, {self.sft.num_epochs} epoch{'s' * (self.sft.num_epochs != 1)}"
         console.row("batch", f"{batch}   {length}")
+        if (reason := reminder(run, batch, self.sft.micro_batch_size)) is not None:
+            console.row("", reason)
         if self.packs is not None:
             per_step = min(batch.global_, len(self.packs)) / max(1, len(self.packs))
             console.row(

@@ -25,7 +25,7 @@ def run(folder: Path, *words: str, code: int = 0) -> str:
     """`python -m dumbo` with two ranks, in run_dir=FOLDER/run; what it said."""
     command = [sys.executable, "-m", "dumbo", *WORDS, f"run_dir={folder / 'run'}", "launch.num_processes=2", *words]
     done = subprocess.run(
-        command, env=environment(), cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment(), cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
