@@ -5,7 +5,8 @@
 
 Random weights and documents (`made_up.py`). Every row is a command line that a user could type, run in a process of its
 own; of it, the steps after the warm-up count, of which there should be 20 or more: tokens, real ones only, over
-seconds. TRL packed with Liger (`peer_trl.py`) is measured between ours, where it is installed.
+seconds, the median of the logged intervals (a step that captures a graph is in few of them). TRL packed with Liger
+(`peer_trl.py`) is measured between ours, where it is installed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.util
 import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,13 +26,18 @@ from typing import Any
 
 from benchmarks.made_up import SHAPES, write
 
-VARIANTS: dict[str, list[str]] = {
-    "plain": [],
-    "liger": ["liger"],
-    "chunked": ["chunked_loss"],
-    "compiled": ["compile", "chunked_loss"],
+FAST = ["compile", "chunked_loss"]
+VARIANTS: dict[str, tuple[list[str], list[str]]] = {
+    "plain": ([], []),
+    "liger": (["liger"], []),
+    "chunked": (["chunked_loss"], []),
+    "compiled": (FAST, ["trainer.prefetch=true"]),
+    "no_graphs": (FAST, ["trainer.prefetch=true", "trainer.cuda_graphs=false"]),
+    "masters": (FAST, ["trainer.prefetch=true", "trainer.master_weights=true"]),
+    "fused": ([*FAST, "fused_lora"], ["trainer.prefetch=true"]),
+    "checkpointed": ([*FAST, "gradient_checkpointing"], ["trainer.prefetch=true"]),
 }
-"""Name -> patches beside LoRA's. "trl" is the peer."""
+"""Name -> patches beside LoRA's, further words. "trl" is the peer."""
 FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.lr=1e-4",
          "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single", "performance=off"]  # fmt: skip
 
@@ -38,13 +45,14 @@ FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "
 def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
     """One row of ours: what it left in run.json and metrics.jsonl."""
     run = folder / f"{work}-{variant}"
-    patches = [*VARIANTS[variant], *(["lora"] if work == "lora" else [])]
+    own, more = VARIANTS[variant]
+    patches = [*own, *(["lora"] if work == "lora" else [])]
     words = [
-        "model=pretrained", f"model.path={folder}", "model.from_scratch=true", "dataset=files",
+        "model=pretrained", f"model.path={folder}", "dataset=files",
         f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",
         f"trainer.max_seq_len={SHAPES[shape].longest}", f"trainer.global_batch_size={asked.packs}",
         f"trainer.micro_batch_size={asked.packs}", f"trainer.max_steps={asked.steps}", f"trainer.log_every={asked.log_every}",
-        *asked.words, f"run_dir={run}",
+        *more, *asked.words, f"run_dir={run}",
     ]  # fmt: skip
     _done([sys.executable, "-m", "dumbo", *words])
     facts = json.loads((run / "run.json").read_text())
@@ -56,18 +64,20 @@ def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
         "losses": [round(row["loss"], 4) for row in training],
         "peak_memory_gib": training[-1]["peak_memory_gib"],
         "seconds": facts["metrics"]["seconds"],
-        **{key: facts.get(key) for key in ("patches", "packing", "proofs", "hardware", "versions")},
+        **{key: facts.get(key) for key in ("patches", "cuda_graphs", "packing", "proofs", "hardware", "versions")},
     }
 
 
 def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
-    """Of the logged intervals after the warm-up: their tokens over their seconds, and means a step."""
+    """Of the logged intervals after the warm-up: the median of their tokens over their seconds, and means a step."""
     seconds = tokens = steps = 0.0
     waited = flops = 0.0
+    speeds: list[float] = []
     for before, row in itertools.pairwise(training):
         if before["step"] < warmup:
             continue
         count = row["step"] - before["step"]
+        speeds.append(row["tokens_per_s"])
         took = count * row["step_ms"] / 1000
         steps, seconds, tokens = steps + count, seconds + took, tokens + row["tokens"] - before["tokens"]
         waited += count * row["data_wait_ms"]
@@ -75,7 +85,9 @@ def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
     assert steps, f"no logged interval lies after {warmup} steps: raise --steps or lower --log-every"
     return {
         "steps_measured": int(steps),
-        "tokens_per_s": round(tokens / seconds, 1),
+        "first_step_s": round(training[0]["step_ms"] / 1000, 1),
+        "tokens_per_s": round(statistics.median(speeds), 1),
+        "mean_tokens_per_s": round(tokens / seconds, 1),
         "mfu": round(flops / seconds, 4) or None,
         "step_ms": round(1000 * seconds / steps, 2),
         "data_wait_ms": round(waited / steps, 2),
@@ -103,15 +115,16 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", nargs="+", default=["full", "lora"], choices=["full", "lora"])
     parser.add_argument("--variants", nargs="+", default=["compiled", "trl"], choices=[*VARIANTS, "trl"])
     parser.add_argument("--packs", type=int, default=8, help="packs of max_seq_len tokens a step")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--warmup", type=int, default=20)
-    parser.add_argument("--log-every", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--warmup", type=int, default=40)
+    parser.add_argument("--log-every", type=int, default=5)
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
+    parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile; a disk in memory is quickest")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     asked = parser.parse_args(words)
     asked.log_every = min(asked.log_every, asked.warmup)
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
         for shape in asked.shapes:
             folder = Path(temporary) / shape

@@ -1,7 +1,7 @@
 """Documents and models for measuring speed: shapes of real models with random weights, no network, no real tokenizer.
 
 A token is a word ("w17"); lengths of documents are lognormal, as those of many instruction sets are (mean about 250
-tokens, at most 2,048). A folder holds config.json, such a tokenizer, the documents as text (`docs.jsonl`, for dumbo) and
+tokens, at most 2,048). A folder holds a model (bf16), such a tokenizer, the documents as text (`docs.jsonl`, for dumbo) and
 as ids (`docs.npz`, for peers).
 """
 
@@ -39,8 +39,9 @@ SHAPES = {
 
 def write(folder: Path, shape: Shape, tokens: int) -> None:
     """The folder for one shape, with at least so many tokens of documents."""
+    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder.mkdir(parents=True)
     words = {"<unk>": 0, "<eos>": EOS, "<pad>": PAD}
@@ -51,7 +52,10 @@ def write(folder: Path, shape: Shape, tokens: int) -> None:
         tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
     ).save_pretrained(folder)
     config = {"max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD}
-    LlamaConfig(**config, **shape.config).save_pretrained(folder)
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a billion random numbers take a CPU a minute
+        model = LlamaForCausalLM._from_config(LlamaConfig(**config, **shape.config), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
     made = documents(len(words), shape.longest, tokens)
     with (folder / "docs.jsonl").open("w", encoding="utf-8") as file:
         for ids in made:

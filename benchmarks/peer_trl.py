@@ -19,16 +19,15 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from benchmarks.made_up import read
 
     gpu = torch.cuda.is_available()
     torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(folder)
     dtype = torch.bfloat16 if work == "lora" and gpu else torch.float32
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     arguments = SFTConfig(
         output_dir=str(folder / "trl"), max_length=longest, packing=True, packing_strategy="wrapped",
         per_device_train_batch_size=packs, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",

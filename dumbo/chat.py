@@ -1,10 +1,11 @@
-"""`dumbo chat run=last chat.prompt="…"`: one answer from a run's model (adapters on their base)."""
+"""`dumbo chat run=last`: a run's model (adapters on their base) answers: once (`chat.prompt="…"`), or in a conversation."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,61 +13,96 @@ from dumbo.errors import UserError
 from dumbo.interfaces import Message
 from dumbo.options import ChatOptions, Options
 from dumbo.outputs.printable import printable
-from dumbo.outputs.runs import find_run
+from dumbo.outputs.runs import find_run, is_model_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dumbo.talk.asker import Asker
+
 
 def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()) -> int:
-    """Answers once."""
-    if not chosen.prompt:
-        raise UserError('What should it answer? Write chat.prompt="…".')
-    run = find_run(options.run)
-    if not (run / "model").is_dir():
+    """Answers `chat.prompt`; without one, talks: in a terminal, or a turn for each line of a pipe."""
+    lines = _lines(chosen)
+    given = Path(options.run).expanduser() if options.run not in (None, "last") else None
+    run = None if given is not None and is_model_folder(given) else find_run(options.run)
+    if run is not None and not (run / "model").is_dir():
         raise UserError(
             f"run: {run} has no model/ (its status is {json.loads((run / 'run.json').read_text()).get('status')})."
         )
     import torch
     import transformers.utils.logging as library
 
-    from dumbo.generate import Generation, answers, stop_ids
+    from dumbo.talk.asker import Asker
 
     library.set_verbosity_error()
     library.disable_progress_bar()
-    model, tokenizer = load_run(run, config_dirs, trusts_code=chosen.trust_remote_code)
+    if run is not None:
+        model, tokenizer = load_run(run, config_dirs, trusts_code=chosen.trust_remote_code)
+    else:
+        assert given is not None
+        model, tokenizer = load_folder(given, trusts_code=chosen.trust_remote_code)
     if torch.cuda.is_available():
         model = model.to("cuda")  # type: ignore[arg-type]
-    prompt = _prompt(tokenizer, chosen, run, config_dirs)
-    room = _room(model, len(prompt))
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    seen = ends if isinstance(ends, list) else [ends] if ends is not None else []
+    asker = Asker(tokenizer, run, config_dirs)
+    name = str(run or given)
+    if chosen.prompt:
+        return _once(model, asker, chosen, name)
+    from dumbo.talk.talk import Talk
+
+    talk = Talk.with_model(model, asker, chosen, name)
+    return talk.in_terminal() if lines is None else talk.through_pipe(lines, chosen.format)
+
+
+def _lines(chosen: ChatOptions) -> Iterator[str] | None:
+    """The lines of standard input; None where a prompt was typed, or somebody sits there.
+
+    Raises:
+        UserError: there is neither a prompt nor a line.
+    """
+    if chosen.prompt or (sys.stdin is not None and sys.stdin.isatty() and chosen.format == "text"):
+        return None
+    first = sys.stdin.readline() if sys.stdin is not None else ""
+    if not first:
+        raise UserError('What should it answer? Write chat.prompt="…".')
+    return itertools.chain([first], sys.stdin)
+
+
+def _once(model: PreTrainedModel, asker: Asker, chosen: ChatOptions, name: str) -> int:
+    """One answer."""
+    from dumbo.generate import Generation, answers, context_of, own_ends, stop_ids
+    from dumbo.talk.conversation import room_for
+
+    messages = [Message(role="system", content=chosen.system)] if chosen.system else []
+    prompt = asker.ids([*messages, Message(role="user", content=str(chosen.prompt))])
     how = Generation(
-        max_new_tokens=min(chosen.max_new_tokens, room),
-        stop_ids=stop_ids(tokenizer, seen),
+        max_new_tokens=min(chosen.max_new_tokens, room_for(len(prompt), context_of(model))),
+        stop_ids=stop_ids(asker.tokenizer, own_ends(model)),
         temperature=chosen.temperature,
+        top_p=chosen.top_p,
+        top_k=chosen.top_k,
         seed=chosen.seed,
     )
-    reply = tokenizer.decode(answers(model, tokenizer, [prompt], how)[0], skip_special_tokens=True)
+    reply = asker.tokenizer.decode(answers(model, asker.tokenizer, [prompt], how)[0], skip_special_tokens=True)
     if chosen.format == "json":
-        print(json.dumps({"run": str(run), "prompt": chosen.prompt, "answer": str(reply).strip()}, ensure_ascii=False))
+        print(json.dumps({"run": name, "prompt": chosen.prompt, "answer": str(reply).strip()}, ensure_ascii=False))
     else:
         print(printable(str(reply).strip(), keep="\n"))
     return 0
 
 
-def _room(model: PreTrainedModel, asked: int) -> int:
-    """How many tokens the model's positions leave for the answer.
+def load_folder(folder: Path, *, trusts_code: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in Hugging Face's format.
 
     Raises:
-        UserError: none.
+        UserError: it brings code, and nobody typed that it may run.
     """
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or asked + (1 << 20)
-    if asked >= context:
-        raise UserError(
-            f"chat.prompt is {asked:,} tokens long; the model's context is {context:,}. Write a shorter one."
-        )
-    return context - asked
+    if not trusts_code:
+        refuse_code(folder, TRUST)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusts_code), tokenizer
 
 
 def load_run(
@@ -83,16 +119,15 @@ def load_run(
         UserError: the model brings code, and nobody typed that it may run.
     """
     folder = run / "model"
-    brings_code = [file.name for file in sorted(folder.glob("*config.json")) if _names_code(file)]
-    if brings_code and not trusts_code:
-        raise UserError(f"run: {folder / brings_code[0]} names code of the model's own, which would run.\n{TRUST}")
-    loader = _loader(run, config_dirs, trusts_code) if (folder / "adapter_config.json").is_file() else None
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    if not (folder / "adapter_config.json").is_file():
+        return load_folder(folder, trusts_code=trusts_code)
+    if not trusts_code:
+        refuse_code(folder, TRUST)
+    loader = _loader(run, config_dirs, trusts_code)
+    from peft import PeftModel
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
-    if loader is None:
-        return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusts_code), tokenizer
-    from peft import PeftModel
 
     base = loader.load_model(loader.load_tokenizer())
     model: Any = PeftModel.from_pretrained(base, str(folder))
@@ -104,6 +139,13 @@ def load_run(
 
 
 TRUST = "  Type chat.trust_remote_code=true if you trust it."
+
+
+def refuse_code(folder: Path, remedy: str) -> None:
+    """Raises a UserError where a model's folder names code of its own, which transformers would import."""
+    for file in sorted(folder.glob("*config.json")):
+        if _names_code(file):
+            raise UserError(f"run: {file} names code of the model's own, which would run.\n{remedy}")
 
 
 def _names_code(file: Path) -> bool:
@@ -127,48 +169,3 @@ def _loader(run: Path, config_dirs: Sequence[Path], trusts_code: bool) -> Any:
     if isinstance(node, dict) and node.get("trust_remote_code") and not trusts_code:
         raise UserError(f"run: its model has model.trust_remote_code=true: code that comes with it would run.\n{TRUST}")
     return build_one("model", node, config_dirs)
-
-
-def _prompt(
-    tokenizer: PreTrainedTokenizerBase, chosen: ChatOptions, run: Path, config_dirs: Sequence[Path]
-) -> list[int]:
-    """The question as the run's formatter would have asked it."""
-    from omegaconf import OmegaConf
-
-    from dumbo.allow_list import announced
-    from dumbo.check import build_one
-    from dumbo.formatter.asking import prompt_ids
-
-    config = OmegaConf.load(run / "config.yaml")
-    target = str(OmegaConf.select(config, "formatter._target_") or "")
-    messages = [Message(role="system", content=chosen.system)] if chosen.system else []
-    messages.append(Message(role="user", content=str(chosen.prompt)))
-    allowed = {"dumbo", *(point.value.split(".")[0] for point in announced())}
-    ids = None
-    if config_dirs or target.split(".")[0] in allowed:
-        node = OmegaConf.to_container(config.formatter, resolve=True)
-        ids = prompt_ids(build_one("formatter", node, config_dirs), messages, tokenizer)
-    if ids is not None:
-        return ids
-    print(
-        f"The run's formatter {target} does not say how it would ask this: asked as the tokenizer's chat template does."
-        + ("" if config_dirs else " Type --config-dir FOLDER to let it run."),
-        file=sys.stderr,
-    )
-    text = _chat_prompt(messages, tokenizer) if tokenizer.chat_template else str(chosen.prompt)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _chat_prompt(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
-    """As `formatter=chat` renders it.
-
-    Raises:
-        UserError: the template refuses it (some take no system message).
-    """
-    import jinja2
-
-    apply: Any = tokenizer.apply_chat_template
-    try:
-        return str(apply(messages, tokenize=False, add_generation_prompt=True))
-    except jinja2.TemplateError as error:
-        raise UserError(f"The model's chat template refuses this: {error}.") from error

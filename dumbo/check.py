@@ -16,10 +16,22 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dumbo.bind import build, section
-from dumbo.cross_check import batch, conflicts, fitted
+from dumbo.cross_check import batch, conflicts, fitted, wrapped
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
-from dumbo.options import SECTIONS, ChatOptions, DoctorOptions, Options, PreviewOptions, VerifyOptions
+from dumbo.options import (
+    SECTIONS,
+    AuditOptions,
+    ChatOptions,
+    DoctorOptions,
+    EvaluateOptions,
+    ExportOptions,
+    Options,
+    PlanOptions,
+    PreviewOptions,
+    ReportOptions,
+    VerifyOptions,
+)
 from dumbo.resolve import resolved
 
 
@@ -39,8 +51,13 @@ class Plugins:
     trackers: dict[str, Any]
     options: Options
     verify: VerifyOptions
+    audit: AuditOptions
     preview: PreviewOptions
+    evaluate: EvaluateOptions
+    plan: PlanOptions
     chat: ChatOptions
+    export: ExportOptions
+    report: ReportOptions
     doctor: DoctorOptions
 
 
@@ -89,7 +106,7 @@ def check(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], config_d
             problems = [str(error)]
         report.faults += [text if text.startswith(f"{name}.") else f"{name}: {text}" for text in problems]
     plugins = replace(plugins, launch=fitted(plugins.launch, plugins.trainer))
-    report.faults += batch(plugins.trainer, plugins.launch)
+    report.faults += batch(plugins.trainer, plugins.launch) + wrapped(plugins.patches, plugins.launch)
     report.stop_if_any()
     return plugins
 

@@ -115,10 +115,30 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.preview import preview
 
         return preview(plugins, composed, command)
+    if command.verb == "evaluate":
+        from dumbo.evaluate.evaluate import evaluate
+
+        return evaluate(plugins, composed, command)
+    if command.verb == "verify":
+        from dumbo.verify.verify import verify
+
+        return verify(plugins, composed, command)
+    if command.verb == "plan":
+        from dumbo.plan.plan import plan
+
+        return plan(plugins, composed, command)
     if command.verb == "chat":
         from dumbo.chat import chat
 
         return chat(plugins.options, plugins.chat, command.config_dirs)
+    if command.verb == "export":
+        from dumbo.export.export import export
+
+        return export(plugins, command)
+    if command.verb == "report":
+        from dumbo.outputs.report.verb import report
+
+        return report(plugins.options, plugins.report)
     if command.verb == "doctor":
         from dumbo.doctor import doctor
 

@@ -1,6 +1,6 @@
 """The typed words -> verb, file, flags, overrides. Pure: nothing is composed or imported here.
 
-dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview)
+dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview, verify, plan)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Command:
         verb: one of VERBS.
         overrides: Hydra overrides, in the order typed.
         config_dirs: folders given as --config-dir, absolute.
-        file: an experiment's YAML file given as first word, or behind train or preview.
+        file: an experiment's YAML file given as first word, or behind train, preview or verify.
         data: a data file given as first word (`dumbo DATA.jsonl`).
         multirun: -m.
         flags: Hydra's own flags to pass on (--cfg job, --resolve, …).
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str]) -> Command:
         else:
             raise UserError(unknown_word(first))
     if (
-        verb in ("train", "preview")
+        verb in ("train", "preview", "verify", "plan")
         and data is None
         and words
         and file is None
@@ -151,6 +151,8 @@ def _existing_folder(word: str) -> Path:
 OPEN_MAPPINGS = (
     "trainer.extra.",
     "trainer.extra=",
+    "audit.fail_on.",
+    "audit.fail_on=",
     "preview.fail_on.",
     "preview.fail_on=",
     "dataset.columns.",

@@ -45,7 +45,7 @@ class MemoryFull(RunFailed):
 
 
 class GateFailed(RuntimeError):
-    """An audit went over a threshold of ``preview.fail_on``. Exit code 3."""
+    """An audit went over a threshold of ``audit.fail_on`` or ``preview.fail_on``. Exit code 3."""
 
     exit_code = 3
 

@@ -47,7 +47,7 @@ def help_text(command: Command) -> str:
     lines += ["  python -m dumbo [VERB] [FILE.yaml | DATA.jsonl] [flags] [overrides]", "", "Verbs (without one: train)"]
     lines += [f"  {verb:<10} {what}" for verb, what in VERBS.items()]
     lines += [
-        f"  {'FILE.yaml':<10} an experiment of your own, for train or preview (files in the older plugin format are translated)",
+        f"  {'FILE.yaml':<10} an experiment of your own, for train, preview, verify, plan (the older plugin format is translated)",
         f"  {'DATA.jsonl':<10} what a data file looks like to dumbo, and the command to try",
         "",
         "Groups: GROUP=CHOICE, patch=[A,B]; then any key: trainer.lr=1e-4, patch.lora.rank=8",

@@ -44,6 +44,9 @@ SAMPLER = re.compile(r"optuna\.samplers\.\w+Sampler")
 TYPED_ONLY = {
     "model.trust_remote_code": "code that comes with a model would run",
     "chat.trust_remote_code": "code that comes with a model would run",
+    "export.trust_remote_code": "code that comes with a model would run",
+    "export.push": "a model would leave this machine",
+    "evaluate.tasks_path": "task files can run code",
     "hydra.launcher.setup": "shell commands would run",
     "hydra.launcher.python": "a program would run",
     "hydra.launcher.srun_args": "a shell would get them",

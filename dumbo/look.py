@@ -102,7 +102,7 @@ def look(plugins: Any, command: Command) -> int:
             "tokens", "of the embedded tokenizer, which knows 512; a model's own makes a third as many: add model=NAME"
         )
     show_examples(console, data.train, tokenizer, EXAMPLES, longest=TOKENS_SHOWN)
-    show_audit(console, data)
+    show_audit(console, data, plugins.audit)
     console.heading("problems")
     skipped = data.audit["skipped"]
     for problem in data.train.store.meta["skipped"][:PROBLEMS]:

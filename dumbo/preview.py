@@ -12,7 +12,9 @@ from dumbo.check import Plugins
 from dumbo.errors import GateFailed
 from dumbo.outputs.console import Console
 from dumbo.outputs.printable import printable
-from dumbo.prepare.audit import check_thresholds, lines_of, over_thresholds
+from dumbo.prepare.audit import lines_of
+from dumbo.prepare.gate import told
+from dumbo.prepare.gates import over_thresholds
 from dumbo.verify.mask import spans_of
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from dumbo.command import Command
     from dumbo.compose import Composed
+    from dumbo.options import AuditOptions
     from dumbo.prepare.store import PreparedSplits, Split
 
 
@@ -30,17 +33,17 @@ def preview(plugins: Plugins, composed: Composed, command: Command) -> int:
     Raises:
         GateFailed: a count of the audit is over its threshold in `preview.fail_on`.
     """
-    check_thresholds(plugins.preview.fail_on)
     tokenizer, data = prepared(plugins)
     if plugins.preview.format == "json":
         for document in _chosen(data.train, plugins.preview.num_examples):
             print(json_line(as_json(data.train, document, tokenizer)))
-        print(json_line({"audit": data.audit}))
+        over = over_thresholds(data.audit, plugins.audit.fail_on) if plugins.audit.mode == "stop" else []
+        print(json_line({"audit": {**data.audit, "train_stops_on": [one.name for one in over]}}))
     else:
         show_examples(Console(), data.train, tokenizer, plugins.preview.num_examples)
-        show_audit(Console(), data)
+        show_audit(Console(), data, plugins.audit)
     if over := over_thresholds(data.audit, plugins.preview.fail_on):
-        raise GateFailed("The audit is over its thresholds (preview.fail_on):\n  " + "\n  ".join(over))
+        raise GateFailed("The audit is over its thresholds (preview.fail_on):\n  " + "\n  ".join(map(str, over)))
     return 0
 
 
@@ -187,8 +190,13 @@ def _colours(console: Console, pieces: list[str], trained: np.ndarray[Any, Any])
     console.rich.print(line + Text("⟧" if open_ else "", style="bold green"))
 
 
-def show_audit(console: Console, data: PreparedSplits) -> None:
-    """The audit, as rows of text."""
+def show_audit(console: Console, data: PreparedSplits, options: AuditOptions) -> None:
+    """The audit, as rows of text, and what of it training would stop on."""
     console.heading("audit")
     for line in lines_of(data.audit):
         console.plain(f"  {line}")
+    for one in over_thresholds(data.audit, options.fail_on) if options.mode == "stop" else []:
+        first, *rest = told(one)
+        console.plain(f"! train stops on it (audit.fail_on): {first}")
+        for line in rest:
+            console.plain(f"    {line}")

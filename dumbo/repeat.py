@@ -1,4 +1,6 @@
-"""`repeat=RUN` and `resume=RUN`: take up what was typed for an earlier run, with what is typed now behind it."""
+"""`repeat=RUN`, `resume=RUN` and `evaluate run=RUN`: take up what was typed for an earlier run, with what is typed now
+behind it.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,23 @@ from pathlib import Path
 from dumbo.command import Command, parse
 from dumbo.compose import experiment_of
 from dumbo.errors import UserError
+from dumbo.groups import GROUPS
 from dumbo.hydra_node import TYPED_ONLY, key_of
+from dumbo.outputs.runs import find_run, is_model_folder
 from dumbo.outputs.secrets import MASK, hidden_keys, hidden_places
+from dumbo.override_text import value_text
 from dumbo.refuse import typed_text
 from dumbo.suggest import did_you_mean
 
 CONFIG_DIR = "--config-dir="
-NOT_KEPT = ("run_dir", "resume", "repeat")
+NOT_KEPT = ("run_dir", "resume", "repeat", "run")
 """Keys that say where a run lies or which one it is: never taken over."""
 
 
 def with_recorded(command: Command) -> Command:
-    """The command with the words of the run that it repeats or resumes in front of its own."""
+    """The command with the words of the run that it repeats, resumes or evaluates in front of its own."""
+    if command.verb == "evaluate":
+        return _evaluated(command)
     repeated = typed_text(command.overrides, "repeat")
     resumed = typed_text(command.overrides, "resume")
     if repeated is not None:
@@ -30,15 +37,35 @@ def with_recorded(command: Command) -> Command:
     return command
 
 
+def _evaluated(command: Command) -> Command:
+    """`run=RUN` brings that run's words; `run=FOLDER` of a model in Hugging Face's format is `model=pretrained`.
+
+    Raises:
+        UserError: a model's folder and another model.
+    """
+    asked = typed_text(command.overrides, "run")
+    if asked is None:
+        return command
+    if asked == "last" or not is_model_folder(Path(asked).expanduser()):
+        return _merged(command, find_run(asked), "run")
+    own = tuple(word for word in command.overrides if key_of(word) != "run")
+    if named := [word for word in own if key_of(word) in ("model", "model.path")]:
+        raise UserError(f"run={asked} is a model's folder, and {named[0]} names another model.\n  Leave one out.")
+    return replace(command, overrides=("model=pretrained", f"model.path={value_text(asked)}", *own))
+
+
 def _merged(command: Command, run: Path, key: str) -> Command:
     words = _recorded(run, key)
-    own = command.overrides if key == "resume" else tuple(w for w in command.overrides if not w.startswith("repeat="))
+    own = tuple(w for w in command.overrides if not w.startswith("repeat=")) if key == "repeat" else command.overrides
     chosen = {key_of(word) for word in own}
     _require_typed(words, chosen, command, key)
     rest = [word for word in words if (not word.startswith(CONFIG_DIR) and "=" in word) or word.startswith("~")]
     rest = [word for word in rest if not key_of(word).startswith(("hydra.", "hydra/"))]  # of a sweep, not of its runs
     if "launch" in chosen:  # another way of launching has other keys; none of them changes a number
         rest = [word for word in rest if not key_of(word).startswith("launch.")]
+    if key == "run":  # one process evaluates, nobody tracks it; another choice of a group brings its own keys
+        gone = {"launch", "tracker", *(group for group in GROUPS if group in chosen)}
+        rest = [word for word in rest if key_of(word).split(".")[0] not in gone]
     kept = parse([word for word in rest if key_of(word) not in chosen and key_of(word) not in NOT_KEPT]).overrides
     return replace(
         command,

@@ -15,6 +15,9 @@ from dumbo.outputs.lifecycle import closing, silence_libraries
 from dumbo.outputs.model_card import write_model_card
 from dumbo.outputs.summary import show_end
 from dumbo.patch import auto, order
+from dumbo.patch.applied import patched_model
+from dumbo.plan.micro_batch import settled
+from dumbo.prepare.gate import gate
 from dumbo.tracker.tracking import tracking
 
 if TYPE_CHECKING:
@@ -56,11 +59,14 @@ def tracked(plugins: Plugins, run: RunDir) -> dict[str, Any]:
 
 
 def prepared_here(plugins: Plugins, run: RunDir) -> None:
-    """What can be done once, before any rank exists: names of modules are checked, the data is prepared."""
+    """What can be done once, before any rank exists: names of modules are checked, the data is prepared and audited."""
     silence_libraries(run)
     tokenizer = plugins.model.load_tokenizer()
     order.check_skeleton(order.in_order(plugins.patches), plugins.model, tokenizer)
-    _prepare(plugins, run, tokenizer)
+    _, data = _prepare(plugins, run, tokenizer)
+    gate(data, plugins.audit, run, speaks=False)
+    if run.claimed:
+        settled(plugins, run, tokenizer, data)  # the ranks find it in run.json
 
 
 def _prepare(plugins: Plugins, run: RunDir, tokenizer: Any) -> tuple[Any, PreparedSplits]:
@@ -76,30 +82,29 @@ def _prepare(plugins: Plugins, run: RunDir, tokenizer: Any) -> tuple[Any, Prepar
 def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     """The run itself, in the order in which things happen."""
     silence_libraries(run)
-    from dumbo.trainer.precision import dtype_for
-    from dumbo.trainer.seeds import seed_all
+    order.forget_earlier()  # what a run before this one in the same process replaced
     from dumbo.verify.mask import mask_proof
+    from dumbo.verify.unpatched import Unpatched
 
     tokenizer = plugins.model.load_tokenizer()
     patches = order.in_order(plugins.patches)
     order.check_skeleton(patches, plugins.model, tokenizer)  # names of modules, before any weight is loaded
     splits, data = _prepare(plugins, run, tokenizer)
     run.note_data(data)
+    gate(data, plugins.audit, run)
+    plugins = settled(plugins, run, tokenizer, data)
     if check_data := getattr(plugins.trainer, "check_data", None):
         check_data(data, run)  # what this data does not allow, before any weight is loaded
     if run.verify_quick:
-        run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
+        with run.proving():
+            run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
 
     patches = auto.added(plugins, patches, tokenizer, data, run)
     usable = {
         name: patch for name, patch in patches.items() if not run.left_out(name, order.why_unavailable(name, patch))
     }
-    kwargs = order.load_kwargs(usable)
-    model = plugins.model.load_model(tokenizer, dtype=dtype_for(plugins, usable), **kwargs)
-    seed_all(plugins.trainer)
-    for name, patch in usable.items():
-        model = patch.apply(model)
-        run.note_patch(name, order.evidence(patch, model))
+    run.before = Unpatched(plugins, usable, data, run) if run.verify_quick else None
+    model = patched_model(plugins, usable, tokenizer, run.note_patch, watch=run.before)
     run.note_model(plugins.model, model)
 
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)

@@ -16,12 +16,17 @@ from dumbo.suggest import did_you_mean
 VERBS = {
     "train": "prepare the data, train, evaluate, save (the default)",
     "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
-    "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
+    "verify": "proofs on this model and a sample of this data, each with its numbers; exit 4 when one fails",
+    "plan": "what a run will cost: memory by part, batch, steps, disk, time. Loads no weights",
+    "evaluate": "held-out loss, exact match and tasks of a run, or of any model: dumbo evaluate run=last",
+    "chat": 'talk to a run\'s model: dumbo chat run=last; one answer: chat.prompt="…"',
+    "export": "a run's model as a plain Hugging Face folder, proven the same: dumbo export run=last export.to=FOLDER",
+    "report": "one run as one HTML page that needs no network: dumbo report run=last",
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
-LATER_VERBS = ("verify", "plan", "evaluate", "export", "report", "sweep")
+LATER_VERBS = ("sweep",)
 
-KEYS = (*GROUPS, "experiment", "verify", "hydra")
+KEYS = (*GROUPS, "experiment", "verify", "audit", "plan", "hydra")
 """What stands at the top of the config and has keys of its own."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")

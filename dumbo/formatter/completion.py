@@ -81,6 +81,8 @@ class Completion:
                 )
             if self.special_tokens_in_text == "escape":
                 parts, stand_ins = with_stand_ins(parts, pattern)
+            else:
+                counts["control_tokens_unescaped"] = found
         prompt = self.separator.join([*parts[:-1], ""])
         bos = bos_of(tokenizer)
         if bos and not prompt.startswith(bos):

@@ -170,6 +170,7 @@ class Conversations:
                 "Write formatter.special_tokens_in_text=escape (kept as plain text) or allow",
             )
         if self.special_tokens_in_text == "allow":
+            counts["control_tokens_unescaped"] = found
             return messages, tools, StandIns(pattern), counts
         (messages, tools), stand_ins = with_stand_ins(own, pattern)
         return messages, tools, stand_ins, counts

@@ -77,6 +77,8 @@ class Text:
                     text, stand_ins = with_stand_ins(text, pattern)
                 except CannotEscape as error:
                     return BadRow(row.source, str(error), " ".join(text.split())[:120])
+            else:
+                counts["control_tokens_unescaped"] = found
         bos = bos_of(tokenizer)
         if bos and not text.startswith(bos):
             text = bos + text

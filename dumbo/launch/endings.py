@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dumbo.batch import Batch
-from dumbo.errors import MemoryFull, ProofFailed, RunFailed, Stopped, UserError
+from dumbo.errors import GateFailed, MemoryFull, ProofFailed, RunFailed, Stopped, UserError
 
-KINDS: dict[str, type[Exception]] = {"user": UserError, "proof": ProofFailed, "failed": RunFailed}
+KINDS: dict[str, type[Exception]] = {"user": UserError, "gate": GateFailed, "proof": ProofFailed, "failed": RunFailed}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Ending:
     """How one rank ended.
 
     Attributes:
-        kind: done, stopped, user, proof, memory, failed.
+        kind: done, stopped, user, gate, proof, memory, failed.
         text: what is to be said; for `stopped` the signal's name.
         code: the exit code.
         at: time.time().

@@ -25,12 +25,17 @@ class Single:
         Raises:
             Stopped: by a signal, before or after the training loop (which saves first).
         """
-        # Threads that wait for each other by spinning make a step many times slower as soon as anything else runs on
-        # the machine. Read when torch is loaded, which is after this.
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        if visible is None or "," in visible:
-            # transformers' Trainer would spread one process over all visible GPUs (DataParallel).
-            os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]
+        one_process()
         with interruptible():
             return with_less_memory(job.run, job.here)
+
+
+def one_process() -> None:
+    """Makes this process one that computes on the CPU or one GPU; before torch is loaded."""
+    # Threads that wait for each other by spinning make a step many times slower as soon as anything else runs on
+    # the machine. Read when torch is loaded, which is after this.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or "," in visible:
+        # transformers' Trainer would spread one process over all visible GPUs (DataParallel).
+        os.environ["CUDA_VISIBLE_DEVICES"] = (visible or "0").split(",")[0]

@@ -18,6 +18,7 @@ import yaml
 
 import dumbo
 from dumbo.errors import UserError
+from dumbo.groups import GROUPS
 from dumbo.launch.world import World, asked_by_environment, join
 from dumbo.outputs.config_hash import config_hash
 from dumbo.outputs.console import Console
@@ -97,7 +98,7 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
     try:
         run.console.log_to(run.path / "dumbo.log")
         _title(run)
-        _write_down(run, plugins, config, command, name)
+        _write_down(run, plugins, config, command, name, composed.choices)
     except BaseException:  # whoever mends it in this process (a notebook) must find the folder free
         run.release()
         raise
@@ -141,7 +142,9 @@ def _claimed_elsewhere(plugins: Plugins) -> RunDir | None:
     return run
 
 
-def _write_down(run: RunDir, plugins: Plugins, config: dict[str, Any], command: Command, name: str) -> None:
+def _write_down(
+    run: RunDir, plugins: Plugins, config: dict[str, Any], command: Command, name: str, choices: Mapping[str, Any]
+) -> None:
     """What is about to be done, into the folder; nothing for a run that is finished already."""
     if run.resuming:
         run.facts = read_facts(run.path)
@@ -162,6 +165,7 @@ def _write_down(run: RunDir, plugins: Plugins, config: dict[str, Any], command: 
     run.update(
         status="running", tracker_failures=[], run_dir=str(run.path), name=name, error=None, patches={},
         versions=versions(), git=git_state(), started=run.facts.get("started", now()), seed=config.get("trainer", {}).get("seed"),
+        choices={group: choice for group, choice in choices.items() if group in GROUPS},
     )  # fmt: skip
     run.to_track = (list(plugins.trackers.values()), config)
 
@@ -196,7 +200,9 @@ def _folder(plugins: Plugins, config: Mapping[str, Any], name: str) -> tuple[Pat
         raise UserError(
             f"run_dir: there is a run in {asked} already.\n  Go on with it: resume={asked}, or write another run_dir=FOLDER."
         )
-    if asked.is_dir() and any(entry.name not in (".lock", "dumbo.log") for entry in asked.iterdir()):
+    if asked.is_dir() and any(
+        entry.name not in (".lock", "dumbo.log", "verify.json", "plan.json") for entry in asked.iterdir()
+    ):
         raise UserError(f"run_dir: the folder {asked} is not empty, and no run's.\n  Write another run_dir=FOLDER.")
     return asked, False
 

@@ -8,9 +8,10 @@ from typing import Any
 from dumbo.cache import key_of
 
 NOT_NUMBERS = (
-    "run_dir", "sweep_dir", "resume", "repeat", "run", "launch", "tracker", "verify", "preview", "chat", "doctor",
+    "run_dir", "sweep_dir", "resume", "repeat", "run", "launch", "tracker",
+    "verify", "audit", "preview", "plan", "evaluate", "chat", "export", "report", "doctor",
     "trainer.log_every", "trainer.save_every", "trainer.save_total_limit", "trainer.max_time", "trainer.max_bad_steps",
-    "trainer.prefetch", "trainer.async_save",
+    "trainer.prefetch", "trainer.cuda_graphs", "trainer.async_save",
 )  # fmt: skip
 """Keys that change where and how a run goes, and none of its numbers."""
 

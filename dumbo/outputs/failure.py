@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from dumbo.errors import MemoryFull, ProofFailed, RunFailed, Stopped, UserError
+from dumbo.errors import GateFailed, MemoryFull, ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.places import short, typed
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def explained(run: RunDir) -> Iterator[None]:
     """
     try:
         yield
-    except (Stopped, UserError, ProofFailed):
+    except (Stopped, UserError, GateFailed, ProofFailed):
         raise
     except Exception as error:
         with suppress(OSError):  # a full disk must not hide why the run failed

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
+from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.failure import explained
 from dumbo.outputs.places import now, short, typed
+from dumbo.outputs.report.write import FILE as REPORT
+from dumbo.outputs.report.write import report_on
 from dumbo.outputs.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def closing(run: RunDir) -> Iterator[None]:
         _end(run, "failed", "Ctrl-C before anything could be saved")
         run.release()
         raise
-    except (UserError, ProofFailed, RunFailed) as error:
+    except (UserError, GateFailed, ProofFailed, RunFailed) as error:
         _end(run, "failed", str(error))
         run.release()
         raise
@@ -78,3 +80,5 @@ def closing(run: RunDir) -> Iterator[None]:
 def _end(run: RunDir, status: str, error: str | None) -> None:
     with suppress(OSError):  # a full disk must not hide why the run failed
         run.update(status=status, error=error, ended=now())
+    if report_on(run) and status != "finished" and (run.path / "metrics.jsonl").is_file():
+        run.console.row("report", short(run.path / REPORT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -38,15 +39,16 @@ def _typed(run: RunDir) -> list[str]:
     return [str(word) for word in words]
 
 
-def card(facts: dict[str, Any], typed: list[str]) -> str:
+def card(facts: dict[str, Any], typed: list[str], exported: Sequence[str] = ()) -> str:
     """The card's text.
 
     Args:
         facts: run.json.
         typed: the command line.
+        exported: of an exported folder: what was done and proven. Adapters are merged there.
     """
     model, data, metrics = facts.get("model", {}), facts.get("data", {}), facts.get("metrics", {})
-    adapter = "lora" in facts.get("patches", {})
+    adapter = "lora" in facts.get("patches", {}) and not exported
     head: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -83,6 +85,7 @@ def card(facts: dict[str, Any], typed: list[str]) -> str:
     }
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
     lines += [f"| {name} | {_number(metrics[name])} |" for name in SHOWN if name in metrics]
+    lines += ["", "## Export", "", *(f"- {_cell(line)}" for line in exported)] if exported else []
     lines += [
         "",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()) + ".",

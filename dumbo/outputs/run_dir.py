@@ -11,7 +11,9 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,6 +26,7 @@ from dumbo.outputs.runs import read_facts
 if TYPE_CHECKING:
     from dumbo.outputs.samples import Question
     from dumbo.prepare.store import PreparedSplits
+    from dumbo.verify.unpatched import Unpatched
 
 
 @dataclass
@@ -47,6 +50,8 @@ class RunDir:
         trackers: tracker plugins, started.
         facts: run.json.
         proofs: what was proven, in words, for the start panel.
+        before: the model before any patch, for the proofs.
+        proof_seconds: what the quick proofs have taken.
         samples: (question, answer before, answer after), for the end.
     """
 
@@ -66,6 +71,8 @@ class RunDir:
     trackers: list[Any] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     proofs: list[str] = field(default_factory=list)
+    before: Unpatched | None = None
+    proof_seconds: float = 0.0
     samples: list[tuple[Question, str, str]] = field(default_factory=list)
     _lock: TextIO | None = None
 
@@ -173,14 +180,14 @@ class RunDir:
     def update(self, **facts: Any) -> None:
         """Changes keys of run.json."""
         self.facts.update(facts)
-        self.write("run.json", json.dumps(_finite(self.facts), indent=2, ensure_ascii=False, default=str) + "\n")
+        self.write("run.json", json.dumps(finite(self.facts), indent=2, ensure_ascii=False, default=str) + "\n")
 
     def log_metrics(self, row: Mapping[str, Any]) -> None:
         """Appends a row to metrics.jsonl. Numbers that are not finite become null, and are named under `not_finite`."""
         if not self.writes:
             return
         strange = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
-        line = {**_finite(dict(row)), **({"not_finite": strange} if strange else {})}
+        line = {**finite(dict(row)), **({"not_finite": strange} if strange else {})}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -199,6 +206,13 @@ class RunDir:
         """Drops rows past a step: they will be written again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+    @contextmanager
+    def proving(self) -> Iterator[None]:
+        """Times what the quick proofs take at the start of a run."""
+        began = time.perf_counter()
+        yield
+        self.proof_seconds += time.perf_counter() - began
 
     # ---- what is learnt on the way ----------------------------------------------------------------------------
 
@@ -226,7 +240,7 @@ class RunDir:
             if audit[name]:
                 parts.append(f"{audit[name]:,} {name.replace('_', ' ')}")
         self.console.row("data", "   ".join(parts))
-        self.update(data_fingerprint=data.fingerprint, data={"name": data.name, **audit})
+        self.update(data_fingerprint=data.fingerprint, data={"name": data.name, **audit, **data.origin})
 
     def left_out(self, name: str, reason: str | None) -> bool:
         """Says and records that a patch is left out, when there is a reason to."""
@@ -269,10 +283,10 @@ class RunDir:
         share = (
             "all trainable"
             if trainable == total
-            else f"{_millions(trainable)} trainable ({100 * trainable / total:.1f}%)"
+            else f"{millions(trainable)} trainable ({100 * trainable / total:.1f}%)"
         )
         self.console.row(
-            "model", f"{name}   {_millions(total)} parameters, {share}   {dtype}   on {machine.get('gpu', 'CPU')}"
+            "model", f"{name}   {millions(total)} parameters, {share}   {dtype}   on {machine.get('gpu', 'CPU')}"
         )
         facts = {
             "name": name,
@@ -291,7 +305,8 @@ def _class_name(model: Any) -> str:
     return type(base_of(model)).__name__
 
 
-def _millions(number: int) -> str:
+def millions(number: int) -> str:
+    """A count of parameters: 492 k, 134.5 M, 1.24 B."""
     return (
         f"{number / 1e9:.2f} B"
         if number >= 1e9
@@ -301,12 +316,12 @@ def _millions(number: int) -> str:
     )
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """`value` with numbers that JSON has no form for as null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(child) for key, child in value.items()}
+        return {key: finite(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(child) for child in value]
+        return [finite(child) for child in value]
     return value

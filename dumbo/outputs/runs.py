@@ -28,7 +28,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     file = folder / "run.json"
     try:
         facts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is not what a run writes ({error}).\n  Take another folder.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{file} is not what a run writes (no JSON object).\n  Take another folder.")
@@ -53,6 +53,11 @@ def is_claimed(folder: Path) -> bool:
         except OSError:
             return True
     return False
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder is no run's but holds a model in Hugging Face's format."""
+    return (folder / "config.json").is_file() and not (folder / "run.json").is_file()
 
 
 def find_run(asked: str | None) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -90,9 +90,9 @@ def _question(prompt: list[int], reply: list[int], source: str, tokenizer: PreTr
     specials = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return Question(
         tuple(prompt),
-        _text(tokenizer, prompt, plain=False),
+        text_of(tokenizer, prompt, plain=False),
         _last_said(prompt, specials, tokenizer),
-        _text(tokenizer, reply).strip(),
+        text_of(tokenizer, reply).strip(),
         tuple(reply),
         source,
     )
@@ -106,14 +106,15 @@ def _last_said(prompt: list[int], specials: set[int], tokenizer: PreTrainedToken
             stretches.append([])
         else:
             stretches[-1].append(token)
-    texts = [text for stretch in stretches if (text := _text(tokenizer, stretch).strip())]
+    texts = [text for stretch in stretches if (text := text_of(tokenizer, stretch).strip())]
     if len(texts) > 1 and texts[-1].lower() in ROLES:
         texts.pop()
     said = texts[-1] if texts else ""
     return re.sub(r"^(user|human)\s*\n", "", said)
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, plain: bool = True) -> str:
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, plain: bool = True) -> str:
+    """Tokens as text; control tokens left out where it is `plain`."""
     return str(tokenizer.decode(list(ids), skip_special_tokens=plain, clean_up_tokenization_spaces=False))
 
 
@@ -136,32 +137,27 @@ def ask(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question], how: Generation
 ) -> list[str]:
     """The model's answers, as text."""
-    return [_text(tokenizer, reply).strip() for reply in answers(model, tokenizer, [q.prompt_ids for q in asked], how)]
+    return [
+        text_of(tokenizer, reply).strip() for reply in answers(model, tokenizer, [q.prompt_ids for q in asked], how)
+    ]
 
 
-def exact_match(pattern: str, asked: Sequence[Question], replies: Sequence[str]) -> tuple[int, int]:
+def exact_match(
+    find: Callable[[str], str | None], asked: Sequence[Question], replies: Sequence[str]
+) -> tuple[int, int]:
     """(answers that are the reference's, questions whose reference has an answer).
 
     Args:
-        pattern: a regular expression whose last match's first group is the answer in a text.
+        find: the answer in a text, see `extractors.py`.
     """
     right = total = 0
     for question, reply in zip(asked, replies, strict=True):
-        wanted = answer_in(pattern, question.reference)
+        wanted = find(question.reference)
         if wanted is None:
             continue
         total += 1
-        right += int(answer_in(pattern, reply) == wanted)
+        right += int(find(reply) == wanted)
     return right, total
-
-
-def answer_in(pattern: str, text: str) -> str | None:
-    """The answer within a text: the last match's first group, without white space around it or commas in numbers."""
-    found = re.findall(pattern, text)
-    if not found:
-        return None
-    last = found[-1] if isinstance(found[-1], str) else found[-1][0]
-    return re.sub(r"(?<=\d),(?=\d{3})", "", last.strip())
 
 
 def samples_page(asked: Sequence[Question], before: Sequence[str], after: Sequence[str] | None) -> str:

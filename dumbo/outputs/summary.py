@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumbo.outputs.console import clock
 from dumbo.outputs.places import short, typed
+from dumbo.outputs.report.write import FILE as REPORT
 
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
@@ -26,6 +27,8 @@ def show_end(run: RunDir) -> dict[str, Any]:
     named = "run=last" if last else typed("run", run.path)
     console.row("next", f'python -m dumbo chat {named} chat.prompt="{_example(run)}"')
     console.row("", f"model in {short(run.path / 'model')}, numbers in {short(run.path / 'metrics.jsonl')}")
+    if (page := run.path / REPORT).is_file():
+        console.row("report", f"{short(page)} (open it in a browser)")
     if not console.fancy:
         console.plain(short(run.path))
     run.release()

@@ -48,6 +48,9 @@ class ChunkedLoss:
 
     stage: ClassVar[Stage] = Stage.KERNELS
     conflicts: ClassVar[tuple[str, ...]] = ()
+    not_inside: ClassVar[dict[str, str]] = {
+        "FSDP2": "it takes the gradients of the output head during the forward pass, and there they are of a weight in shards"
+    }
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:

@@ -5,7 +5,9 @@ Layers of one kind share their graphs, so that compiling takes as long as one la
 shapes must not change from batch to batch: packs on one token axis are padded to a fixed room (`trainer/collate.py`);
 other layouts compile anew once and then take graphs with free sizes. What has free shapes by nature, generating, runs
 `as_written`. Past torch's limit of graphs for one kind of layer (8) torch would go on uncompiled without a word; here
-that ends the run. It does so while these layers are called, and for nothing else that is compiled in this process.
+that ends the run. Under DDP torch would cut a layer's graph where DDP's buckets of gradients end, to reduce a bucket
+inside of a layer; a layer is small, its gradients leave when its backward graph ends, and one graph stays one. These
+settings hold while these layers are called, and for nothing else that is compiled in this process.
 https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.compile
 """
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 LIGERS_MODULES = ("rope", "rms_norm", "swiglu")
 """Kernels of Liger inside a layer: they fail to build within a compiled graph (triton 3.6)."""
+LENGTHS = "L['kwargs']['max_length_q'],L['kwargs']['max_length_k']"
+"""Numbers among a layer's arguments that differ from batch to batch: the longest document's length."""
 OLDEST_GPU = (7, 0)
 """Compute capability that Triton's kernels need."""
 
@@ -85,7 +89,7 @@ class Compile:
         base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
         for layer in decoder_layers(model):
             layer.compile(backend=self.backend)
-            layer._compiled_call_impl = _within_limit(layer._compiled_call_impl, type(layer).__name__)
+            layer._compiled_call_impl = _with_settings(layer._compiled_call_impl, type(layer).__name__)
         self.evidence(model)
         return model
 
@@ -101,14 +105,19 @@ class Compile:
         return f"{len(layers)} layers compiled ({self.backend})"
 
 
-def _within_limit(compiled: Any, name: str) -> Any:
-    """A compiled layer that raises RunFailed where torch would have run it uncompiled from then on."""
+def _with_settings(compiled: Any, name: str) -> Any:
+    """A compiled layer that is one graph under DDP too, and raises where torch would have run it uncompiled from then on.
+
+    Raises:
+        RunFailed: more graphs than torch makes of one kind of layer.
+    """
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch.compiler import config as compiler
 
     def called(*arguments: Any, **kwargs: Any) -> Any:
-        before = config.fail_on_recompile_limit_hit
-        config.fail_on_recompile_limit_hit = True
+        before = config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources
+        config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources = True, False, LENGTHS
         try:
             return compiled(*arguments, **kwargs)
         except FailOnRecompileLimitHit as error:
@@ -117,7 +126,7 @@ def _within_limit(compiled: Any, name: str) -> Any:
                 "one kind of layer.\n  Leave compile out of patch=[…] (TORCH_LOGS=recompiles tells what differs from call to call)"
             ) from error
         finally:
-            config.fail_on_recompile_limit_hit = before
+            config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources = before
 
     return called
 

@@ -77,6 +77,11 @@ class Freeze:
             parameter.requires_grad_(trains[name])
         return model
 
+    def should_train(self, name: str) -> bool:
+        """Whether a parameter of this name is to train."""
+        hit = any(re.search(pattern, name) for pattern in self._patterns())
+        return hit if self.train is not None else not hit
+
     def evidence(self, model: PreTrainedModel) -> str:
         frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
         if not frozen:

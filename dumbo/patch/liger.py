@@ -2,8 +2,8 @@
 
 Pipeline: load -> patch (stage KERNELS, before adapters: they wrap what the kernels leave) -> train.
 Liger's own dispatcher ignores models and switches it does not know; here the per-model function is called with
-the switches it has, and the model is looked at afterwards. It replaces functions of a transformers module for the
-whole process: a reference must be computed in another one.
+the switches it has, and the model is looked at afterwards. It replaces functions and classes of transformers' modules for
+the whole process: the next run's start puts them back (`put_back.py`), a reference is computed before it or after that.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
 from dumbo.patch.modules import base_of
+from dumbo.patch.put_back import put_back, recorded
 from dumbo.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ class Liger:
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         function, switches = self._arguments(model)
-        function(**switches, model=model)
+        put_back()  # of an earlier run, which may have had other switches
+        with recorded(model, "liger_kernel"):
+            function(**switches, model=model)
         self.evidence(model)
         return model
 

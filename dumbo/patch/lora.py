@@ -84,6 +84,12 @@ class LoRA:
             names = [name for name, _ in skeleton.named_modules() if name]
             require_modules(names, self.modules_to_save, "module", "patch.lora.modules_to_save")
 
+    def starts_elsewhere(self) -> str | None:
+        """Why the first loss is not the base model's, where that is asked for."""
+        if self.path is not None:
+            return f"goes on from the adapter in {self.path}"
+        return "init=random" if self.init == "random" else None
+
     def _stored_targets(self) -> str | list[str]:
         """The target modules of the adapter in `path`; "all-linear" where it names them by a pattern of its own.
 
@@ -140,6 +146,12 @@ class LoRA:
         names = [_name_of(model, layer) for layer in layers]
         whole = [name.split(".")[-1] for name in self.modules_to_save or []]
         return {name: added for name in names if added and name not in whole} or None
+
+    def should_train(self, name: str) -> bool:
+        """Whether a parameter of this name, within peft's wrapper, is to train."""
+        if name.endswith(".bias") and ".lora_" not in name and self.bias != "none":
+            return self.bias == "all" or ".base_layer." in name
+        return any(part in name for part in (".lora_", ".modules_to_save.", ".trainable_tokens_delta"))
 
     def evidence(self, model: PreTrainedModel) -> str:
         """What shows that it took, for the start panel; raises when nothing does."""

@@ -11,6 +11,12 @@ from typing import Any
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Patch, Stage
+from dumbo.patch.put_back import put_back
+
+
+def forget_earlier() -> None:
+    """What patches of an earlier run in this process replaced for all models is as it was."""
+    put_back()
 
 
 def in_order(patches: Mapping[str, Patch]) -> dict[str, Patch]:

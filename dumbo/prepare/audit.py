@@ -1,6 +1,6 @@
 """What a data set is like once tokenised: the numbers that show a wrong mask, a lost end token, a doubled bos.
 
-Printed by `preview`, written into run.json, and a gate through `preview.fail_on`.
+Printed by `preview`, written into run.json, and a gate: see `gates.py`.
 """
 
 from __future__ import annotations
@@ -10,29 +10,26 @@ from typing import Any
 
 import numpy as np
 
-from dumbo.errors import UserError
-from dumbo.prepare.store import Split
-from dumbo.suggest import did_you_mean
-
-GATES = (
-    "skipped", "too_long", "truncated", "dropped", "split", "zero_label_rows", "end_token_missing", "doubled_bos",
-    "control_tokens_in_text", "rows_with_control_tokens", "duplicates", "eval_rows_in_train",
-    "reasoning_dropped_by_template", "train_marks_ignored", "boundary_tokens",
-)  # fmt: skip
-"""Counts that `preview.fail_on` may name."""
+from dumbo.interfaces import Source
+from dumbo.prepare.gates import GATES
+from dumbo.prepare.store import FIRST, Split
 
 
 def audit_of(train: Split, held_out: Split | None) -> dict[str, Any]:
     """The counts over all rows that were read, training and held out together.
 
     Returns:
-        rows, documents, tokens, trained_tokens, trained_share, mean_tokens, longest (tokens, before any cut), one
-        count for each of GATES, end_token_trained, rows_by_source, and how many documents each split has.
+        rows, documents, tokens, trained_tokens, trained_share, source_tokens (before any cut), mean_tokens and longest
+        (of those), one count for each of GATES, end_token_trained, rows_by_source, how many documents each split has,
+        and first_rows: a count's name -> where the first rows stand that it counts.
     """
     stores = [train.store] + ([held_out.store] if held_out is not None and held_out.store is not train.store else [])
     counts: dict[str, int] = {}
     sources: dict[str, int] = {}
+    first_rows: dict[str, list[str]] = {}
     for store in stores:
+        for name, rows_named in store.meta["first_rows"].items():
+            first_rows.setdefault(name, []).extend(str(Source(*row)) for row in rows_named)
         for name, number in store.meta["counts"].items():
             counts[name] = max(counts.get(name, 0), number) if name == "longest" else counts.get(name, 0) + number
         for file, number in store.meta["rows_by_file"].items():
@@ -45,6 +42,7 @@ def audit_of(train: Split, held_out: Split | None) -> dict[str, Any]:
         "tokens": counts.get("tokens", 0),
         "trained_tokens": counts.get("trained_tokens", 0),
         "trained_share": round(counts.get("trained_tokens", 0) / max(1, counts.get("tokens", 0)), 4),
+        "source_tokens": counts.get("source_tokens", 0),
         "mean_tokens": round(counts.get("source_tokens", 0) / max(1, rows), 1),
         "longest": counts.get("longest", 0),
         "end_token_trained": counts.get("end_token_trained", 0),
@@ -58,6 +56,7 @@ def audit_of(train: Split, held_out: Split | None) -> dict[str, Any]:
     audit["train_documents"] = len(train)
     audit["eval_documents"] = len(held_out) if held_out is not None else 0
     audit["rows_by_source"] = sources
+    audit["first_rows"] = {name: rows_named[:FIRST] for name, rows_named in first_rows.items()}
     return audit
 
 
@@ -71,29 +70,6 @@ def _shared_rows(train: Split, held_out: Split | None) -> int:
 
 def _row_hashes(split: Split) -> Any:
     return np.asarray(split.store.hashes)[np.unique(split.store.origin[split.documents, 0])]
-
-
-def over_thresholds(audit: Mapping[str, Any], fail_on: Mapping[str, float]) -> list[str]:
-    """The thresholds that an audit is over: a whole number counts, a fraction below 1 is a share of the rows."""
-    over = []
-    for name, most in fail_on.items():
-        found = audit[name]
-        allowed = most * audit["rows"] if 0 < most < 1 else most
-        if found > allowed:
-            share = f" ({100 * found / max(1, audit['rows']):.2f}% of the rows)" if 0 < most < 1 else ""
-            over.append(f"{name} is {found:,}{share}, allowed: {most:g}")
-    return over
-
-
-def check_thresholds(fail_on: Mapping[str, float]) -> None:
-    """Raises UserError for a name that is no count of the audit, or a negative threshold."""
-    for name, most in fail_on.items():
-        if name not in GATES:
-            raise UserError(
-                f"preview.fail_on.{name}: the audit has no such count.{did_you_mean(name, GATES)}\n  counts: {', '.join(GATES)}"
-            )
-        if most < 0:
-            raise UserError(f"preview.fail_on.{name} must not be negative, got {most:g}.")
 
 
 def lines_of(audit: Mapping[str, Any]) -> list[str]:

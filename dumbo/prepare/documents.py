@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,12 +99,19 @@ class DocumentWriter:
         counts["source_tokens"] += len(ids)
         counts["longest"] = max(counts["longest"], len(ids))
         counts["rows_with_reply"] += int(example.reply is not None)
-        counts["doubled_bos"] += int(_doubled(ids, self._bos))
+        noticed = [name for name, number in example.counts.items() if number]
+        noticed += ["rows_with_control_tokens"] * ("control_tokens_in_text" in example.counts)
+        if _doubled(ids, self._bos):
+            counts["doubled_bos"] += 1
+            noticed.append("doubled_bos")
         part.rows_by_file[example.source.file] += 1
         part.hashes.append(int.from_bytes(hashlib.blake2b(ids.tobytes(), digest_size=8).digest(), "little"))
         kept = 0
         ends = False
-        for start, end in self._cuts(len(ids), counts):
+        cuts, too_long = self._cuts(len(ids))
+        for name, number in too_long.items():
+            counts[name] += number
+        for start, end in cuts:
             bearing = trained[start:end].copy()
             if len(bearing):
                 bearing[0] = False
@@ -119,8 +126,18 @@ class DocumentWriter:
             counts["trained_tokens"] += int(np.count_nonzero(bearing))
         counts["end_token_trained"] += int(ends)
         counts["documents"] += kept
-        if kept == 0 and not (self.too_long == "drop" and len(ids) > self.max_seq_len):
+        dropped = "dropped" in too_long
+        if kept == 0 and not dropped:
             counts["zero_label_rows"] += 1
+            noticed.append("zero_label_rows")
+        if not ends and not dropped:
+            noticed.append("end_token_missing")
+        whole_end = not too_long or self.too_long == "truncate_left"
+        if kept and not ends and whole_end and example.reply is not None:
+            counts["end_token_untrained"] += 1
+            noticed.append("end_token_untrained")
+        if noticed or too_long:
+            part.note([*noticed, *too_long], example.source)
 
     def _ends_with_end_token(
         self, ids: NDArray[np.int32], trained: NDArray[np.bool_], reply: tuple[int, int] | None
@@ -158,20 +175,18 @@ class DocumentWriter:
         specials = {number for number, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return specials | set(self.tokenizer.all_special_ids)
 
-    def _cuts(self, length: int, counts: Any) -> list[tuple[int, int]]:
-        """The pieces of a row that are kept, [start, end) in tokens."""
+    def _cuts(self, length: int) -> tuple[list[tuple[int, int]], dict[str, int]]:
+        """The pieces of a row that are kept, [start, end) in tokens, and what the audit counts of one that is too long."""
         longest = self.max_seq_len
         if length <= longest:
-            return [(0, length)]
-        counts["too_long"] += 1
+            return [(0, length)], {}
         if self.too_long == "drop":
-            counts["dropped"] += 1
-            return []
+            return [], {"too_long": 1, "dropped": 1}
         if self.too_long == "split":
-            counts["split"] += 1
-            return [(start, min(start + longest, length)) for start in range(0, length, longest)]
-        counts["truncated"] += 1
-        return [(0, longest)] if self.too_long == "truncate_right" else [(length - longest, length)]
+            pieces = [(start, min(start + longest, length)) for start in range(0, length, longest)]
+            return pieces, {"too_long": 1, "split": 1}
+        kept = (0, longest) if self.too_long == "truncate_right" else (length - longest, length)
+        return [kept], {"too_long": 1, "truncated": 1, "truncated_tokens": length - longest}
 
 
 def _doubled(ids: NDArray[np.int32], bos: int | None) -> bool:

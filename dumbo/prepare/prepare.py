@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORM = 2
-"""Changes when the store's files do."""
+"""Changes when the store's files do, and the tokens in them may."""
+NOTES = 1
+"""Changes when only what the store says of the tokens does: runs that were trained on them go on."""
 
 Progress = Callable[[str, int], None]
 """Called with the split's name and how many of its rows are done."""
@@ -63,7 +65,7 @@ def prepare(
 
     def stored(name: str, batches: RowBatches) -> Store:
         files = [str(file) for file in getattr(batches, "files", ())]  # the store names them as sources
-        folder = cache_folder("prepared") / key_of({**key, "split": name, "files": files})
+        folder = cache_folder("prepared") / key_of({**key, "notes": NOTES, "split": name, "files": files})
         if not folder.is_dir():
             with made_whole(folder) as staging:
                 DocumentWriter(formatter, tokenizer, max_seq_len, too_long, splits.on_bad_row).write(
@@ -90,6 +92,7 @@ def prepare(
         max_seq_len=max_seq_len,
         audit=audit_of(kept, held_out),
         answer_pattern=splits.answer_pattern,
+        origin={"stored_in": str(train.folder), "rows_fingerprint": splits.fingerprint},
     )
 
 

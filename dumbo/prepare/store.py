@@ -7,7 +7,7 @@ origin.npy   (N, 3) row number in the data, file number, line or row in the file
 replies.npy  (N, 2) the last assistant turn in tokens; (-1, -1) where it is not whole, or its question was split off
 labelled.npy (N,) how many tokens of each document bear the loss
 hashes.npy   (rows,) a hash of each row's tokens, before any cut, for finding duplicates
-meta.json    file names, counts, what was skipped
+meta.json    file names, counts, where the first rows of each count stand, what was skipped
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dumbo.interfaces import IGNORE, Source
+
+FIRST = 3
+"""So many rows are named of each count that is no good sign."""
 
 
 def dtype_of(vocab_size: int) -> np.dtype[Any]:
@@ -44,6 +47,14 @@ class Part:
         self.hashes = array("Q")
         self.counts: Counter[str] = Counter()
         self.rows_by_file: Counter[str] = Counter()
+        self.first_rows: dict[str, list[tuple[str, int, str]]] = {}
+
+    def note(self, names: Iterable[str], source: Source) -> None:
+        """Remembers a row that was counted under `names`, if it is one of the first."""
+        for name in names:
+            rows = self.first_rows.setdefault(name, [])
+            if len(rows) < FIRST:
+                rows.append((source.file, source.row, source.unit))
 
     def add(
         self,
@@ -79,6 +90,7 @@ class StoreWriter:
         self.hashes = array("Q")
         self.counts: Counter[str] = Counter()
         self.rows_by_file: Counter[str] = Counter()
+        self.first_rows: dict[str, list[tuple[str, int, str]]] = {}
 
     @property
     def rows(self) -> int:
@@ -115,6 +127,9 @@ class StoreWriter:
         self.counts.update(part.counts)
         self.counts["longest"] = longest
         self.rows_by_file.update(part.rows_by_file)
+        for name, rows in part.first_rows.items():
+            named = self.first_rows.setdefault(name, [])
+            named += rows[: FIRST - len(named)]
 
     def close(self, extra: dict[str, Any]) -> None:
         """Writes the index and the notes."""
@@ -132,6 +147,7 @@ class StoreWriter:
             "files": [list(name) for name in self._files],
             "counts": dict(self.counts),
             "rows_by_file": dict(self.rows_by_file),
+            "first_rows": self.first_rows,
             **extra,
         }
         (self.folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=False))
@@ -262,6 +278,7 @@ class PreparedSplits:
         max_seq_len: no document is longer, in tokens.
         audit: the counts of both, see `audit.py`.
         answer_pattern: see `Splits`.
+        origin: where the training documents are stored, and the fingerprint of the rows they were made of.
     """
 
     train: Split
@@ -271,6 +288,7 @@ class PreparedSplits:
     max_seq_len: int
     audit: dict[str, Any]
     answer_pattern: str | None = None
+    origin: dict[str, str] = field(default_factory=dict)
 
 
 def documents_of(numbers: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dumbo.generate import Generation
 from dumbo.outputs import samples
+from dumbo.outputs.extractors import extractor_for
 from dumbo.patch.compile import as_written
 from dumbo.trainer.sharded import is_sharded
 
@@ -84,6 +85,8 @@ class Answers:
         with self.run.console.status("answering held-out prompts"):
             after = self._ask(self.asked, self.how)
         self.run.write("samples.md", samples.samples_page(self.asked, before, after))
+        pairs = zip(self.asked, before, after, strict=True)
+        self.run.write("samples.json", json.dumps([{**asdict(q), "before": b, "after": a} for q, b, a in pairs]))
         self.run.samples = list(zip(self.asked, before, after, strict=True))
         pattern = self.data.answer_pattern
         if pattern is None or self.data.eval is None or self.sft.num_answers == 0:
@@ -92,7 +95,7 @@ class Answers:
         longer = samples.how_to_answer(self.data.eval, self.tokenizer, exam, self.sft.max_new_tokens)
         with self.run.console.status(f"answering {len(exam)} held-out questions"):
             replies = self._ask(exam, longer)
-        right, total = samples.exact_match(pattern, exam, replies)
+        right, total = samples.exact_match(extractor_for(pattern).find, exam, replies)
         cut = samples.left_out(self.data.eval)
         return {
             **({"exact_match": right / total, "questions": total} if total else {}),

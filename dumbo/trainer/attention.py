@@ -33,7 +33,7 @@ class CannotIsolate(ValueError):
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """How one batch of documents is gathered, for a token axis of T tokens and P >= T gathered places.
 
     Attributes:
@@ -47,7 +47,7 @@ class _Plan:
     shapes: list[tuple[int, int]]
 
 
-_last: tuple[weakref.ref[torch.Tensor], _Plan] | None = None
+_last: tuple[weakref.ref[torch.Tensor], Plan] | None = None
 
 
 def register() -> None:
@@ -173,7 +173,7 @@ def _window(length: int, window: int | None, device: torch.device) -> torch.Tens
     return ((back >= 0) & (back < window))[None, None]
 
 
-def _plan(cu_seq_lens: torch.Tensor) -> _Plan:
+def _plan(cu_seq_lens: torch.Tensor) -> Plan:
     """The plan of a batch, made once and kept while the same tensor comes again (every layer, and recomputation)."""
     global _last
     if _last is not None and _last[0]() is cu_seq_lens:
@@ -183,7 +183,13 @@ def _plan(cu_seq_lens: torch.Tensor) -> _Plan:
     return plan
 
 
-def plan_of(bounds: list[int], device: torch.device) -> _Plan:
+def remember(cu_seq_lens: torch.Tensor, plan: Plan) -> None:
+    """The plan of a batch whose numbers cannot be read (`plan/rehearse.py`)."""
+    global _last
+    _last = (weakref.ref(cu_seq_lens), plan)
+
+
+def plan_of(bounds: list[int], device: torch.device) -> Plan:
     """Documents of like length together, longest first.
 
     Args:
@@ -203,7 +209,7 @@ def plan_of(bounds: list[int], device: torch.device) -> _Plan:
     real = np.empty(int(first.sum()), np.int64)
     real[take[first]] = np.flatnonzero(first)
     shapes = [(len(group), group[0][0]) for group in groups]
-    return _Plan(torch.from_numpy(take).to(device), torch.from_numpy(real).to(device), shapes)
+    return Plan(torch.from_numpy(take).to(device), torch.from_numpy(real).to(device), shapes)
 
 
 def _places(group: list[tuple[int, int]]) -> np.ndarray:

@@ -13,6 +13,7 @@ same data would do the same again); when that happens a second time, the run end
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from dumbo.launch.world import World
 from dumbo.prepare.store import Store
+from dumbo.trainer.skipping import skips_on_device
 
 NAMED = 8
 """So many documents are named, the others counted."""
@@ -33,6 +35,20 @@ class _MicroBatch:
     step: int
     documents: NDArray[np.int64]
     loss: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Of some steps.
+
+    Attributes:
+        micro: their micro batches.
+        steps, norms: of each step its number (from 1) and the gradient norm, on the device or not.
+    """
+
+    micro: list[_MicroBatch]
+    steps: list[int]
+    norms: list[Any]
 
 
 @dataclass(frozen=True)
@@ -82,21 +98,34 @@ class Watch:
         """Just before the optimizer's step: it is going to change nothing where the norm is not finite."""
         self._norms.append((step, norm))
         on_device = isinstance(norm, torch.Tensor) and type(norm) is torch.Tensor
-        if on_device and getattr(optimizer, "_step_supports_amp_scaling", False) and not _sharded(optimizer):
+        if on_device and skips_on_device(optimizer):
             # What torch's GradScaler does to a fused optimizer: https://docs.pytorch.org/docs/stable/amp.html
             optimizer.found_inf = (~torch.isfinite(norm)).float().reshape(())  # type: ignore[attr-defined]
         elif not math.isfinite(float(norm)):
             optimizer.zero_grad(set_to_none=True)
 
+    def take(self) -> Taken:
+        """What there is since the last time, which is then forgotten here."""
+        taken = Taken(self._micro, [step for step, _ in self._norms], [norm for _, norm in self._norms])
+        self._micro, self._norms = [], []
+        return taken
+
     def look(self) -> tuple[list[BadStep], float | None]:
-        """At a logged step: the skipped steps since the last one, and the mean loss of the others (None: none is left).
+        """`judge` of what there is, for which all norms are read now."""
+        taken = self.take()
+        return self.judge(taken, _numbers(taken.norms))
+
+    def judge(self, taken: Taken, norms: Sequence[float]) -> tuple[list[BadStep], float | None]:
+        """Skipped steps, and the mean loss of the others (None: none is left).
 
         The mean is only computed when a step was skipped; it is over all ranks.
+
+        Args:
+            norms: those of `taken`, as numbers.
         """
-        micro, norms = self._micro, self._norms
-        self._micro, self._norms = [], []
+        micro = taken.micro
         bad = []
-        for step, norm in zip([step for step, _ in norms], _numbers([norm for _, norm in norms]), strict=True):
+        for step, norm in zip(taken.steps, norms, strict=True):
             if math.isfinite(norm):
                 self.in_a_row = 0
             else:
@@ -105,7 +134,7 @@ class Watch:
         if not bad:
             return [], None
         skipped = {step for step, _ in bad}
-        good = [number for number, _ in norms if number not in skipped]
+        good = [number for number in taken.steps if number not in skipped]
         sums = torch.tensor([sum(float(b.loss) for b in micro if b.step == step) for step in good], dtype=torch.float64)
         mean = float(self.world.total(sums).mean() / self.world.size) if good else None
         return [self._named(step, norm, [b for b in micro if b.step == step]) for step, norm in bad], mean
@@ -142,12 +171,6 @@ def poisoned(loss: torch.Tensor) -> torch.Tensor:
     """The loss itself; where it is not finite its gradient is NaN, even if it were not so. No transfer from the device."""
     found: torch.Tensor = _Poison.apply(loss)
     return found
-
-
-def _sharded(optimizer: torch.optim.Optimizer) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _numbers(values: list[Any]) -> list[float]:

@@ -24,6 +24,10 @@ from dumbo.prepare.store import Store
 Layout = Literal["tokens", "rows", "padded"]
 BOUNDS_IN = 64
 """With room, the number of documents is a multiple of this: empty ones at the end fill it up. Many more would cost."""
+PLACES_IN = 16
+"""With few kinds of batch, the places that bear a loss are a multiple of the room's share."""
+SHORTEST_TOLD = 256
+"""Below this a grid of attention has hardly a block to spare."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,13 @@ class Room:
     Attributes:
         tokens: its length; what the documents leave of it is padding.
         longest: tokens of the longest document there can be; padding is cut into documents of at most that.
+        few_kinds: places that bear a loss, and the longest document that attention is told of, are rounded up, so that
+            batches come in few kinds (for `graphs.py`).
     """
 
     tokens: int
     longest: int
+    few_kinds: bool = False
 
     def of(self, micro: int) -> Room:
         """Room for so many packs or documents."""
@@ -65,13 +72,27 @@ class Room:
         """This room, or a larger one, for documents of these lengths."""
         longest = max(self.longest, *lengths)
         tokens = self.tokens if sum(lengths) <= self.tokens else longest * math.ceil(sum(lengths) / longest)
-        return Room(tokens, longest)
+        return replace(self, tokens=tokens, longest=longest)
 
     def left_by(self, total: int) -> list[int]:
         """Lengths of the documents that padding consists of, past `total` tokens."""
         assert total <= self.tokens, f"{total} tokens are packed where there is room for {self.tokens}"
         whole, rest = divmod(self.tokens - total, self.longest)
         return [self.longest] * whole + [rest] * (rest > 0)
+
+    def told(self, longest: int) -> int:
+        """The length that attention is told of: it only sizes a grid by it, most of which would be empty at `longest`."""
+        if not self.few_kinds:
+            return self.longest
+        told = self.longest
+        while (less := told // 2) >= max(longest, SHORTEST_TOLD):
+            told = less
+        return told
+
+    def places(self, amount: int) -> int:
+        """How many places are said to bear a loss where `amount` do."""
+        step = max(1, self.tokens // PLACES_IN)
+        return min(self.tokens, -(-amount // step) * step) if self.few_kinds else amount
 
 
 @dataclass(frozen=True)
@@ -116,7 +137,11 @@ class Collate:
     def _with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
         if self.places:
             targets = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
-            batch["loss_at"] = torch.nonzero(targets.flatten() != IGNORE).flatten()
+            places = torch.nonzero(targets.flatten() != IGNORE).flatten()
+            if self.room is not None:  # the last token has nothing after it: as often as one likes, it bears no loss
+                more = self.room.places(len(places)) - len(places)
+                places = torch.nn.functional.pad(places, (0, more), value=targets.numel() - 1)
+            batch["loss_at"] = places
         return batch
 
     def _unlabelled(self) -> dict[str, Any]:
@@ -138,7 +163,7 @@ class Collate:
             )
             lengths = np.concatenate([lengths, np.array(past, np.int64)])
             lengths = np.pad(lengths, (0, -len(lengths) % BOUNDS_IN))
-            longest = self.room.longest
+            longest = self.room.told(int(lengths.max()))
         ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         boundaries = torch.from_numpy(ends)
         return {

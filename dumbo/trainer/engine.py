@@ -8,7 +8,7 @@ in pyproject.toml:
 
     _get_grad_norm        what is not finite never reaches the weights
 
-and those of the data (`feeding.py`) and of saving and taking up (`saving.py`).
+and those of the data (`feeding.py`), of the logged numbers (`rows.py`), of saving and taking up (`saving.py`).
 
 Private ones called: _prepare_inputs; accelerate's AcceleratorState._reset_state.
 
@@ -18,7 +18,6 @@ What is not overridden: the loop, the optimizer and scheduler, gradient clipping
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,26 +29,29 @@ from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerState
 
-from dumbo.errors import RunFailed, UserError
+from dumbo.errors import UserError
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.patch.modules import base_of
 from dumbo.prepare.store import Store
 from dumbo.trainer.ahead import Ahead
-from dumbo.trainer.bad_numbers import BadStep, Watch, poisoned
+from dumbo.trainer.bad_numbers import Watch, poisoned
 from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding, trained_tokens
+from dumbo.trainer.graphs import Graphs
 from dumbo.trainer.masters import keep_masters
 from dumbo.trainer.progress import Counters, Interval, Meter
+from dumbo.trainer.router import router_part
+from dumbo.trainer.rows import Rows
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import STATE, Saving, seconds_to_save
 from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 
-class Engine(Feeding, Saving):
+class Engine(Feeding, Rows, Saving):
     """The mixin. Call `equip` before `train`."""
 
     def equip(
@@ -70,6 +72,7 @@ class Engine(Feeding, Saving):
         save_beside: bool = False,
         prefetch: bool = False,
         master_weights: bool = False,
+        cuda_graphs: bool | None = False,
     ) -> None:
         """Gives the trainer its data, its checkpoints and where its numbers go.
 
@@ -86,6 +89,7 @@ class Engine(Feeding, Saving):
             save_beside: checkpoints are written while training goes on.
             prefetch: make batches one step ahead in a thread; loader workers do that already.
             master_weights: the optimizer steps on float32 masters of weights in half precision.
+            cuda_graphs: forward and backward passes are captured and replayed; None: where launching them is what limits.
         """
         self.world = world
         self.store, self.examples, self.order, self.collate = store, examples, sampler, collate
@@ -93,10 +97,14 @@ class Engine(Feeding, Saving):
         self.checkpoints, self.on_row = checkpoints, on_row
         self.counters, self.interval = Counters(), Interval()
         self.watch = Watch(store, world, checkpoints.folder.parent)
+        self.rows_late = self.args.device.type == "cuda"
         self.on_bad, self.on_unsaved, self.max_bad_steps = on_bad, on_unsaved, max_bad_steps
         self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
         self.master_weights = master_weights
+        self.cuda_graphs = cuda_graphs
+        self.graphs: Graphs | None = None
+        self.graphs_said: str | None = None
         self.fixed_shapes = collate.room is not None
         self.ahead = Ahead(self.args.device) if prefetch and not self.args.dataloader_num_workers else None
         self.fused_loss = (
@@ -145,9 +153,23 @@ class Engine(Feeding, Saving):
         """Forward and backward of a micro batch."""
         # compute_loss divides by the trained tokens of the whole global batch: Trainer must not divide once more.
         self.current_gradient_accumulation_steps = 1
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.graphs is not None:
+            loss = self.graphs.run(model, self._prepare_inputs(inputs), num_items_in_batch)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch.add(self.state.global_step + 1, self.pending.popleft(), loss)
         return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))  # Trainer's sum must stay a number
+
+    def capture_from_now_on(self) -> None:
+        """Graphs are for training alone: not for the proofs before it, whose batches come once."""
+        if self.cuda_graphs is not False:
+            model: Any = self.model
+            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs))
+
+    def forget_graphs(self) -> None:
+        """What is bound to batches of this size, and to these gradients."""
+        if self.graphs is not None:
+            self.graphs_said, self.graphs = self.graphs.facts(), None
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm that is logged; what is not finite must not get into the weights."""
@@ -167,20 +189,27 @@ class Engine(Feeding, Saving):
         loss are one (Liger), that is so in evaluation too: all logits are never held at once.
         """
         assert num_items_in_batch is not None
+        ranks = self.accelerator.num_processes
         if self.fixed_shapes:
             leave_documents_free(inputs)
         if self.model_accepts_loss_kwargs:
             if self.fused_loss and not return_outputs and self.label_smoother is None:
                 inputs = {**inputs, "skip_logits": True}
-            found: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            return (poisoned(found[0]), found[1]) if return_outputs else poisoned(found)
+            labels = inputs["labels"]
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            part = router_part(model, outputs, labels, num_items_in_batch, held=self.label_smoother is None)
+            loss = poisoned(loss if part is None else loss + part * ranks)
+            return (loss, outputs) if return_outputs else loss
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         logits = outputs.logits[:, :-1].float()
         total = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum"
-        )
-        loss = poisoned(total / num_items_in_batch * self.accelerator.num_processes)
+            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum",
+            label_smoothing=self.args.label_smoothing_factor,
+        )  # fmt: skip
+        mean = total / num_items_in_batch
+        part = router_part(model, outputs, labels, num_items_in_batch, held=False)
+        loss = poisoned((mean if part is None else mean + part) * ranks)
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(
@@ -218,61 +247,6 @@ class Engine(Feeding, Saving):
 
     # ---- numbers ----------------------------------------------------------------------------------------------
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """A row for metrics.jsonl: training rows carry `loss`, evaluation rows `eval_loss`; Trainer's summary is dropped.
-
-        Steps that were skipped since the last row are told of; too many in a row lead back to the last checkpoint.
-
-        Raises:
-            RunFailed: they did so once already, or there is no checkpoint to go back to.
-        """
-        row: dict[str, Any] = {"step": self.state.global_step}
-        bad: list[BadStep] = []
-        if "loss" in logs:
-            bad, mean = self.watch.look()
-            if bad:
-                logs = {**logs, "loss": math.nan if mean is None else mean}
-            row |= self.meter.row(logs, self.counters, self.interval)
-            if bad:
-                row["skipped_steps"] = len(bad)
-            if self.counters.note_loss(logs["loss"]):
-                row["spike"] = True
-            self.interval = Interval()
-        elif "eval_loss" in logs:
-            row |= {"eval_loss": logs["eval_loss"], "tokens": self.counters.tokens}
-        else:
-            return
-        self.on_row(row)
-        for step in bad:
-            self.on_bad(str(step))
-        if self.watch.in_a_row >= self.max_bad_steps:
-            self._go_back(bad[-1])
-        self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(row))
-
-    def _go_back(self, last: BadStep) -> None:
-        """Weights and optimizer as they were in the last checkpoint; the data, the schedule and the counting go on."""
-        many = f"{self.watch.in_a_row} steps in a row were not finite, the last: {last}"
-        remedy = (
-            "  Look at these rows; else lower trainer.lr, lengthen trainer.warmup_steps, or write trainer.precision=fp32. "
-            f"Checkpoints are whole: resume={self.checkpoints.folder.parent}"
-        )
-        self._settled()
-        good = self.checkpoints.newest_good(self.on_bad) if self.checkpoints.steps() else None
-        if good is None:
-            raise RunFailed(f"{many}\n  There is no checkpoint to go back to yet.\n{remedy}")
-        if self.counters.went_back:
-            raise RunFailed(f"{many}\n  Going back to a checkpoint has not helped before.\n{remedy}")
-        self.counters.went_back += 1
-        self.watch.in_a_row = 0
-        schedule: Any = self.lr_scheduler
-        place = schedule.state_dict()
-        self._load_from_checkpoint(str(good), self.model)
-        self._load_optimizer_and_scheduler(str(good))
-        schedule.load_state_dict(place)
-        for group, rate in zip(self._plain_optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
-        self.on_bad(f"{many}\nweights and optimizer go back to {good.name}; data and schedule go on")
-
     def floating_point_ops(self, inputs: Any) -> int:
         """Trainer's own estimate walks all parameters every step and counts padding; ours is in `mfu`."""
         return 0
@@ -301,11 +275,15 @@ class _Beginnings(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)  # on resuming Trainer would keep the earlier log_every, save_every
+        self.engine.rows_wait_no_more()
+        self.engine.capture_from_now_on()
         self.engine.interval = Interval()
         if self.engine.evaluate_first:
             self.engine.evaluate_left_out()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.engine.read_late_row()
+        self.engine.forget_graphs()
         if self.engine.ahead is not None:
             self.engine.ahead.close()
             self.engine.ahead = None

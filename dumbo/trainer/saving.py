@@ -235,6 +235,11 @@ def save_weights(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] |
     model.save_pretrained(folder, **own)
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Beside the weights, as transformers reads it again; `verify` proves that what is read is what was trained with."""
+    tokenizer.save_pretrained(folder)
+
+
 def bytes_to_save(model: Any) -> float:
     """Of a checkpoint, about: what trains, and two moments of it in float32."""
     return sum(p.numel() * (p.element_size() + 8.0) for p in model.parameters() if p.requires_grad)

@@ -24,6 +24,7 @@ from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
 from dumbo.trainer.beside import room_for
 from dumbo.trainer.callbacks import Flow, Progress, StateMemory, Wrapped
+from dumbo.trainer.capturable import wanted
 from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
 from dumbo.trainer.collate import Collate, Examples, Room
 from dumbo.trainer.duration import seconds_of
@@ -31,13 +32,15 @@ from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.saving import bytes_to_save, save_weights
+from dumbo.trainer.saving import bytes_to_save, save_tokenizer, save_weights
 from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
+from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
 from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_documents
+from dumbo.verify.unpatched import few
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +69,7 @@ class Session:
         """The whole of it. Returns the final metrics."""
         run, console = self.run, self.run.console
         batch = settled(run, self.sft.batch(run.ranks), self.sft.micro_batch_size)
-        trainer = self._trainer(batch)
+        trainer = self.trainer = self.equipped(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
         schedule = require_schedule(trainer.args, steps)
         resume_from = self._resume(trainer, steps)
@@ -91,6 +94,8 @@ class Session:
                     torch.manual_seed(self.sft.seed + run.world.rank)  # dropout is another one on each rank
                 with trainer.saved_in_the_end():
                     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        if trainer.graphs_said is not None:
+            run.update(cuda_graphs=trainer.graphs_said)
         self.stop.settle(run.world)
         self.stop.raise_if_any()
         if self.sft.load_best_at_end:
@@ -99,6 +104,10 @@ class Session:
         return final_metrics(trainer, run, self.sft, self.state_memory.gib) | answers.after(before)
 
     # ---- before -----------------------------------------------------------------------------------------------
+
+    def equipped(self, batch: Batch) -> SftTrainer:
+        """Trainer with its data, ready to train; `verify` proves on the same."""
+        return self._trainer(batch)
 
     def _trainer(self, batch: Batch) -> SftTrainer:
         run, data = self.run, self.data
@@ -119,7 +128,10 @@ class Session:
         trainer.remove_callback(ProgressCallback)
         if run.wrapped_in == "FSDP2":
             place_whole(self.model, trainer.args.device)
-        room = Room(batch.micro * data.max_seq_len, data.max_seq_len) if compiled_layers(self.model) else None
+        room = None
+        if compiled_layers(self.model):
+            few_kinds = self.sft.cuda_graphs is not False and takes_places(self.model)
+            room = Room(batch.micro * data.max_seq_len, data.max_seq_len, few_kinds)
         self.layout, self.isolation = choose_layout(
             self.model,
             self.sft.packing,
@@ -150,6 +162,7 @@ class Session:
             save_beside=self._saves_beside(trainer.args.device),
             master_weights=self.sft.master_weights,
             prefetch=self.sft.prefetch and trainer.args.device.type == "cuda",
+            cuda_graphs=wanted(self.sft.cuda_graphs, self.model, trainer.args, room, self.layout, run),
         )
         trainer.on_full = self._on_full
         trainer.add_callback(Wrapped(trainer, run))
@@ -267,16 +280,28 @@ class Session:
     def _prove(self, trainer: SftTrainer) -> None:
         proofs = [*self.run.proofs, self.isolation]
         if self.run.verify_quick:
-            unlike = unlike_documents(self.data.train)
-            if len(unlike) < 2:
-                proofs.append("accumulation not proven: that takes two documents, and there is one")
-            else:
-                tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
-                proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
-                if takes_places(self.model):
-                    proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
+            with self.run.proving():
+                proofs += self._proven(trainer)
+            self.run.update(proof_seconds=round(self.run.proof_seconds, 2))
         self.run.console.row("proofs", "\n".join(proofs))
         self.run.update(proofs=proofs)
+
+    def _proven(self, trainer: SftTrainer) -> list[str]:
+        """The quick proofs that take the trainer, as it is about to train."""
+        before = self.run.before
+        examples = before.examples if before is not None else []
+        if not examples:
+            examples = few(self.sft.first_examples(self.data, self.run.ranks), self.data.train.store, self.model)
+        proofs = [tokens_proof(trainer.collate(examples), self.tokenizer)]
+        proofs += loss_and_flow_proofs(trainer, examples, before)
+        unlike = unlike_documents(self.data.train)
+        if len(unlike) < 2:
+            return [*proofs, "accumulation not proven: that takes two documents, and there is one"]
+        tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
+        proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
+        if takes_places(self.model):
+            proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
+        return proofs
 
     # ---- during -----------------------------------------------------------------------------------------------
 
@@ -319,7 +344,7 @@ class Session:
 
     def _write_model(self, model: Any, base: Any, folder: Path, weights: Any) -> None:
         save_weights(model, folder, weights)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         if base is not model and getattr(base, "generation_config", None) is not None:
             base.generation_config.save_pretrained(folder)
 

@@ -17,10 +17,13 @@ from dumbo.suggest import did_you_mean
 from dumbo.trainer.extra import refusal
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dumbo.outputs.run_dir import RunDir
     from dumbo.prepare.store import PreparedSplits
+    from dumbo.trainer.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class Sft:
         max_grad_norm: gradients are clipped to it; 0: not.
         optimizer: transformers' name (its `optim`).
         global_batch_size: examples an optimizer step, all ranks together; with packing: packs.
-        micro_batch_size: examples (packs) a rank and forward pass.
+        micro_batch_size: examples (packs) a rank and forward pass; auto: the most that fits, by what divides the global
+            batch (on a GPU measured on the longest batch, on a CPU predicted).
         max_seq_len: tokens a row.
         too_long: truncate_left, truncate_right, drop, or split for longer examples.
         packing: whole documents side by side in one row, kept apart; false: padded, by length.
@@ -53,6 +57,9 @@ class Sft:
         save_total_limit: checkpoints kept, the best one not counted.
         load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
         prefetch: on a GPU, the next step's batches are made while this one trains.
+        cuda_graphs: on a GPU, forward and backward passes are captured once and replayed, which takes Python out of the
+            step (with patch=[compile,chunked_loss], packing, bf16, one process); null: where launching them takes longer
+            than computing them; true: an error where they cannot be.
         max_bad_steps: steps in a row with a loss or gradient that is not finite (each is skipped, and named), after
             which weights and optimizer go back to the last checkpoint; the second time the run ends.
         num_samples: held-out prompts for samples.md.
@@ -68,7 +75,7 @@ class Sft:
     max_grad_norm: float = 1.0
     optimizer: str = "adamw_torch_fused"
     global_batch_size: int = 16
-    micro_batch_size: int = 2
+    micro_batch_size: int | Literal["auto"] = 2
     max_seq_len: int = 2048
     too_long: Literal["truncate_left", "truncate_right", "drop", "split"] = "truncate_right"
     packing: bool = True
@@ -85,7 +92,8 @@ class Sft:
     save_total_limit: int = 2
     load_best_at_end: bool = False
     log_every: int = 1
-    prefetch: bool = False
+    prefetch: bool = True
+    cuda_graphs: bool | None = None
     max_bad_steps: int = 5
     num_samples: int = 3
     num_answers: int = 100
@@ -140,8 +148,8 @@ class Sft:
                 yield f"trainer.{error}"
 
     def batch(self, ranks: int) -> Batch:
-        """The batch arithmetic. Raises UserError when it does not divide."""
-        return Batch.of(self.global_batch_size, self.micro_batch_size, ranks)
+        """The batch arithmetic; with `auto` one example a pass, until it is settled. Raises UserError when it does not divide."""
+        return Batch.of(self.global_batch_size, 1 if self.micro_batch_size == "auto" else self.micro_batch_size, ranks)
 
     def check_data(self, data: PreparedSplits, run: RunDir) -> None:
         """What cannot be trained on this data, found before any weights are loaded.
@@ -170,13 +178,33 @@ class Sft:
         require_schedule(args, self.max_steps or most_steps)
         require_optimizer(args)
 
+    def first_examples(self, data: PreparedSplits, ranks: int) -> list[NDArray[np.int64]]:
+        """The documents of each example of the first micro batch (rank 0's)."""
+        from dumbo.prepare.packing import pack
+        from dumbo.trainer.collate import Examples
+        from dumbo.trainer.sampler import GlobalBatches
+
+        split = data.train
+        packs = pack(split.lengths, split.documents, data.max_seq_len, self.seed) if self.packing else None
+        examples = Examples(packs, split.documents)
+        lengths = split.lengths if packs is None else None
+        return [
+            examples[one] for one in next(iter(GlobalBatches(len(examples), self.batch(ranks), self.seed, lengths)))
+        ]
+
     def train(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir
     ) -> dict[str, Any]:
         """Trains, and returns the final metrics (run.json, `metrics`)."""
+        return self.session(model, tokenizer, data, run).train()
+
+    def session(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir
+    ) -> Session:
+        """What `train` runs, not begun: `verify` looks at its batches and takes single steps."""
         from dumbo.trainer.session import Session
 
-        return Session(self, model, tokenizer, data, run).train()
+        return Session(self, model, tokenizer, data, run)
 
 
 def _at_least(name: str, value: float | None, least: float) -> None:

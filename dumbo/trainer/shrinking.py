@@ -147,9 +147,13 @@ class Shrinking(_Base):
         return first_line(error)
 
     def _shrink(self, step: int, said: str) -> None:
+        captured = self.graphs is not None
+        self.forget_graphs()  # they hold a pool of memory, for batches of the size that is left
         give_back()
         assert self.on_full is not None
         self.bind_to(self.on_full(step, self.order.batch, said))
+        if captured:
+            self.capture_from_now_on()
 
     def bind_to(self, batch: Batch) -> None:
         """From here on micro batches have another size. All that is bound to their size is made anew here, and only here."""

@@ -47,14 +47,9 @@ def mask_proof(splits: Splits, train: Split, tokenizer: PreTrainedTokenizerBase,
         row = rows.get(str(train.store.source(document)))
         ids = train.store.ids(document)
         cut = len(ids) >= train.store.meta["max_seq_len"] or int(train.store.origin[document, 0]) in in_pieces
-        unknown = (
-            tokenizer.unk_token_id is not None
-            and (ids == tokenizer.unk_token_id).any()
-            and tokenizer.unk_token_id != tokenizer.bos_token_id
-        )
-        if row is None or cut or unknown:
+        if row is None or cut or holds_unknown(ids, tokenizer):
             continue
-        _prove_row(row, ids, train.store.trained(document), tokenizer, loss_on, str(train.store.source(document)))
+        prove_row(row, ids, train.store.trained(document), tokenizer, loss_on, str(train.store.source(document)))
         proven += 1
         if proven == ROWS_PROVEN:
             break
@@ -78,14 +73,29 @@ def _first_rows(splits: Splits) -> dict[str, Row | None]:
     return found
 
 
-def _prove_row(
+def holds_unknown(ids: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a document has tokens that no longer say what they were."""
+    unknown = tokenizer.unk_token_id
+    return unknown is not None and unknown != tokenizer.bos_token_id and bool((ids == unknown).any())
+
+
+def prove_row(
     row: Row,
     ids: NDArray[np.int64],
     trained: NDArray[np.bool_],
     tokenizer: PreTrainedTokenizerBase,
     loss_on: str,
     where: str,
+    *,
+    ends: bool = True,
 ) -> None:
+    """Raises ProofFailed where the trained tokens of a whole document are not the turns of its row.
+
+    Args:
+        ids, trained: (T,) of the document.
+        where: file and line, for the error.
+        ends: the tokens that end turns must be trained too.
+    """
     said = [str(message.get("content", "")) for message in _expected(row.messages, loss_on)] or [row.text or ""]
     if loss_on == "all":
         if not trained[1:].all():
@@ -113,8 +123,8 @@ def _prove_row(
     if len(spans) > len(said) and loss_on != "completion":
         raise ProofFailed(f"The mask is wrong at {where}: {len(spans)} trained spans for {len(said)} turns.")
     _prove_no_more(row, rest, loss_on, where)
-    for _, end in spans:
-        if _ends_untrained(ids, end, tokenizer):
+    for _, end in spans if ends else ():
+        if ends_untrained(ids, end, tokenizer):
             token = tokenizer.convert_ids_to_tokens(int(ids[end]))
             raise ProofFailed(
                 f"The mask is wrong at {where}: {token}, which ends the turn, is not trained: the model would not learn to stop."
@@ -133,7 +143,7 @@ def _prove_no_more(row: Row, rest: str, loss_on: str, where: str) -> None:
         raise ProofFailed(f"The mask is wrong at {where}: the {message['role']}'s turn is trained.\n  {asked[:100]}")
 
 
-def _ends_untrained(ids: NDArray[np.int64], end: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+def ends_untrained(ids: NDArray[np.int64], end: int, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the token after a trained span closes the turn: a control token, and after it another one or nothing.
 
     A control token that opens the next turn is followed by the words of that turn.

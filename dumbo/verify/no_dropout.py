@@ -35,6 +35,11 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
             setattr(owner, name, value)
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether any rate of dropout in the model is above 0."""
+    return any(_rates(owner) for owner in _owners(model))
+
+
 def _owners(model: nn.Module) -> list[Any]:
     """Modules, and the configs that they read."""
     modules = list(model.modules())

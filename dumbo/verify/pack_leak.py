@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LENGTHS = (19, 24, 13)
 """Tokens of the first, the middle and the last document of the pack."""
 FIRST, MIDDLE, LAST, OTHER = range(4)
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+"""Config keys that count the experts of a layer."""
 REACHES = ("sliding_window", "attention_chunk_size")
 """Config keys that say how far a token sees. Some models keep that in their mask alone, which packs go without."""
 
@@ -44,10 +46,12 @@ class Leak:
     Attributes:
         leak: largest change of a logit in the other documents when one document is replaced; 0 when isolated.
         against_alone: largest difference of a logit between packed and alone, relative to the largest logit.
+        largest: logit, of the last document alone.
     """
 
     leak: float
     against_alone: float
+    largest: float = 1.0
 
 
 class _Documents:
@@ -106,7 +110,16 @@ def probe_packing(
     end = start + lengths[LAST]
     outside = [*range(lengths[FIRST]), *range(start, end)]
     leak = float((with_middle[outside] - with_other[outside]).abs().max())
-    return Leak(leak, float((with_middle[start:end] - alone).abs().max() / alone.abs().max()))
+    largest = alone.abs().max()
+    return Leak(leak, float((with_middle[start:end] - alone).abs().max() / largest), float(largest))
+
+
+def has_experts(model: Any) -> bool:
+    """Whether tokens are dealt out to experts: how many of them share a product then depends on the other documents, and
+    sums are taken in another order. What is bitwise the same elsewhere is the same but for rounding there.
+    """
+    config = base_of(model).config.get_text_config()
+    return any((getattr(config, key, None) or 0) > 1 for key in EXPERTS)
 
 
 def _logits(

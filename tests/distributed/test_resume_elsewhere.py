@@ -54,7 +54,11 @@ PAIRS = [("ddp", "single"), ("single", "fsdp"), ("fsdp", "single")]
 
 @pytest.mark.parametrize(
     "weights",
-    [(), ("trainer.async_save=true",), pytest.param(("patch=lora", "patch.lora.dropout=0"), marks=pytest.mark.full)],
+    [
+        (),
+        pytest.param(("trainer.async_save=true",), marks=pytest.mark.full),
+        pytest.param(("patch=lora", "patch.lora.dropout=0"), marks=pytest.mark.full),
+    ],
 )
 @pytest.mark.parametrize(
     "pairs", [PAIRS, pytest.param(list(product(WAYS, WAYS)), marks=pytest.mark.full)], ids=["some", "all"]

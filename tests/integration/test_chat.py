@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -81,6 +82,7 @@ def ask(place, monkeypatch, capsys):
     from dumbo import generate
 
     monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
     given: list[list[int]] = []
     real = generate.answers
 

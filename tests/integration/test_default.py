@@ -78,6 +78,7 @@ def test_the_folder_is_as_documented(first_run: tuple[Path, str, float, float]) 
         "checkpoints",
         "model",
         "samples.md",
+        "report.html",
         "dumbo.log",
     }
     facts = json.loads((folder / "run.json").read_text())

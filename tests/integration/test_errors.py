@@ -216,7 +216,7 @@ VALUES = [
 ]  # fmt: skip
 WORDS = [
     case("trian", "'trian' is neither a verb, nor a file, nor an override. Did you mean 'train'?"),
-    case("evaluate run=last", "'evaluate' is not built yet", "train, preview, chat, doctor"),
+    case("sweep run=last", "'sweep' is not built yet", "train, preview, verify, plan, evaluate, chat"),
     case("trainer.lr", "'trainer.lr' lacks its value: trainer.lr=VALUE"),
     case(["preview", "two words"], "'two words' is no override"),
     case(["patch=[liger,", "lora]"], "A list has no spaces in it: patch=[liger,lora]"),
@@ -375,7 +375,7 @@ def asked(wrong: Case) -> list[str]:
     """The words, with what keeps a run that should not have begun short."""
     words = list(wrong.words)
     trains = not any(
-        word in ("preview", "chat", "-m", "evaluate", "trian") or word.startswith("--info") for word in words
+        word in ("preview", "chat", "-m", "sweep", "evaluate", "trian") or word.startswith("--info") for word in words
     )
     typed = {word.split("=")[0] for word in words}
     return words + (

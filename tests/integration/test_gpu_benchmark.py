@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.full
 def test_a_row_of_it(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     words = [
@@ -49,9 +50,11 @@ def test_a_row_of_it(tmp_path: Path) -> None:
 def test_speed_is_of_the_steps_after_the_warm_up() -> None:
     from benchmarks.gpu import _speed
 
-    rows = [{"step": step, "tokens": 100 * step + 7, "step_ms": 50.0 if step > 10 else 9000.0, "data_wait_ms": 1.0,
-             "mfu": 0.5} for step in (1, 10, 20, 30)]  # fmt: skip
+    rows = [{"step": step, "tokens": 100 * step + 7, "step_ms": took, "data_wait_ms": 1.0, "mfu": 0.5,
+             "tokens_per_s": 100_000 / took}
+            for step, took in ((1, 9000.0), (10, 9000.0), (20, 50.0), (30, 50.0), (40, 200.0))]  # fmt: skip
     found = _speed(rows, 10)
-    assert found == {"steps_measured": 20, "tokens_per_s": 2000.0, "mfu": 0.5, "step_ms": 50.0, "data_wait_ms": 1.0}
-    with pytest.raises(AssertionError, match="no logged interval lies after 30"):
-        _speed(rows, 30)
+    assert found == {"steps_measured": 30, "tokens_per_s": 2000.0, "mean_tokens_per_s": 1000.0, "mfu": 0.5, "step_ms": 100.0,
+                     "data_wait_ms": 1.0, "first_step_s": 9.0}  # fmt: skip
+    with pytest.raises(AssertionError, match="no logged interval lies after 40"):
+        _speed(rows, 40)

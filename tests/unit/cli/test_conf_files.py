@@ -42,8 +42,13 @@ NEEDED = {
 """What a choice cannot do without."""
 
 
+BESIDE = {("patch", "fused_lora"): "lora,"}
+"""What a choice of a list cannot be without."""
+
+
 def _choose(group: str, name: str) -> list[str]:
-    return [f"{group}=[{name}]" if group in LIST_GROUPS else f"{group}={name}", *NEEDED.get((group, name), [])]
+    beside = BESIDE.get((group, name), "")
+    return [f"{group}=[{beside}{name}]" if group in LIST_GROUPS else f"{group}={name}", *NEEDED.get((group, name), [])]
 
 
 def _yaml(group: str, name: str) -> dict[str, object]:

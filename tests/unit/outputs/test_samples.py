@@ -12,7 +12,8 @@ import pytest
 from dumbo.dataset.files import Files
 from dumbo.formatter.chat import Chat
 from dumbo.formatter.text import Text
-from dumbo.outputs.samples import Question, answer_in, exact_match, left_out, questions, samples_page
+from dumbo.outputs.extractors import answer_in, extractor_for
+from dumbo.outputs.samples import Question, exact_match, left_out, questions, samples_page
 from dumbo.prepare.prepare import prepare
 from dumbo.prepare.store import Split
 
@@ -38,7 +39,7 @@ def test_the_last_answer_in_a_text(text: str, answer: str | None) -> None:
 
 def test_exact_match_counts_only_rows_that_have_an_answer() -> None:
     asked = [question("#### 5"), question("#### 1,000"), question("none here"), question("#### 9")]
-    assert exact_match(GSM8K, asked, ["#### 5", "it is #### 1000", "#### 3", "9"]) == (2, 3)
+    assert exact_match(extractor_for(GSM8K).find, asked, ["#### 5", "it is #### 1000", "#### 3", "9"]) == (2, 3)
 
 
 def test_a_page_cannot_be_broken_by_what_a_model_says() -> None:
@@ -115,7 +116,7 @@ def test_the_summary_says_what_was_not_asked(tmp_path: Path) -> None:
         "dataset=files", "dataset.path=rows.jsonl", "dataset.eval_path=rows.jsonl", "dataset.answer_pattern='(.+)'",
         "trainer.max_seq_len=48", "trainer.max_steps=1", "trainer.global_batch_size=4", "trainer.micro_batch_size=4",
         "trainer.num_samples=0", "trainer.max_new_tokens=2", "trainer.save_every=null", "trainer.eval_at_start=false",
-        "verify.mode=off", "run_dir=run",
+        "verify.mode=off", "audit.mode=off", "run_dir=run",
     ])  # fmt: skip
     assert (metrics["questions"], metrics["questions_left_out"]) == (8, 4)
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["metrics"]

@@ -52,8 +52,8 @@ def chosen(data: Path, tmp_path: Path) -> Any:
 
 def test_both_are_added_in_their_places(on_a_gpu: None, chosen: Any) -> None:
     names, _, facts = chosen("patch=[lora]", LONG)
-    assert names == ["chunked_loss", "lora", "compile"]
-    assert facts["performance"] == ["chunked_loss", "compile"]
+    assert names == ["chunked_loss", "lora", "fused_lora", "compile"]
+    assert facts["performance"] == ["chunked_loss", "compile", "fused_lora"]
 
 
 def test_some_of_them_and_none(on_a_gpu: None, chosen: Any) -> None:
@@ -69,6 +69,13 @@ def test_ligers_kernels_are_kept_and_said_to_be_the_reason(on_a_gpu: None, chose
         said.split()
     )
     assert "both are the loss" in facts["patches"]["chunked_loss"]
+
+
+def test_what_cannot_be_sharded_is_left_out_and_said_so(on_a_gpu: None, chosen: Any) -> None:
+    names, said, facts = chosen("launch=fsdp", "launch.num_processes=1", LONG)
+    assert names == ["compile"]
+    assert "left out: performance=auto, patch.chunked_loss cannot be inside FSDP2" in " ".join(said.split())
+    assert "cannot be inside FSDP2" in facts["patches"]["chunked_loss"]
 
 
 def test_a_short_run_is_not_compiled(on_a_gpu: None, chosen: Any) -> None:

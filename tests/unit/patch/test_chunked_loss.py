@@ -247,6 +247,17 @@ def test_looking_leaves_model_and_random_numbers_as_they_are() -> None:
     assert all(torch.equal(model.state_dict()[name], weight) for name, weight in kept.items())
 
 
+def test_sharded_weights_are_refused_before_anything_is_loaded() -> None:
+    two = ("launch.num_processes=2", "trainer.micro_batch_size=1")
+    composed = compose(["patch=[lora,chunked_loss]", "launch=fsdp", *two])
+    with pytest.raises(
+        ConfigError, match=r"patch.chunked_loss cannot be inside FSDP2[\s\S]*patch=\[lora\][\s\S]*launch=ddp"
+    ):
+        check(composed.cfg, composed.choices)
+    composed = compose(["patch=[chunked_loss]", "launch=ddp", *two])
+    check(composed.cfg, composed.choices)
+
+
 def test_ligers_losses_are_refused_by_name() -> None:
     def checked(*words: str) -> None:
         composed = compose(["patch=[liger,chunked_loss]", *words])

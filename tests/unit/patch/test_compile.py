@@ -122,6 +122,15 @@ def test_room_is_filled_with_documents_of_no_loss(data: Path, tmp_path: Path) ->
     assert filled["documents"].tolist() == [3, 1, 0]
 
 
+def test_the_longest_document_is_one_number_for_all_batches(data: Path, tmp_path: Path) -> None:
+    """It is a Python number, which the compiler takes as a constant: each new one would be another graph."""
+    rows = documents(data, 12)
+    collate = Collate(store_of(tmp_path, rows), "tokens", 0, Room(1024, 300))
+    batches = [collate([np.array([number])]) for number in range(len(rows))]
+    assert len({len(ids) for ids, _ in rows}) > 3
+    assert {batch["max_length_q"] for batch in batches} == {300} == {batch["max_length_k"] for batch in batches}
+
+
 def test_room_grows_for_a_probe() -> None:
     assert Room(512, 256).holding([100, 90]) == Room(512, 256)
     assert Room(512, 256).holding([300, 290]) == Room(600, 300)

@@ -1,19 +1,19 @@
 """Liger's kernels: left out visibly on a CPU, refused where it does not know the model, and, with the real library
-applied in a process of its own (it replaces functions for the whole process), each switch where it should be."""
+applied (and put back: it replaces functions for the whole process), each switch where it should be."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from lacking import needs
+from models import ARCHITECTURES
 
 import dumbo
 from dumbo.errors import UserError
 from dumbo.patch.liger import Liger
+from dumbo.patch.lora import LoRA
+from dumbo.patch.put_back import put_back
 
 needs("liger_kernel", "pip install liger-kernel")
 SHORT = [
@@ -31,7 +31,6 @@ def no_gpu(monkeypatch):
 
 def skeleton(kind: str):
     import torch
-    from models import ARCHITECTURES
     from transformers import AutoModelForCausalLM
 
     config = ARCHITECTURES[kind]()
@@ -100,41 +99,30 @@ def test_every_switch_reaches_ligers_function(kind, monkeypatch):
         assert on == {mlp if chosen == "swiglu" else chosen}
 
 
-CHILD = """
-import json, sys, torch
-sys.path.insert(0, {tests!r})
-from transformers import AutoModelForCausalLM
-from models import ARCHITECTURES
-from dumbo.patch.liger import Liger
-from dumbo.patch.lora import LoRA
-config = ARCHITECTURES[{kind!r}]()
-config.vocab_size = 97
-config.pad_token_id = None
-model = AutoModelForCausalLM.from_config(config)
-patch = Liger(**json.loads({options!r}))
-said = {{}}
-try:
-    patch.evidence(model)
-except RuntimeError as error:
-    said["before"] = str(error)
-model = patch.apply(model)
-said["after"] = patch.evidence(model)
-said["norms"] = sorted({{type(m).forward.__module__ if not hasattr(m.forward, "__func__") else m.forward.__func__.__module__
-                          for n, m in model.named_modules() if n.endswith("layernorm")}})
-said["lora"] = patch.evidence(LoRA(rank=2).apply(model))
-print(json.dumps(said))
-"""
+def applied(kind: str, **options: bool) -> dict[str, object]:
+    """The real library on a real model; what it replaced for the whole process is put back."""
+    from transformers import AutoModelForCausalLM
 
-
-def in_child(kind: str, **options: bool) -> dict[str, object]:
-    text = CHILD.format(tests=str(Path(__file__).parents[2]), kind=kind, options=json.dumps(options))
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    config = ARCHITECTURES[kind]()
+    config.vocab_size, config.pad_token_id = 97, None
+    model = AutoModelForCausalLM.from_config(config)
+    patch = Liger(**options)
+    said: dict[str, object] = {}
+    with pytest.raises(RuntimeError) as before:
+        patch.evidence(model)
+    try:
+        model = patch.apply(model)
+        norms = [module for name, module in model.named_modules() if name.endswith("layernorm")]
+        said |= {"before": str(before.value), "after": patch.evidence(model)}
+        said["norms"] = sorted({getattr(norm.forward, "__func__", norm.forward).__module__ for norm in norms})
+        said["lora"] = patch.evidence(LoRA(rank=2).apply(model))
+    finally:
+        put_back()
+    return said
 
 
 def test_real_kernels_take_on_llama():
-    said = in_child("llama")
+    said = applied("llama")
     assert "did not take on LlamaForCausalLM" in said["before"]
     assert said["after"] == "kernels in 5 norms, 2 MLPs, rope, fused loss"
     assert said["norms"] == ["liger_kernel.transformers.rms_norm"]
@@ -142,7 +130,7 @@ def test_real_kernels_take_on_llama():
 
 
 def test_only_the_kernel_asked_for():
-    said = in_child(
+    said = applied(
         "llama", rope=False, swiglu=False, rms_norm=False, fused_linear_cross_entropy=False, cross_entropy=True
     )
     assert "cross_entropy did not take" in said["before"]
@@ -150,10 +138,9 @@ def test_only_the_kernel_asked_for():
     assert not [module for module in said["norms"] if module.startswith("liger")]
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("kind", ["smollm3", "qwen3", "gemma3", "mistral"])
 def test_real_kernels_take_on_the_others(kind):
-    said = in_child(kind)
+    said = applied(kind)
     assert "did not take" in said["before"]
     assert "norms" in said["after"]
     assert "2 MLPs, rope, fused loss" in said["after"]

@@ -11,7 +11,8 @@ from dumbo.formatter.chat import Chat
 from dumbo.formatter.jinja import Jinja
 from dumbo.formatter.text import Text
 from dumbo.interfaces import Example
-from dumbo.prepare.audit import GATES, check_thresholds, lines_of, over_thresholds
+from dumbo.prepare.audit import lines_of
+from dumbo.prepare.gates import GATES, check_thresholds, over_thresholds
 
 
 def qa(asked, said):
@@ -42,11 +43,19 @@ def test_every_count(made):
         "skipped": 2, "too_long": 5, "truncated": 5, "dropped": 0, "split": 0, "zero_label_rows": 2, "doubled_bos": 0,
         "control_tokens_in_text": 8, "rows_with_control_tokens": 4, "duplicates": 3, "eval_rows_in_train": 0,
         "end_token_missing": 5, "reasoning_dropped_by_template": 0, "train_marks_ignored": 0, "boundary_tokens": 0,
+        "truncated_tokens": audit["source_tokens"] - audit["tokens"] - 2 * 300, "end_token_untrained": 0,
+        "control_tokens_unescaped": 0,
     }  # fmt: skip
     assert {name: audit[name] for name in GATES} == wanted
     assert audit["end_token_trained"] == audit["rows"] - 5
     assert audit["rows_by_source"] == {one: 43, two: 9}
     assert (audit["train_documents"], audit["eval_documents"]) == (50, 0)
+    named = {name: [int(row.rsplit(" ", 1)[1]) for row in rows] for name, rows in audit["first_rows"].items()}
+    assert named == {
+        "control_tokens_in_text": [1, 2, 3], "rows_with_control_tokens": [1, 2, 3], "zero_label_rows": [8, 9],
+        "too_long": [5, 6, 7], "truncated": [5, 6, 7], "truncated_tokens": [5, 6, 7], "end_token_missing": [5, 6, 7],
+    }  # fmt: skip
+    assert audit["first_rows"]["zero_label_rows"] == [f"{two}, line 8", f"{two}, line 9"]
 
 
 def test_against_counting_by_hand(made):
@@ -209,7 +218,7 @@ class TestThresholds:
         ],
     )
     def test_over(self, fail_on, over):
-        assert over_thresholds(self.AUDIT, fail_on) == over
+        assert [str(one) for one in over_thresholds(self.AUDIT, fail_on)] == over
 
     @pytest.mark.parametrize(
         ("fail_on", "message"),
@@ -218,9 +227,9 @@ class TestThresholds:
                 {"duplicate": 1},
                 r"preview\.fail_on\.duplicate: the audit has no such count\. Did you mean 'duplicates'\?",
             ),
-            ({"duplicates": -1}, "must not be negative"),
+            ({"duplicates": -1}, "must be at least 0"),
         ],
     )
     def test_names_and_numbers(self, fail_on, message):
         with pytest.raises(UserError, match=message):
-            check_thresholds(fail_on)
+            check_thresholds(fail_on, "preview")

@@ -13,6 +13,7 @@ import torch
 from small_runs import documents, small_run, splits_of
 
 from dumbo.trainer.ahead import Ahead
+from dumbo.trainer.sft import Sft
 
 CPU = torch.device("cpu")
 
@@ -74,6 +75,7 @@ def test_training_is_bitwise_the_same_and_resumes(data: Path, tmp_path: Path) ->
     """Two epochs, accumulating, stopped at step 3 of each other's checkpoints."""
     import shutil
 
+    assert Sft().prefetch, "on a GPU, where nothing else is asked for"
     splits = splits_of(tmp_path, documents(data, 22))
     options: dict[str, Any] = {
         "num_epochs": 2,

@@ -18,6 +18,7 @@ from small_runs import Document, documents, model_of, small_run, splits_of
 from dumbo.errors import RunFailed
 from dumbo.trainer import engine as engine_module
 from dumbo.trainer import feeding, saving, shrinking
+from dumbo.trainer import rows as rows_module
 from dumbo.trainer.engine import Engine
 from dumbo.trainer.session import SftTrainer
 
@@ -55,6 +56,7 @@ MIXINS = {
     shrinking.Shrinking: shrinking,
     Engine: engine_module,
     feeding.Feeding: feeding,
+    rows_module.Rows: rows_module,
     saving.Saving: saving,
 }
 
@@ -83,6 +85,7 @@ def test_the_module_lists_every_method_it_overrides() -> None:
         "_load_from_checkpoint",
         "_load_optimizer_and_scheduler",
         "_get_grad_norm",
+        "_maybe_log_save_evaluate",
     }
 
 

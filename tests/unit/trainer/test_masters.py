@@ -13,6 +13,7 @@ import torch
 from small_runs import documents, model_of, small_run, splits_of
 
 from dumbo.errors import UserError
+from dumbo.launch.world import World
 from dumbo.model import dtype
 from dumbo.trainer.masters import keep_masters
 from dumbo.trainer.sft import Sft
@@ -124,7 +125,7 @@ def test_what_cannot_be_is_refused_before_weights_are_loaded(
 ) -> None:
     monkeypatch.setattr(dtype, "bf16_in_hardware", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run: Any = SimpleNamespace(path=tmp_path, ranks=1, wrapped_in=wrapped_in)
+    run: Any = SimpleNamespace(path=tmp_path, ranks=1, wrapped_in=wrapped_in, world=World(), facts={})
     sft = Sft(master_weights=True, precision=precision, global_batch_size=2, micro_batch_size=micro)
     splits = splits_of(tmp_path, documents(data, 4))
     if said is None:

@@ -70,7 +70,7 @@ def test_what_it_compares_is_the_mean_over_trained_tokens(rows: list[Document], 
     expected = mean.item()
     norm = float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
     model.zero_grad()
-    with quick._untouched(trainer):
+    with quick.untouched(trainer):
         plain = quick._plainly(trainer, trainer.collate([np.array([0]), np.array([1])]))
         steps = quick._as_trained(trainer, [trainer.collate([np.array([n])]) for n in (0, 1)])
     assert plain == pytest.approx((expected, norm), rel=1e-5)

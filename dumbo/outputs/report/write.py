@@ -1,0 +1,49 @@
+"""Writes report.html: at the end of a run, and for `dumbo report`."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dumbo.errors import UserError
+from dumbo.outputs.report.folder import Folder, read
+
+if TYPE_CHECKING:
+    from dumbo.outputs.run_dir import RunDir
+
+FILE = "report.html"
+
+
+def write_page(run: Folder, target: Path) -> None:
+    """The page, whole or as it was.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    from dumbo.outputs.report.page import page
+
+    text = page(run)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            aside.unlink()
+        raise UserError(
+            f"The report cannot be written to {target} ({error.strerror}).\n  Write report.to=FILE for another place."
+        ) from error
+
+
+def report_on(run: RunDir) -> bool:
+    """At a run's end, however it ended. Returns whether there is a page: a full disk must not change how a run ends."""
+    if not run.writes:
+        return False
+    try:
+        write_page(read(run.path), run.path / FILE)
+    except UserError as error:
+        run.console.log(str(error))
+        return False
+    return True

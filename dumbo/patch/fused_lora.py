@@ -1,0 +1,88 @@
+"""LoRA's layers with the update added inside the matrix product (`trainer/low_rank.py`): the same numbers, fewer bytes.
+
+Pipeline: load -> patch (stage MEMORY: after lora made the adapters, before layers are compiled) -> train. peft's modules,
+names and checkpoints stay as they are; only what a layer computes in its forward pass is written in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MethodType
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dumbo.interfaces import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusedLoRA:
+    """For patch=[…,lora] without dropout and DoRA. Runs on a CPU too. Takes no options."""
+
+    stage: ClassVar[Stage] = Stage.MEMORY
+    conflicts: ClassVar[tuple[str, ...]] = ()
+    only_with: ClassVar[tuple[str, ...]] = ("lora",)
+
+    def conflicts_with(self, others: Mapping[str, Any]) -> Iterable[str]:
+        """It needs plain LoRA beside it."""
+        lora = others.get("lora")
+        if lora is None:
+            yield "patch.fused_lora is for the adapters of patch.lora.\n  Write patch=[…,lora,fused_lora], or leave it out"
+            return
+        for name in ("dropout", "use_dora"):
+            if getattr(lora, name, None):
+                yield (
+                    f"patch.fused_lora does not do patch.lora.{name}={getattr(lora, name)}.\n"
+                    f"  Leave patch.lora.{name} out, or leave fused_lora out of patch=[…]"
+                )
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        for layer in _plain_layers(model):
+            layer.forward = MethodType(_forward, layer)
+        self.evidence(model)
+        return model
+
+    def evidence(self, model: PreTrainedModel) -> str:
+        """Counts layers.
+
+        Raises:
+            RuntimeError: none took it.
+        """
+        fused = sum(getattr(vars(m).get("forward"), "__func__", None) is _forward for m in model.modules())
+        if not fused:
+            raise RuntimeError(
+                f"no adapter of {type(model).__name__} is a plain LoRA over a linear layer without dropout"
+            )
+        return f"{fused} layers add their update inside the product"
+
+
+def _plain_layers(model: Any) -> list[Any]:
+    """peft's LoRA layers that are one adapter over a torch.nn.Linear."""
+    from peft.tuners.lora.layer import Linear
+    from torch import nn
+
+    return [
+        module
+        for module in model.modules()
+        if type(module) is Linear
+        and type(module.get_base_layer()) is nn.Linear
+        and len(module.lora_A) == 1
+        and not module.lora_variant
+        and not any(module.lora_bias.values())
+        and all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
+    ]
+
+
+def _forward(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
+    """peft's own where it does something else: adapters off, merged, named in the call."""
+    from dumbo.trainer.low_rank import low_rank_linear
+
+    if self.disable_adapters or self.merged or arguments or kwargs or len(self.active_adapters) != 1:
+        return type(self).forward(self, x, *arguments, **kwargs)
+    (name,) = self.active_adapters
+    base = self.get_base_layer()
+    return low_rank_linear(
+        x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+    )

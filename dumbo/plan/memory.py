@@ -1,0 +1,169 @@
+"""The memory that a run is going to need on each of its devices, by part, and whether it is there.
+
+    rehearsal (`rehearse.py`) -> as the wrapper spreads it over ranks -> with what libraries take -> against what is free
+
+DDP keeps a gradient of every trained parameter in its buckets all the time; FSDP2 keeps a share of weights, gradients
+and optimizer, and gathers two layers whole while it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dumbo.plan.longest import examples_of, longest
+from dumbo.plan.rehearse import Counted, rehearse
+from dumbo.plan.stand_in import StandIn, chosen_patches, stand_in
+from dumbo.trainer.host_memory import available_memory
+
+if TYPE_CHECKING:
+    from dumbo.batch import Batch
+    from dumbo.check import Plugins
+    from dumbo.prepare.store import PreparedSplits
+
+MIB = 1 << 20
+FIXED = {"cpu": 64 * MIB, "cuda": 80 * MIB}
+"""What libraries take once: on a CPU code and buffers that are touched first in training, on a GPU cuBLAS' workspaces."""
+SCATTERED = {"cpu": 0.08, "cuda": 0.0}
+"""On a CPU freed memory goes back to the system in part: a share of what comes and goes (measured, docs/plan.md)."""
+SPARE = {"cpu": 0.2, "cuda": 0.1}
+"""A prediction is this far off at most: so much of the free memory is left alone when a micro batch is chosen by it."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one rank needs.
+
+    Attributes:
+        parts: name -> bytes at the peak, in the order to show them.
+        held: name -> bytes of weights, gradients and optimizer, a rank's share, whether they are whole at the peak or not.
+        available: bytes free for a rank before it starts; None: not known.
+        device: "cpu" or "cuda".
+        assumed_optimizer: its state is an assumption.
+    """
+
+    parts: Mapping[str, int]
+    held: Mapping[str, int]
+    available: int | None
+    device: str
+    assumed_optimizer: bool = False
+
+    @property
+    def peak(self) -> int:
+        """Bytes."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.available is None or self.peak <= self.available
+
+    @property
+    def surely_fits(self) -> bool:
+        """With what a prediction may be off by."""
+        return self.available is None or self.peak <= (1 - SPARE[self.device]) * self.available
+
+
+def predict(
+    plugins: Plugins, tokenizer: Any, data: PreparedSplits, batch: Batch, found: StandIn | None = None
+) -> Memory:
+    """Memory of a rank with this batch.
+
+    Args:
+        found: the patched model on the meta device, used up; None: it is made.
+    """
+    from pathlib import Path
+
+    from dumbo.patch.chunked_loss import takes_places
+    from dumbo.trainer.arguments import training_arguments
+    from dumbo.trainer.collate import Collate
+
+    trainer, device = plugins.trainer, torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = (
+        found
+        if found is not None
+        else stand_in(plugins, tokenizer, chosen_patches(plugins, tokenizer, data, batch.ranks))
+    )
+    model: Any = found.model
+    layout: Any = _layout(plugins, model)
+    pad = tokenizer.pad_token_id
+    collate = Collate(data.train.store, layout, pad if pad is not None else 0, None, takes_places(model))
+    inputs = collate(longest(examples_of(trainer, data), data.train, batch.micro))
+    inputs.pop("documents")
+    layer = largest_layer(model)
+    counted = rehearse(
+        found,
+        inputs,
+        training_arguments(trainer, Path(), batch, evaluates=False),
+        device,
+        layout=layout,
+        micro_batches=min(2, batch.accumulation),
+        masters=trainer.master_weights,
+    )
+    wrapper = str(getattr(plugins.launch, "wrapper", "none")) if batch.ranks > 1 else "none"
+    here = int(getattr(getattr(plugins.launch, "many", None), "here", 1))
+    return spread(counted, wrapper, batch.ranks, layer, device.type, free_memory(device, here))
+
+
+def spread(counted: Counted, wrapper: str, ranks: int, layer: int, device: str, available: int | None) -> Memory:
+    """A rehearsal as one of several ranks has it.
+
+    Args:
+        wrapper: none, DDP or FSDP2.
+        layer: bytes of the largest layer's weights.
+    """
+    at_peak = dict(counted.at_peak)
+    held = {"weights": counted.weights, "gradients": counted.gradients, "optimizer": counted.optimizer}
+    gathered = 0
+    if wrapper == "DDP":
+        at_peak["gradients"] = counted.gradients
+    elif wrapper == "FSDP2":
+        for name in held:
+            at_peak[name] = -(-at_peak[name] // ranks)
+            held[name] = -(-held[name] // ranks)
+        gathered = 2 * layer
+    parts = {
+        "weights": at_peak["weights"],
+        "gradients": at_peak["gradients"],
+        "optimizer": at_peak["optimizer"],
+        "activations": at_peak["activations"],
+        "logits and loss": at_peak["loss"],
+        "backward": at_peak["backward"],
+        **({"gathered layers": gathered} if gathered else {}),
+    }
+    moving = sum(at_peak[name] for name in ("activations", "loss", "backward"))
+    parts["libraries"] = FIXED[device] + int(SCATTERED[device] * moving)
+    return Memory(parts, held, available, device, counted.assumed)
+
+
+def largest_layer(model: Any) -> int:
+    """Bytes of the weights of the largest decoder layer; of all of them where there is no list of layers."""
+    from dumbo.errors import UserError
+    from dumbo.patch.compile import decoder_layers
+
+    try:
+        layers: list[Any] = decoder_layers(model)
+    except UserError:
+        layers = [model]
+    return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
+
+
+def free_memory(device: torch.device, processes: int) -> int | None:
+    """Bytes that one of so many processes of this machine can have: its own GPU, or a share of the CPU's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    free = available_memory()
+    return int(free / processes) if free is not None else None
+
+
+def _layout(plugins: Plugins, model: Any) -> str:
+    """How documents share a batch, as `trainer/layout.py` tries it first (which also proves it)."""
+    from dumbo.patch.modules import base_of
+
+    if not plugins.trainer.packing:
+        return "padded"
+    asked = str(getattr(plugins.model, "attn_implementation", "auto"))
+    own_attention = asked in ("auto", "isolated") and base_of(model)._can_set_attn_implementation()
+    return "tokens" if own_attention else "rows"

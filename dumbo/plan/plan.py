@@ -1,0 +1,169 @@
+"""`dumbo plan`: what the experiment is going to cost. Loads no weights, trains nothing.
+
+    the data, prepared as for train -> arithmetic -> memory, rehearsed on the longest batch -> disk -> time
+
+What does not fit ends with exit code 2 and what to write instead, after the plan has been shown.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dumbo.errors import UserError
+from dumbo.outputs.console import Console
+
+if TYPE_CHECKING:
+    from dumbo.check import Plugins
+    from dumbo.command import Command
+    from dumbo.compose import Composed
+    from dumbo.plan.arithmetic import Arithmetic
+    from dumbo.plan.disk import Disk
+    from dumbo.plan.memory import Memory
+    from dumbo.plan.micro_batch import Choice
+    from dumbo.plan.speed import Speed
+    from dumbo.prepare.store import PreparedSplits
+
+FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of it.
+
+    Attributes:
+        model: name, parameters, trainable, dtype.
+        patches: name -> what shows that it took, or why it is left out.
+        chosen: how the micro batch was chosen, where that was left to dumbo.
+        speed: None: not known.
+    """
+
+    model: dict[str, Any]
+    patches: dict[str, str]
+    data: PreparedSplits
+    arithmetic: Arithmetic
+    memory: Memory
+    chosen: Choice | None
+    disk: Disk
+    speed: Speed | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Of training alone."""
+        return self.arithmetic.tokens / self.speed.tokens_per_s if self.speed is not None else None
+
+    def facts(self) -> dict[str, Any]:
+        """For programs. Bytes, seconds, tokens."""
+        of = self.arithmetic
+        return {
+            "model": self.model,
+            "patches": self.patches,
+            "data": {"name": self.data.name, "fingerprint": self.data.fingerprint, "documents": len(self.data.train)},
+            "batch": {"global": of.batch.global_, "micro": of.batch.micro, "ranks": of.batch.ranks,
+                      "accumulation": of.batch.accumulation, "chosen": self.chosen.facts() if self.chosen else None},
+            "steps": of.steps, "epochs": round(of.epochs, 4), "tokens": of.tokens, "trained_tokens": of.trained_tokens,
+            "memory": {"device": self.memory.device, "peak": self.memory.peak, "parts": dict(self.memory.parts),
+                       "held": dict(self.memory.held), "available": self.memory.available, "fits": self.memory.fits},
+            "disk": asdict(self.disk) | {"fits": self.disk.fits},
+            "time": {"seconds": self.seconds and round(self.seconds, 1), **(asdict(self.speed) if self.speed else {})},
+        }  # fmt: skip
+
+
+def plan(plugins: Plugins, composed: Composed, command: Command) -> int:
+    """Makes the plan and shows it.
+
+    Raises:
+        UserError: memory or disk are not enough; what to write stands in it.
+    """
+    text = plugins.plan.format == "text"
+    console = Console() if text else Console(stream=_nowhere())
+    found, smaller = made(plugins, composed, console)
+    if plugins.options.run_dir is not None:
+        folder = Path(plugins.options.run_dir).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_text(json.dumps(found.facts(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if text:
+        from dumbo.plan.shown import show
+
+        show(found, console)
+    else:
+        print(json.dumps(found.facts(), ensure_ascii=False))
+    if faults := _faults(found, smaller, plugins):
+        raise UserError("\n".join(faults))
+    return 0
+
+
+def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, int | None]:
+    """The plan, and the largest micro batch that fits where the one of the config does not (None: none does)."""
+    from dumbo.outputs.secrets import masked
+    from dumbo.outputs.surroundings import hardware
+    from dumbo.plan.arithmetic import arithmetic
+    from dumbo.plan.disk import disk
+    from dumbo.plan.memory import predict
+    from dumbo.plan.micro_batch import AUTO, choose, largest_predicted
+    from dumbo.plan.speed import Speed, known_speed
+    from dumbo.plan.stand_in import chosen_patches, stand_in
+    from dumbo.preview import prepared
+    from dumbo.trainer.schedule import measurable
+
+    if not hasattr(plugins.trainer, "micro_batch_size"):
+        raise UserError("plan reads trainer.global_batch_size and micro_batch_size, which this trainer does not have.")
+    quiet = replace(plugins, preview=replace(plugins.preview, format=plugins.plan.format))
+    tokenizer, data = prepared(quiet)
+    ranks = int(getattr(plugins.launch, "ranks", 1))
+    chosen = None
+    if plugins.trainer.micro_batch_size == AUTO:
+        chosen = choose(plugins, tokenizer, data, ranks, console)
+        plugins = replace(plugins, trainer=replace(plugins.trainer, micro_batch_size=chosen.micro))
+    trainer = plugins.trainer
+    of = arithmetic(trainer, data, trainer.batch(ranks))
+    found = stand_in(plugins, tokenizer, chosen_patches(plugins, tokenizer, data, ranks))
+    total, trainable = found.parameters
+    patches = {**found.evidence, **{name: f"left out: {reason}" for name, reason in found.left_out.items()}}
+    model = {"name": str(getattr(plugins.model, "name", type(plugins.model).__name__)), "parameters": total,
+             "trainable": trainable, "dtype": str(found.model.dtype).removeprefix("torch.")}  # fmt: skip
+    memory = predict(plugins, tokenizer, data, of.batch, found)
+    whole_state = memory.held["optimizer"] * (ranks if _sharded(plugins, ranks) else 1)
+    folder = Path(plugins.options.run_dir or "outputs")
+    written = disk(found.model, tokenizer, whole_state, trainer, of.steps, measurable(data.eval), folder)
+    typed = plugins.plan.tokens_per_s
+    speed = Speed(typed, "plan.tokens_per_s") if typed else known_speed(masked(composed.cfg), ranks, hardware())
+    smaller = None if memory.fits else largest_predicted(plugins, tokenizer, data, ranks, below=of.batch.micro)
+    return Plan(model, patches, data, of, memory, chosen, written, speed), smaller
+
+
+def _sharded(plugins: Plugins, ranks: int) -> bool:
+    return ranks > 1 and getattr(plugins.launch, "wrapper", "none") == "FSDP2"
+
+
+def _faults(found: Plan, smaller: int | None, plugins: Plugins) -> list[str]:
+    from dumbo.plan.micro_batch import remedy
+    from dumbo.plan.shown import size
+
+    faults = []
+    memory = found.memory
+    if not memory.fits:
+        micro = found.arithmetic.batch.micro
+        advice = (
+            f"  Write trainer.micro_batch_size={smaller} (the global batch stays {found.arithmetic.batch.global_})"
+            if smaller
+            else remedy(plugins)
+        )
+        faults.append(
+            f"The memory is not enough: micro batch {micro} needs about {size(memory.peak)}, "
+            f"{size(memory.available or 0)} are free.\n{advice}"
+        )
+    if not found.disk.fits:
+        faults.append(
+            f"The disk is not enough: up to {size(found.disk.needed)} are written, {size(found.disk.free or 0)} are free.\n"
+            "  Write trainer.save_total_limit=1, or run_dir=FOLDER on another disk"
+        )
+    return faults
+
+
+def _nowhere() -> Any:
+    import io
+
+    return io.StringIO()

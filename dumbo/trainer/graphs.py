@@ -1,0 +1,228 @@
+"""CUDA graphs of a micro batch's forward and backward pass: the GPU replays them without a launch from Python.
+
+Used by `engine.py` (`trainer.cuda_graphs`). A small model's kernels are shorter than launching them takes: at 135 M
+parameters a step of 16 k tokens is 3,000 launches. Batches with room (`collate.Room`) come in few kinds, which differ in
+how many documents there is place for, how many tokens bear a loss, and what attention takes as the longest document.
+Each kind goes the same way, and every pass on it trains:
+
+    the first time    as it is written: layers and loss are compiled, kernels chosen
+    the second time   as it is written; then the same is captured, which computes nothing
+    the third time    both, on a batch that it was not captured on: gradients and loss must be the same (`SAME`)
+    from then on      tensors are copied to where the graph reads them, and it is replayed
+
+Gradients live in one place each for as long as training lasts, since a graph writes where it was captured to. What needs
+new random numbers or a decision on the CPU in every pass (dropout, checkpointing) is not captured (`capturable.py`).
+https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+MOST = 16
+"""Kinds that are captured; batches of further ones go as they are written. Each keeps its inputs, all share one pool."""
+SAME = 1e-2
+"""Relative distance of a replay's gradients from those as written: attention adds up in another order each time, in bf16
+(8 bits). A wrong input or a number frozen at capture gives another batch's gradients: about 1."""
+WATCHED = 4
+"""Micro batches whose launching is timed, to decide whether graphs pay."""
+PAYS = 0.7
+"""Launching takes so large a share of a pass, or more: below it the GPU is busy while Python is done early."""
+
+Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class _Kind:
+    """One shape of batch."""
+
+    seen: int = 0
+    graph: torch.cuda.CUDAGraph | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    items: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+    proven: bool = False
+
+
+class Graphs:
+    """The graphs of one run.
+
+    Args:
+        model: what is trained; its gradients are put where they stay.
+        one_pass: (model, inputs, items) -> detached loss; forward and backward, as written.
+        always: capture even where launching is not what limits.
+    """
+
+    def __init__(self, model: torch.nn.Module, one_pass: Pass, *, always: bool) -> None:
+        self.one_pass = one_pass
+        self.decided: bool | None = True if always else None
+        self.replayed = self.passes = 0
+        self.said = "on"
+        self._shares: list[float] = []
+        self._kinds: dict[tuple[Any, ...], _Kind] = {}
+        self._pool: Any = None
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._gradients: list[torch.Tensor] | None = None
+        self._stream = torch.cuda.Stream()
+
+    def run(self, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        """Forward and backward of a micro batch; its loss, detached.
+
+        Args:
+            inputs: on the device.
+            items: trained tokens of the global batch, a scalar on the device.
+        """
+        if self.decided is None:
+            return self._watched(model, inputs, items)
+        if not self.decided:
+            return self.one_pass(model, inputs, items)
+        self.passes += 1
+        self._settle_gradients()
+        kind = self._kinds.get(key := _key(inputs))
+        if kind is None:
+            kind = self._kinds.setdefault(key, _Kind()) if len(self._kinds) < MOST else _Kind(seen=-1)
+        if kind.proven:
+            self.replayed += 1
+            return self._replay(kind, inputs, items)
+        return self._beside(lambda: self._towards(kind, model, inputs, items))
+
+    def facts(self) -> str:
+        """For run.json."""
+        if not self.decided:
+            return self.said
+        captured = sum(kind.proven for kind in self._kinds.values())
+        return f"{self.said}: {captured} kinds of batch, {self.replayed:,} of {self.passes:,} passes replayed"
+
+    # ---- before the graph is used -----------------------------------------------------------------------------
+
+    def _watched(self, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        """As written, the launching timed; after some passes it is decided. The first one compiles, and does not count."""
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        loss = self.one_pass(model, inputs, items)
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        self._shares.append((launched - began) / (time.perf_counter() - began))
+        if len(self._shares) > WATCHED:
+            share = sorted(self._shares[1:])[len(self._shares[1:]) // 2]
+            self.decided = share >= PAYS
+            self.said = f"{'on' if self.decided else 'off'}, launching takes {100 * share:.0f}% of a pass"
+        return loss
+
+    def _towards(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        kind.seen += kind.seen >= 0
+        if kind.graph is not None:
+            return self._prove(kind, model, inputs, items)
+        loss = self.one_pass(model, inputs, items)
+        if kind.seen == 2:
+            self._capture(kind, model, inputs, items)
+        return loss
+
+    def _capture(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> None:
+        kind.inputs, kind.items = _copies(inputs), items.clone()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # its activations live in a pool of their own; those of passes as written are free now
+        # other threads (the next batch, a checkpoint) go on using CUDA meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            kind.loss = self.one_pass(model, dict(kind.inputs), kind.items)
+        self._pool = self._pool or graph.pool()
+        kind.graph = graph
+
+    def _prove(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        """The batch as written, whose gradients stay, and by the graph.
+
+        A batch whose own numbers are not finite proves nothing: the next one does. A graph that differs ends all of them.
+        """
+        assert self._gradients is not None
+        before = [gradient.clone() for gradient in self._gradients]
+        loss = self.one_pass(model, inputs, items)
+        written = [gradient.clone() for gradient in self._gradients]
+        _copy(self._gradients, before)
+        found = self._replay(kind, inputs, items)
+        apart = _norm([one - other for one, other in zip(written, self._gradients, strict=True)])
+        whole = _norm([one - other for one, other in zip(written, before, strict=True)])
+        _copy(self._gradients, written)
+        if not (torch.isfinite(loss) & torch.isfinite(whole)):
+            return loss
+        of_loss, of_gradients = float(abs(found - loss) / abs(loss)), float(apart / whole)
+        kind.proven = of_loss <= SAME and of_gradients <= SAME
+        if not kind.proven:
+            self.decided = False
+            self.said = (
+                f"off: a graph's gradients are {of_gradients:.1g} away from those as written, its loss {of_loss:.1g}"
+            )
+            self._kinds.clear()
+        return loss
+
+    # ---- using it ---------------------------------------------------------------------------------------------
+
+    def _replay(self, kind: _Kind, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        assert kind.graph is not None
+        assert kind.items is not None
+        assert kind.loss is not None
+        for name, value in inputs.items():
+            if isinstance(value, torch.Tensor) and kind.inputs[name] is not value:
+                kind.inputs[name].copy_(value, non_blocking=True)
+        kind.items.copy_(items)
+        kind.graph.replay()
+        return kind.loss.clone()
+
+    def _settle_gradients(self) -> None:
+        """Every gradient where graphs write it; zero where the optimizer's step left none."""
+        if self._gradients is None:
+            self._gradients = [torch.zeros_like(p, dtype=_dtype_of_gradient(p)) for p in self._parameters]
+            for parameter, place in zip(self._parameters, self._gradients, strict=True):
+                if parameter.grad is not None:
+                    place.copy_(parameter.grad)
+                parameter.grad = place
+            return
+        if self._parameters[0].grad is None:
+            torch._foreach_zero_(self._gradients)
+            for parameter, place in zip(self._parameters, self._gradients, strict=True):
+                parameter.grad = place
+
+    def _beside(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """On the stream that captures, after what was launched before and before what comes after."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            found = work()
+        current.wait_stream(self._stream)
+        return found
+
+
+def _key(inputs: dict[str, Any]) -> tuple[Any, ...]:
+    """Equal for batches that one graph can take."""
+    return tuple(
+        (name, tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else (name, value)
+        for name, value in sorted(inputs.items())
+    )
+
+
+def _copies(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Copies of the tensors; one that stands under two names stays one."""
+    made: dict[int, torch.Tensor] = {}
+    found: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, torch.Tensor):
+            value = made.setdefault(id(value), value.clone())
+        found[name] = value
+    return found
+
+
+def _dtype_of_gradient(parameter: torch.Tensor) -> torch.dtype:
+    return getattr(parameter, "grad_dtype", None) or parameter.dtype
+
+
+def _copy(to: list[torch.Tensor], source: list[torch.Tensor]) -> None:
+    torch._foreach_copy_(to, source)
+
+
+def _norm(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors, dtype=torch.float32)))

@@ -1,0 +1,90 @@
+"""A frozen linear layer and its low-rank update in one: y = x W' + bias + s (x A') B', its gradients by hand.
+
+Part of the adapters' arithmetic (`patch/fused_lora.py` puts it into peft's layers). Written one after the other, the update
+is a tensor as large as the output that is scaled and added, there and again for the gradient of the input: at rank 16 that
+moves more bytes than the layer itself. Here products of rank r are added in place by the matrix product that makes them,
+and the scale is put on the narrow side.
+
+    forward     y = x W' + bias      h = s x A'       y += h B'
+    backward    dx = dy W            g = s dy B       dx += g A       dB = dy' h      dA = g' x
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+
+@torch.library.custom_op("dumbo::add_product", mutates_args=("out",))
+def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """out (N, M) += left (N, r) @ right (r, M), in place: torch.addmm would first copy `out`."""
+    out.addmm_(left, right)
+
+
+@add_product.register_fake
+def _(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    return None
+
+
+class _LowRank(torch.autograd.Function):
+    """All tensors in one dtype; W and bias without gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        narrow = (rows @ down.t()) * scale
+        out = functional.linear(rows, weight, bias)
+        add_product(out, narrow, up.t())
+        ctx.save_for_backward(rows, narrow, weight, down, up)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, narrow, weight, down, up = ctx.saved_tensors
+        (to_out,) = gradients
+        to_narrow = (to_out @ up) * ctx.scale
+        to_rows = None
+        if ctx.needs_input_grad[0]:
+            to_rows = to_out @ weight
+            add_product(to_rows, to_narrow, down)
+        to_down = to_narrow.t() @ rows if ctx.needs_input_grad[3] else None
+        to_up = to_out.t() @ narrow if ctx.needs_input_grad[4] else None
+        return to_rows, None, None, to_down, to_up, None
+
+
+def low_rank_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    down: torch.Tensor,
+    up: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """x W' + bias + scale (x A') B'.
+
+    Args:
+        x: (..., K).
+        weight: (M, K) W, frozen; bias: (M,), frozen, or None.
+        down: (r, K) A. up: (M, r) B.
+
+    Returns:
+        (..., M), in the dtype of the arithmetic: autocast's where that is on, else that of W.
+    """
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    with torch.autocast(kind, enabled=False):
+        out: torch.Tensor = _LowRank.apply(
+            rows, weight.to(dtype), None if bias is None else bias.to(dtype), down.to(dtype), up.to(dtype), scale
+        )
+    return out.reshape(*x.shape[:-1], out.shape[-1])

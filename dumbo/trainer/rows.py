@@ -1,0 +1,181 @@
+"""The rows of metrics.jsonl, and what follows from their numbers: skipped steps are told of, too many lead back.
+
+A loss and a gradient norm are numbers on the device. To read them is to wait for all that was launched, after which the
+device waits for the next launch. So on a GPU a step's numbers are only sent for, and read when the next step has been
+launched: its row comes one step late. Where training stops anyway (held-out loss, checkpoint, the end) nothing is late.
+
+Public methods of Trainer overridden: log. Private ones, with a test: _maybe_log_save_evaluate. Private ones used:
+_globalstep_last_logged, _total_loss_scalar.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.trainer_pt_utils import nested_gather
+
+from dumbo.errors import RunFailed
+from dumbo.trainer.bad_numbers import BadStep, Taken, Watch
+from dumbo.trainer.progress import Counters, Interval, Meter
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from dumbo.trainer.checkpoint import Checkpoints
+    from dumbo.trainer.saving import Saving
+
+    class _Base(Saving, Trainer):
+        pass
+else:
+    _Base = object
+
+
+@dataclass(frozen=True)
+class _SentFor:
+    """The numbers of a logged step, on their way to the CPU.
+
+    Attributes:
+        step, row: of the step; the row lacks loss and norm.
+        steps: that the loss is a sum of.
+        numbers: on the CPU once `there` has happened: that sum, the norm of the step, the norms of `taken`.
+        there: None: they are.
+    """
+
+    step: int
+    row: dict[str, Any]
+    steps: int
+    numbers: torch.Tensor
+    there: torch.cuda.Event | None
+    taken: Taken
+    has_norm: bool
+
+
+class Rows(_Base):
+    """A mixin over Trainer, beneath `Engine`, whose `equip` sets what stands here."""
+
+    rows_late: bool
+    watch: Watch
+    meter: Meter
+    counters: Counters
+    interval: Interval
+    checkpoints: Checkpoints
+    on_row: Callable[[dict[str, Any]], None]
+    on_bad: Callable[[str], None]
+    max_bad_steps: int
+    _late: _SentFor | None = None
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, epoch: Any, *others: Any, **more: Any
+    ) -> None:
+        """Trainer's own; a row that nothing waits for is sent for, and read the next time."""
+        asked = self.control.should_log
+        self.read_late_row()
+        control = self.control
+        control.should_log = asked  # the callbacks of a row take it back
+        due = control.should_log and self.state.global_step > self._globalstep_last_logged
+        waited_for = control.should_evaluate or control.should_save or control.should_training_stop
+        if due and self.rows_late and not waited_for:
+            self._send_for(tr_loss, grad_norm, more.get("learning_rate"))
+            control.should_log = False
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, epoch, *others, **more)
+
+    def _send_for(self, tr_loss: torch.Tensor, grad_norm: Any, rate: float | None) -> None:
+        taken = self.watch.take()
+        wanted = [nested_gather(tr_loss, self.args.parallel_mode).mean()]
+        wanted += [grad_norm] if grad_norm is not None else []
+        wanted += taken.norms
+        vector = torch.stack(
+            [torch.as_tensor(one, device=tr_loss.device).detach().float().reshape(()) for one in wanted]
+        )
+        there = None
+        if vector.device.type == "cuda":
+            numbers = torch.empty(vector.shape, pin_memory=True)
+            numbers.copy_(vector, non_blocking=True)
+            there = torch.cuda.Event()
+            there.record()
+        else:
+            numbers = vector.clone()
+        rate = self._get_learning_rate() if rate is None else rate
+        row = self.meter.row({"loss": math.nan, "learning_rate": rate}, self.counters, self.interval)
+        self.interval = Interval()
+        steps = self.state.global_step - self._globalstep_last_logged
+        tr_loss -= tr_loss
+        self._globalstep_last_logged = self.state.global_step
+        self._late = _SentFor(self.state.global_step, row, steps, numbers, there, taken, grad_norm is not None)
+
+    def read_late_row(self) -> None:
+        """The row that was sent for, if any."""
+        if self._late is None:
+            return
+        late, self._late = self._late, None
+        if late.there is not None:
+            late.there.synchronize()
+        total, *norms = late.numbers.tolist()
+        row = {**late.row, "loss": total / late.steps, "grad_norm": norms.pop(0) if late.has_norm else None}
+        self._total_loss_scalar += total
+        self._written(late.step, row, *self.watch.judge(late.taken, norms))
+
+    def rows_wait_no_more(self) -> None:
+        """At the start of training: what an earlier one left is not of this one."""
+        self._late = None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """A row for metrics.jsonl: training rows carry `loss`, evaluation rows `eval_loss`; Trainer's summary is dropped.
+
+        Raises:
+            RunFailed: see `_go_back`.
+        """
+        step = self.state.global_step
+        if "loss" in logs:
+            row = self.meter.row(logs, self.counters, self.interval)
+            self.interval = Interval()
+            self._written(step, row, *self.watch.look())
+        elif "eval_loss" in logs:
+            self._written(step, {"eval_loss": logs["eval_loss"], "tokens": self.counters.tokens}, [], None)
+
+    def _written(self, step: int, row: dict[str, Any], bad: Sequence[BadStep], mean: float | None) -> None:
+        """Skipped steps since the last row are told of; too many in a row lead back to the last checkpoint.
+
+        Args:
+            bad: these steps.
+            mean: loss of the others; None: there are none.
+        """
+        row = {"step": step, **row}
+        if bad:
+            row |= {"loss": math.nan if mean is None else mean, "skipped_steps": len(bad)}
+        if "loss" in row and self.counters.note_loss(row["loss"]):
+            row["spike"] = True
+        self.on_row(row)
+        for one in bad:
+            self.on_bad(str(one))
+        if self.watch.in_a_row >= self.max_bad_steps:
+            self._go_back(bad[-1])
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, dict(row))
+
+    def _go_back(self, last: BadStep) -> None:
+        """Weights and optimizer as they were in the last checkpoint; the data, the schedule and the counting go on."""
+        many = f"{self.watch.in_a_row} steps in a row were not finite, the last: {last}"
+        remedy = (
+            "  Look at these rows; else lower trainer.lr, lengthen trainer.warmup_steps, or write trainer.precision=fp32. "
+            f"Checkpoints are whole: resume={self.checkpoints.folder.parent}"
+        )
+        self._settled()
+        good = self.checkpoints.newest_good(self.on_bad) if self.checkpoints.steps() else None
+        if good is None:
+            raise RunFailed(f"{many}\n  There is no checkpoint to go back to yet.\n{remedy}")
+        if self.counters.went_back:
+            raise RunFailed(f"{many}\n  Going back to a checkpoint has not helped before.\n{remedy}")
+        self.counters.went_back += 1
+        self.watch.in_a_row = 0
+        schedule: Any = self.lr_scheduler
+        place = schedule.state_dict()
+        self._load_from_checkpoint(str(good), self.model)
+        self._load_optimizer_and_scheduler(str(good))
+        schedule.load_state_dict(place)
+        for group, rate in zip(self._plain_optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.on_bad(f"{many}\nweights and optimizer go back to {good.name}; data and schedule go on")

@@ -1,0 +1,106 @@
+"""What a proof says: what was compared, the difference that was measured, how much is allowed and why so much.
+
+A proof is a function (Subject) -> Proof or a list of them; `verify.py` has the list, `table.py` draws what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from dumbo.verify.subject import Subject
+
+EXACT = "exact"
+"""The source of a proof that measures nothing: it holds or it does not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """One proof.
+
+    Attributes:
+        name: as the table shows it ("packed = unpacked").
+        compared: what was compared, in words, with counts.
+        difference: measured; None where the comparison is exact.
+        tolerance: the largest difference that passes; None where the comparison is exact.
+        source: where the tolerance comes from (dtype, length), or "exact".
+        passed: None: it does not apply here, and `detail` says why ("left out").
+        detail: when it failed: what is wrong and what to do.
+    """
+
+    name: str
+    compared: str
+    difference: float | None
+    tolerance: float | None
+    source: str
+    passed: bool | None
+    detail: str = ""
+
+
+ProofFunction = Callable[["Subject"], "Proof | Sequence[Proof]"]
+
+
+class DoesNotApplyError(Exception):
+    """Raised by a proof that means nothing for this experiment; its text says why, and the proof is left out."""
+
+
+def exact(name: str, compared: str, fault: str | None) -> Proof:
+    """A proof that holds or does not: `fault` says what is wrong and what to do, None that all is well."""
+    return Proof(
+        name=name,
+        compared=compared,
+        difference=None,
+        tolerance=None,
+        source=EXACT,
+        passed=fault is None,
+        detail=fault or "",
+    )
+
+
+def measured(name: str, compared: str, difference: float, allowed: Tolerance, fault: str) -> Proof:
+    """A proof with a difference; one that is not a number fails.
+
+    Args:
+        fault: what is wrong and what to do, said when the difference is over the tolerance.
+    """
+    passed = difference <= allowed.value  # False for nan
+    return Proof(
+        name=name,
+        compared=compared,
+        difference=difference,
+        tolerance=allowed.value,
+        source=allowed.source,
+        passed=passed,
+        detail="" if passed else fault,
+    )
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How much two ways of computing one number may differ, and where that comes from."""
+
+    value: float
+    source: str
+
+
+def tolerance_for(dtype: torch.dtype, layers: int, *, scale: float = 1.0, factor: float = 4.0) -> Tolerance:
+    """For two ways of computing the same numbers whose sums are taken in another order.
+
+    Each layer adds to the residual stream twice, rounded each time, and the head rounds once more: 2 x layers + 1
+    roundings. Those without a common direction grow with the square root of their number; sums inside a layer are taken
+    in float32 and add less. `factor` leaves room for what is unlike random.
+
+    Args:
+        dtype: that is rounded to (bfloat16 under autocast).
+        layers: of the model.
+        scale: of the numbers that are compared; 1: their difference is relative.
+    """
+    eps = torch.finfo(dtype).eps
+    roundings = 2 * layers + 1
+    name = str(dtype).removeprefix("torch.")
+    source = f"{factor:g} x eps({name}) x sqrt({roundings} roundings)" + (f" x {scale:.3g}" if scale != 1 else "")
+    return Tolerance(factor * eps * roundings**0.5 * scale, source)

@@ -1,0 +1,167 @@
+"""`dumbo verify`: proofs by numbers on this model and a sample of this data, before anybody trains for a night.
+
+check -> the experiment as it would train, on a sample (`subject.py`) -> one proof after another -> table, verify.json
+
+A proof that fails ends the command with exit code 4, after the others have run.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import dumbo
+from dumbo.errors import ProofFailed, UserError
+from dumbo.launch.single import one_process
+from dumbo.launch.world import asked_by_environment
+from dumbo.outputs.console import Console
+from dumbo.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from dumbo.check import Plugins
+    from dumbo.command import Command
+    from dumbo.compose import Composed
+    from dumbo.verify.proof import Proof, ProofFunction
+    from dumbo.verify.subject import Subject
+    from dumbo.verify.table import Table
+
+
+def proofs() -> dict[str, ProofFunction]:
+    """Key (`verify.only=[KEY]`) -> proof, in the order in which they run: what is cheap and most often wrong first."""
+    from dumbo.verify.accumulation import accumulation
+    from dumbo.verify.determinism import determinism
+    from dumbo.verify.gradients import gradients
+    from dumbo.verify.loss import loss
+    from dumbo.verify.packed import packed
+    from dumbo.verify.padding import padding
+    from dumbo.verify.references import references
+    from dumbo.verify.resumed import resumed
+    from dumbo.verify.tokenisation import tokenisation
+    from dumbo.verify.turns import mask
+
+    return {
+        "mask": mask,
+        "tokenisation": tokenisation,
+        "packed": packed,
+        "loss": loss,
+        "accumulation": accumulation,
+        "padding": padding,
+        "gradients": gradients,
+        "references": references,
+        "determinism": determinism,
+        "resume": resumed,
+    }
+
+
+def verify(plugins: Plugins, composed: Composed, command: Command) -> int:
+    """Proves, and says so.
+
+    Raises:
+        UserError: what `train` would refuse; `verify.only` names no proof.
+        ProofFailed: at least one proof does not hold.
+    """
+    from dumbo.verify.report import report_folder, write_report
+    from dumbo.verify.table import Table
+
+    if asked_by_environment():
+        raise UserError(
+            "verify runs in one process, but WORLD_SIZE is above 1.\n  Start it with python -m dumbo verify"
+        )
+    text = plugins.verify.format == "text"
+    console = Console() if text else Console(stream=_nowhere())
+    folder = report_folder(plugins.options.run_dir, composed.choices)
+    console.heading(f"dumbo {dumbo.__version__}   verify")
+    one_process()
+    chosen = chosen_proofs(plugins.verify.only)
+    began = time.time()
+    with scratch_folder() as scratch:
+        subject = subject_of(plugins, scratch, composed, command)
+        table = Table(console)
+        table.opened(subject)
+        found = prove(subject, chosen, table)
+    file = write_report(folder, subject, found, time.time() - began)
+    table.closed(found, time.time() - began, file)
+    if not text:
+        print(file.read_text(encoding="utf-8").strip())
+    require_all(found)
+    return 0
+
+
+def chosen_proofs(only: list[str]) -> Mapping[str, ProofFunction]:
+    """Those of `verify.only`, all when it is empty.
+
+    Raises:
+        UserError: a name that no proof has.
+    """
+    known = proofs()
+    for name in only:
+        if name not in known:
+            raise UserError(
+                f"verify.only: there is no proof '{name}'.{did_you_mean(name, list(known))}\n  proofs: {', '.join(known)}"
+            )
+    return {name: proof for name, proof in known.items() if not only or name in only}
+
+
+def subject_of(
+    plugins: Plugins, scratch: Path, composed: Composed | None = None, command: Command | None = None
+) -> Subject:
+    """The experiment to be proven; libraries speak into its scratch folder."""
+    from dumbo.outputs.lifecycle import silence_libraries
+    from dumbo.verify.subject import Subject
+
+    subject = Subject(plugins, scratch, composed, command)
+    silence_libraries(subject.run)
+    return subject
+
+
+def prove(subject: Subject, chosen: Mapping[str, ProofFunction], table: Table | None = None) -> list[Proof]:
+    """Runs the proofs in order; one that fails keeps none of the others from running.
+
+    Args:
+        table: told of each as it is done.
+    """
+    from dumbo.verify.proof import DoesNotApplyError, Proof, exact
+
+    found: list[Proof] = []
+    for name, function in chosen.items():
+        if table is not None:
+            table.begins(name)
+        try:
+            result = function(subject)
+        except ProofFailed as error:
+            result = exact(name, "", str(error))
+        except DoesNotApplyError as reason:
+            result = Proof(
+                name=name, compared="", difference=None, tolerance=None, source="", passed=None, detail=str(reason)
+            )
+        several = [result] if isinstance(result, Proof) else list(result)
+        for proof in several:
+            if table is not None:
+                table.row(proof)
+        found += several
+    return found
+
+
+def require_all(found: list[Proof]) -> None:
+    """Raises ProofFailed, naming each proof that does not hold."""
+    failed = [proof.name for proof in found if proof.passed is False]
+    if failed:
+        raise ProofFailed(
+            f"{len(failed)} of {len(found)} proofs do not hold: {', '.join(failed)}. Do not train on this."
+        )
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="dumbo-verify-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _nowhere() -> io.StringIO:
+    return io.StringIO()

@@ -1,0 +1,114 @@
+"""The update inside the product gives peft's numbers: output, gradients, saved adapters, merged weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from small_runs import model_of
+
+from dumbo.patch.fused_lora import FusedLoRA
+from dumbo.patch.gradient_checkpointing import GradientCheckpointing
+from dumbo.patch.lora import LoRA
+from dumbo.trainer.low_rank import low_rank_linear
+
+
+def numbers(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.train()
+    out = model(input_ids=ids, labels=ids, use_cache=False)
+    out.loss.backward()
+    return out.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_output_and_every_gradient_are_those_of_peft(bias: bool, checkpointed: bool) -> None:
+    plain = LoRA(rank=4, init="random").apply(model_of(attention_bias=bias))
+    fused = FusedLoRA().apply(copy.deepcopy(plain))
+    if checkpointed:
+        plain, fused = GradientCheckpointing().apply(plain), GradientCheckpointing().apply(fused)
+    ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
+    wanted, gradients = numbers(plain, ids)
+    found, theirs = numbers(fused, ids)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert theirs.keys() == gradients.keys()
+    assert len(gradients) == 28
+    for name, gradient in gradients.items():
+        assert (theirs[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    x, down, up = drawn(2, 3, 5), drawn(2, 5), drawn(4, 2)
+    weight, bias = drawn(4, 5), drawn(4)
+    for tensor in (x, down, up):
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *t: low_rank_linear(t[0], weight, bias, t[1], t[2], 1.5), (x, down, up))
+
+
+def test_under_autocast_it_computes_in_bf16() -> None:
+    plain = LoRA(rank=4, init="random").apply(model_of())
+    model = FusedLoRA().apply(copy.deepcopy(plain))
+    ids = torch.randint(0, 512, (1, 24), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(input_ids=ids, labels=ids, use_cache=False)
+    found.loss.backward()
+    exact = plain(input_ids=ids, labels=ids, use_cache=False)
+    assert found.loss.item() == pytest.approx(exact.loss.item(), rel=1e-2)
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def test_without_adapters_and_merged_it_is_peft_that_computes() -> None:
+    fused = FusedLoRA().apply(LoRA(rank=4, init="random").apply(model_of())).eval()
+    ids = torch.randint(0, 512, (1, 24), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with_adapter = fused(input_ids=ids).logits
+        with fused.disable_adapter():
+            without = fused(input_ids=ids).logits
+        assert torch.allclose(without, model_of().eval()(input_ids=ids).logits, atol=1e-6)
+        assert not torch.allclose(without, with_adapter, atol=1e-3)
+        merged = fused.merge_and_unload()
+        assert torch.allclose(merged(input_ids=ids).logits, with_adapter, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({}, "patch=[…,lora,fused_lora]"),
+        ({"lora": LoRA(dropout=0.1)}, "dropout=0.1"),
+        ({"lora": LoRA(use_dora=True)}, "use_dora=True"),
+    ],
+)
+def test_what_it_does_not_do_is_refused(others: dict[str, Any], said: str) -> None:
+    assert said in "\n".join(FusedLoRA().conflicts_with(others))
+
+
+def test_a_model_without_adapters_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="no adapter"):
+        FusedLoRA().apply(model_of())
+
+
+def test_a_compiled_layer_takes_it_in_one_graph() -> None:
+    from torch._dynamo.utils import counters
+
+    from dumbo.patch.compile import Compile
+
+    torch.compiler.reset()
+    counters.clear()
+    plain = LoRA(rank=4, init="random").apply(model_of())
+    fused = Compile(backend="aot_eager").apply(FusedLoRA().apply(copy.deepcopy(plain)))
+    ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
+    wanted, gradients = numbers(plain, ids)
+    found, theirs = numbers(fused, ids)
+    assert not counters["graph_break"]
+    assert torch.allclose(found, wanted, atol=1e-5)
+    for name, gradient in gradients.items():
+        key = name if name in theirs else name.replace("._orig_mod", "")
+        assert (theirs[key] - gradient).norm() <= 1e-5 * gradient.norm(), name
+    torch.compiler.reset()
