@@ -38,12 +38,12 @@ def with_less_memory(run: RunDir, attempt: Callable[[], T]) -> T:
             full = MemoryFull(error.text, error.step, error.batch, error.asked)  # without the frames it came through
         # Outside of the except block: nothing holds the tensors of the attempt that failed.
         with interruptible():
-            _give_back()
             smaller = halve(run, full)
             saved = any((run.path / "checkpoints").glob("step-*"))
             place = "the last checkpoint" if saved else "the start"
             run.console.row("memory", f"{happened(full)}:\nonce more from {place}, {smaller}")
             run.start_again()
+            _give_back()
 
 
 def _give_back() -> None:

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull, RunFailed
@@ -17,6 +18,7 @@ from dumbo.outputs.places import short, typed
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
 
+T = TypeVar("T")
 KEY = "memory_halvings"
 MOST = 3
 """So often a run's micro batch is halved."""
@@ -31,6 +33,27 @@ def settled(run: RunDir, batch: Batch, asked: int | str) -> Batch:
     """
     made = run.world.share(_made(run, asked))
     return batch.cut(made[-1]["to"]) if made and made[-1]["to"] < batch.micro else batch
+
+
+def fitting(run: RunDir, examples: Sequence[T], trainer: Any) -> Sequence[T]:
+    """Of the config's first micro batch, what a micro batch holds now; the proofs before training take no more.
+
+    Args:
+        trainer: the plugin.
+    """
+    made = _made(run, getattr(trainer, "micro_batch_size", None))
+    return examples[: made[-1]["to"]] if made else examples
+
+
+def reminder(run: RunDir, batch: Batch, asked: int | str) -> str | None:
+    """Why a run goes on with another micro batch than its config's; None where it does not."""
+    made = _made(run, asked)
+    if not made or made[-1]["to"] < batch.micro:
+        return None
+    return (
+        f"not {asked} in a micro batch: the memory ran out at step {made[-1]['step']}; "
+        "trainer.micro_batch_size=NUMBER asks for another size"
+    )
 
 
 def halve(run: RunDir, full: MemoryFull) -> Batch:
@@ -86,7 +109,7 @@ def packed(run: RunDir) -> bool:
     return run.facts.get("packing", {}).get("packs") is not None
 
 
-def _made(run: RunDir, asked: int | str) -> list[dict[str, Any]]:
+def _made(run: RunDir, asked: int | str | None) -> list[dict[str, Any]]:
     return [one for one in run.facts.get(KEY, []) if one["asked"] == asked]
 
 

@@ -152,7 +152,7 @@ class RunDir:
     def start_again(self) -> None:
         """What this process learnt on the way is forgotten: the run goes on from its newest checkpoint, if there is one."""
         self.resuming = True
-        self.proofs, self.samples = [], []
+        self.proofs, self.samples, self.before, self.proof_seconds = [], [], None, 0.0
         self.update(patches={})
 
     def reload(self) -> None:

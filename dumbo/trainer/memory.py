@@ -28,7 +28,7 @@ def first_line(error: BaseException) -> str:
     """What such an error says, in short."""
     lines = str(error).strip().splitlines()
     text = next((line[line.index(CPU_SAYS) :] for line in lines if CPU_SAYS in line), lines[0] if lines else "")
-    return text.split(". GPU ", 1)[0].rstrip(".") or type(error).__name__
+    return text.split(". GPU ", 1)[0].split(". Error code ", 1)[0].rstrip(".") or type(error).__name__
 
 
 def give_back() -> None:

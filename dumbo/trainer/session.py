@@ -14,7 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull
 from dumbo.launch.world import DISK
-from dumbo.outputs.halvings import facts_of, halve, happened, settled
+from dumbo.outputs.halvings import facts_of, fitting, halve, happened, reminder, settled
 from dumbo.patch.chunked_loss import takes_places
 from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
@@ -261,6 +261,8 @@ class Session:
         else:
             length = f"{steps:,} steps, {self.sft.num_epochs} epoch{'s' * (self.sft.num_epochs != 1)}"
         console.row("batch", f"{batch}   {length}")
+        if (reason := reminder(run, batch, self.sft.micro_batch_size)) is not None:
+            console.row("", reason)
         if self.packs is not None:
             per_step = min(batch.global_, len(self.packs)) / max(1, len(self.packs))
             console.row(
@@ -289,7 +291,8 @@ class Session:
         before = self.run.before
         examples = before.examples if before is not None else []
         if not examples:
-            examples = few(self.sft.first_examples(self.data, self.run.ranks), self.data.train.store, self.model)
+            first = fitting(self.run, self.sft.first_examples(self.data, self.run.ranks), self.sft)
+            examples = few(first, self.data.train.store, self.model)
         proofs = [tokens_proof(trainer.collate(examples), self.tokenizer)]
         proofs += loss_and_flow_proofs(trainer, examples, before)
         unlike = unlike_documents(self.data.train)

@@ -89,7 +89,7 @@ class Shrinking(_Base):
             return super().training_step(model, inputs, num_items_in_batch)
         if self._done_again:
             return torch.zeros((), device=self.args.device)
-        if self._begin is None:
+        if self._begin is None and self._alone:
             self._begin = _Begin(RandomState.now(self.args.device), self._tr_loss.clone())
         batches = inputs if isinstance(inputs, list) else [inputs]
         while True:
@@ -98,8 +98,9 @@ class Shrinking(_Base):
             except Exception as error:
                 said = self._out_of_memory(error)
             # Outside of the except block: nothing holds the tensors of the failed pass any more.
+            model.zero_grad()
             self._shrink(self.state.global_step + 1, said)
-            batches = self._from_the_beginning(model)
+            batches = self._from_the_beginning()
 
     def _passes(self, model: Any, batches: Sequence[Any], items: Any) -> torch.Tensor:
         """The last micro batch's loss; the losses of the others are added where Trainer's loop adds this one."""
@@ -107,11 +108,10 @@ class Shrinking(_Base):
             self._tr_loss += super().training_step(model, batch, items)
         return super().training_step(model, batches[-1], items)
 
-    def _from_the_beginning(self, model: Any) -> list[Any]:
-        """Everything as it was when the step began. Returns all of its micro batches."""
+    def _from_the_beginning(self) -> list[Any]:
+        """Sums and random numbers as they were when the step began. Returns all of its micro batches."""
         assert self._begin is not None
         number = self.state.global_step
-        model.zero_grad()
         self.watch.forget(number + 1)
         self._begin.random.restore(self.args.device)
         self._tr_loss.copy_(self._begin.loss)
@@ -135,10 +135,14 @@ class Shrinking(_Base):
             model.train(training)
             self._shrink(self.state.global_step, said)
 
+    @property
+    def _alone(self) -> bool:
+        """Whether no other rank waits for this one, and nothing around the model remembers half a pass."""
+        return self.world.size == 1 and wrapper_of(self.model_wrapped) == "none"
+
     def _out_of_memory(self, error: Exception) -> str:
         """What it says. Any other error, and one that cannot be mended in this place, rises."""
-        alone = self.world.size == 1 and wrapper_of(self.model_wrapped) == "none"
-        if self.on_full is None or not alone or not ran_out(error):
+        if self.on_full is None or not self._alone or not ran_out(error):
             raise error
         return first_line(error)
 

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from dumbo.errors import ProofFailed
 from dumbo.interfaces import IGNORE, Stage
 from dumbo.model.dtype import resolved_precision
+from dumbo.outputs.halvings import fitting
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +65,8 @@ class Unpatched:
             if first is None:
                 self.why_not = f"{type(self.plugins.trainer).__name__} does not say what it begins with"
                 return
-            self.examples = few(first(self.data, self.run.ranks), self.data.train.store, model)
+            examples = fitting(self.run, first(self.data, self.run.ranks), self.plugins.trainer)
+            self.examples = few(examples, self.data.train.store, model)
             self.why_not = self._nothing_to_compare(model)
             if self.why_not is None:
                 self.loss = self._first_loss(model)

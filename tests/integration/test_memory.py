@@ -68,7 +68,7 @@ def test_memory_of_the_system(dumbo: Callable[..., Any]) -> None:
     """The address space is limited to some MiB more than the process has when training begins: real allocations fail."""
     words = [*WORDS[:1], "dataset.limit=300", *WORDS[2:], "trainer.packing=true", "trainer.global_batch_size=32",
              "trainer.micro_batch_size=32", "trainer.max_seq_len=256", "trainer.eval_every=null"]  # fmt: skip
-    run = dumbo(f"--config-dir={PLUGINS}", *words, "patch.narrow.more_mib=100", "run_dir=run")
+    run = dumbo(f"--config-dir={PLUGINS}", *words, "patch.narrow.more_mib=150", "run_dir=run")
     other = dumbo(f"--config-dir={PLUGINS}", *words, "patch.narrow.rows=1000000", "run_dir=other")
     assert "DefaultCPUAllocator: can't allocate memory" in run.out
     halved = facts(run.run_dir)["memory_halvings"]

@@ -18,6 +18,7 @@ from small_runs import Document, Run, documents, model_of, small_run, splits_of
 
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull, RunFailed
+from dumbo.trainer.ahead import Ahead
 from dumbo.trainer.memory import first_line, ran_out
 from dumbo.trainer.shrinking import dealt
 
@@ -85,6 +86,22 @@ def splits(rows: list[Document], tmp_path_factory: pytest.TempPathFactory) -> An
     return splits_of(tmp_path_factory.mktemp("splits"), rows[:20], rows[20:])
 
 
+def on_trainer(change: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`before` of small_run: calls `change(trainer)` as soon as there is one."""
+
+    def before(session: Any) -> None:
+        make = session._trainer
+
+        def made(batch: Batch) -> Any:
+            trainer = make(batch)
+            change(trainer)
+            return trainer
+
+        session._trainer = made
+
+    return before
+
+
 PADDED: dict[str, Any] = {
     "packing": False, "global_batch_size": 8, "micro_batch_size": 4, "num_epochs": 2, "eval_at_start": False,
 }  # fmt: skip
@@ -137,9 +154,16 @@ def test_packs_too(splits: Any, tmp_path: Path) -> None:
     same(run, small_run(tmp_path / "other", splits, micro_batch_size=2, **options))
 
 
-def test_late_in_an_epoch(splits: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", ["ahead", pytest.param("by a worker", marks=pytest.mark.full)])
+def test_late_in_an_epoch(splits: Any, tmp_path: Path, made: str) -> None:
+    """The batches of the next step are there already, in the old size."""
+
+    def ahead(trainer: Any) -> None:
+        trainer.ahead = Ahead(trainer.args.device) if made == "ahead" else None
+
     # 2 + 2 + 1 micro batches in the first epoch; the fourth is the second of step 2
-    run = small_run(tmp_path / "run", splits, model=with_room(2, passes=3), **PADDED)
+    options = {**PADDED, "extra": {} if made == "ahead" else {"dataloader_num_workers": 1}}
+    run = small_run(tmp_path / "run", splits, model=with_room(2, passes=3), before=on_trainer(ahead), **options)
     other = small_run(tmp_path / "other", splits, **{**PADDED, "micro_batch_size": 2})
     assert halvings(run) == [(2, 4, 2)]
     same(run, other, exactly=False)  # step 1 was of another size
@@ -180,6 +204,7 @@ def test_a_resumed_run_keeps_it(splits: Any, tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", splits, max_steps=6, **going_on, **options)
     assert halvings(run) == [(1, 4, 2)]
     assert run.facts["batch"]["micro"] == 2
+    assert "not 4 in a micro batch: the memory ran out at step 1" in run.said
     same(run, small_run(tmp_path / "other", splits, **{**options, "micro_batch_size": 2}, max_steps=6))
     asked = small_run(tmp_path / "run", splits, max_steps=8, **going_on, **{**options, "micro_batch_size": 8})
     assert asked.facts["batch"]["micro"] == 8
@@ -189,25 +214,18 @@ def test_the_optimizers_step_is_for_who_started_it(splits: Any, tmp_path: Path) 
     def full(*arguments: Any) -> None:
         raise torch.OutOfMemoryError(SAYS)
 
-    def before(session: Any) -> None:
-        make = session._trainer
+    def without_memory(trainer: Any) -> None:
+        create = trainer.create_optimizer
 
-        def made(batch: Batch) -> Any:
-            trainer = make(batch)
-            create = trainer.create_optimizer
+        def creating(*arguments: Any) -> Any:
+            optimizer = create(*arguments)
+            optimizer.register_step_pre_hook(full)
+            return optimizer
 
-            def creating(*arguments: Any) -> Any:
-                optimizer = create(*arguments)
-                optimizer.register_step_pre_hook(full)
-                return optimizer
-
-            trainer.create_optimizer = creating
-            return trainer
-
-        session._trainer = made
+        trainer.create_optimizer = creating
 
     with pytest.raises(MemoryFull) as ended:
-        small_run(tmp_path / "run", splits, before=before, **PADDED)
+        small_run(tmp_path / "run", splits, before=on_trainer(without_memory), **PADDED)
     assert (ended.value.step, ended.value.batch.micro, ended.value.asked) == (1, 4, 4)
 
 
