@@ -10,7 +10,9 @@ from dumbo.command import Command, parse
 from dumbo.compose import experiment_of
 from dumbo.errors import UserError
 from dumbo.hydra_node import TYPED_ONLY, key_of
+from dumbo.outputs.runs import find_run
 from dumbo.outputs.secrets import MASK, hidden_keys, hidden_places
+from dumbo.override_text import value_text
 from dumbo.refuse import typed_text
 from dumbo.suggest import did_you_mean
 
@@ -20,7 +22,8 @@ NOT_KEPT = ("run_dir", "resume", "repeat")
 
 
 def with_recorded(command: Command) -> Command:
-    """The command with the words of the run that it repeats or resumes in front of its own."""
+    """The command with the words of the run that it repeats or resumes in front of its own; `last`: the newest run here."""
+    command = _with_last(command)
     repeated = typed_text(command.overrides, "repeat")
     resumed = typed_text(command.overrides, "resume")
     if repeated is not None:
@@ -28,6 +31,18 @@ def with_recorded(command: Command) -> Command:
     if resumed not in (None, "auto"):
         return _merged(command, Path(str(resumed)), "resume")
     return command
+
+
+def _with_last(command: Command) -> Command:
+    """`resume=last` and `repeat=last` as the folder that it means."""
+
+    def named(word: str) -> str:
+        key = key_of(word)
+        if key not in ("resume", "repeat") or typed_text([word], key) != "last":
+            return word
+        return f"{key}={value_text(str(find_run('last', key)))}"
+
+    return replace(command, overrides=tuple(named(word) for word in command.overrides))
 
 
 def _merged(command: Command, run: Path, key: str) -> Command:
