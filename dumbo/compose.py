@@ -33,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from dumbo.errors import UserError
 from dumbo.explain import FILE_GROUP, explain
 from dumbo.groups import LIST_GROUPS
-from dumbo.hydra_node import key_of, refuse_code
+from dumbo.hydra_node import FIXED, key_of, refuse_code
 from dumbo.outputs.secrets import mask_in_place
 from dumbo.refuse import SWEEP_WANTED, refuse_early
 from dumbo.search_path import DumboSearchPath, conf_folder
@@ -141,9 +141,24 @@ class CheckedLoader(ConfigLoaderImpl):
         """What Hydra's own does, and then hydra_node.py's look."""
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=r".*provider=.*is not available.*", category=UserWarning)
-            cfg = super().load_configuration(*args, **kwargs)
+            try:
+                cfg = super().load_configuration(*args, **kwargs)
+            except KeyError as error:
+                raise _unset_variable(error) from error
         refuse_code(cfg, self.typed)
         return cfg
+
+
+def _unset_variable(error: KeyError) -> Exception:
+    """Hydra copies the variables that `hydra.job.env_copy` names while it composes: one that is not set is a KeyError."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or last.tb_frame.f_globals is not vars(os):
+        return error
+    return UserError(
+        f"hydra.job.env_copy cannot be set, and there is no environment variable {error.args[0]}.\n  {FIXED['job.env_copy'][1]}"
+    )
 
 
 def _hydra(overrides: Sequence[str]) -> Hydra:

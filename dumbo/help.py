@@ -104,14 +104,22 @@ def info_text(command: Command) -> str:
     choice = choice or typed.split(",")[0] or (DEFAULTS.get(group, "") if group not in LIST_GROUPS else "")
     if not choice:
         lines = [f"{group}: {WHAT[group]}", ""]
+        if group in LIST_GROUPS:
+            return "\n".join([*lines, *(f"{_keys(group, name, names=[])}\n" for name in names)]).rstrip()
         lines += [f"  {name:<24} {_first_line(files_of(group)[name])}" for name in names]
         return "\n".join([*lines, "", f"  dumbo --info {group}=NAME lists its keys"])
     if choice not in names:
         raise UserError(
             f"{group} has no choice '{choice}'.{did_you_mean(choice, names)}\n  choices of {group}: {', '.join(names)}"
         )
+    return _keys(group, choice, names)
+
+
+def _keys(group: str, choice: str, names: list[str]) -> str:
+    """A choice's YAML file, below its name and the choices there are."""
     text = files_of(group)[choice].read_text(encoding="utf-8").strip()
-    return f"{group}={choice}   ({', '.join(names)})\n\n{textwrap.indent(text, '  ')}"
+    others = f"   ({', '.join(names)})" * bool(names)
+    return f"{group}={choice}{others}\n\n{textwrap.indent(text, '  ')}"
 
 
 def _first_line(path: Path) -> str:

@@ -60,11 +60,11 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "run.json").is_file()
 
 
-def find_run(asked: str | None) -> Path:
+def find_run(asked: str | None, key: str = "run") -> Path:
     """The folder of a run: a path, or `last`, the one that started last below outputs/ and multirun_outputs/.
 
     Raises:
-        UserError: nothing was asked for, or there is no such run.
+        UserError: under the key that asked, that nothing was asked for, or there is no such run.
     """
     if asked is None:
         raise UserError("Which run? Write run=last, or run=FOLDER.")
@@ -75,5 +75,5 @@ def find_run(asked: str | None) -> Path:
         return folder
     found = [path for pattern in RUNS for path in Path().glob(pattern)]
     if not found:
-        raise UserError("run=last: there is no run below outputs/ or multirun_outputs/ here.\n  Write run=FOLDER.")
+        raise UserError(f"{key}=last: there is no run below outputs/ or multirun_outputs/ here.\n  Write {key}=FOLDER.")
     return max(found, key=lambda path: str(facts_if_whole(path.parent).get("started", ""))).parent

@@ -12,6 +12,9 @@ from dumbo.outputs.report.write import FILE as REPORT
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
 
+TRAIN_LOSS_OVER = 10
+"""What `train_loss` is the mean of: see trainer/progress.py, which is not imported for a run that was finished already."""
+
 
 def show_end(run: RunDir) -> dict[str, Any]:
     """The summary: losses, samples before and after, what to type next. Returns the metrics."""
@@ -38,8 +41,9 @@ def show_end(run: RunDir) -> dict[str, Any]:
 def _result(metrics: Mapping[str, Any]) -> list[str]:
     parts = []
     if "train_loss" in metrics:
-        first = f"{metrics['first_loss']:.3f} -> " if "first_loss" in metrics else ""
-        parts.append(f"loss {first}{metrics['train_loss']:.3f}")
+        of = f"mean of the last {TRAIN_LOSS_OVER} logged"
+        first, of = (f"{metrics['first_loss']:.3f} -> ", f"first, {of}") if "first_loss" in metrics else ("", of)
+        parts.append(f"loss {first}{metrics['train_loss']:.3f} ({of})")
     if "eval_loss" in metrics:
         first = f"{metrics['eval_loss_before']:.3f} -> " if "eval_loss_before" in metrics else ""
         parts.append(f"held-out loss {first}{metrics['eval_loss']:.3f}")
@@ -63,8 +67,8 @@ def _answer(text: str) -> str:
 
 
 def _example(run: RunDir) -> str:
-    """A question of the run's own data, when it is short enough for a command line."""
-    for question, _, _ in run.samples:
+    """A held-out question that is short enough for a command line; one that the model answered right where there is any."""
+    for question, _, _ in sorted(run.samples, key=lambda sample: sample[2].strip() != sample[0].reference.strip()):
         text = question.asked.strip()
         if 0 < len(text) <= 60 and text.isprintable() and not set(text) & set("\"'`$\\!"):
             return text

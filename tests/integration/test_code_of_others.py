@@ -81,6 +81,15 @@ def test_a_file_runs_nothing(words: list[str], pwned: Path, tmp_path: Path, caps
     assert not pwned.exists()
 
 
+def test_a_variable_that_is_not_set_is_no_traceback(capsys) -> None:
+    """Hydra copies variables before its config can be looked at."""
+    assert main(["hydra.job.env_copy=[NOT_THERE]"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("hydra.job.env_copy cannot be set, and there is no environment variable NOT_THERE.")
+    assert main(["hydra.job.env_copy=[PATH]"]) == 2
+    assert "hydra.job.env_copy cannot be set" in capsys.readouterr().err
+
+
 def test_from_python_neither(pwned: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(CALLBACKS))
     with pytest.raises(UserError, match=r"hydra\.callbacks cannot be set"):

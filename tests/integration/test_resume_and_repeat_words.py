@@ -69,6 +69,19 @@ STRANGE = [
 ]
 
 
+@pytest.mark.parametrize("key", ["resume", "repeat"])
+def test_last_is_the_newest_run(key: str, starts: Starts, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([f"{key}=last"]) == 2
+    assert f"{key}=last: there is no run below outputs/" in capsys.readouterr().err
+    _, older = starts("trainer.seed=6")
+    _, run = starts("trainer.seed=7")
+    for folder, began in ((older, "2026-01-01T00:00:00"), (run, "2026-01-01T00:00:01")):
+        folder.update(started=began)
+    config, again = starts(f"{key}=last")
+    assert config["trainer"]["seed"] == 7
+    assert (again.path.resolve() == run.path.resolve()) == (key == "resume")
+
+
 @pytest.mark.parametrize("name", STRANGE)
 def test_any_path_travels(name: str, starts: Starts, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"question": "a", "answer": "b"}\n')

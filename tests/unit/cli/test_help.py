@@ -64,6 +64,15 @@ def test_info_explains_every_key_of_the_trainer(cli) -> None:
     assert "rank: 16" in cli("patch=[lora]", "--info", "patch").out
 
 
+@pytest.mark.parametrize(
+    ("group", "keys"), [("patch", ("rank: 16", "backend: inductor")), ("tracker", ("tracking_uri:",))]
+)
+def test_info_of_a_list_has_the_keys_of_all_its_choices(cli, group: str, keys: tuple[str, ...]) -> None:
+    said = cli("--info", group).out
+    assert all(key in said for key in keys)
+    assert all(f"{group}={name}\n" in said for name in choices_of(group))
+
+
 def test_hydras_own_topics_still_work(cli) -> None:
     assert "main" in cli("--info", "searchpath").out + cli("--info", "config").out
 
