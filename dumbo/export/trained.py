@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,10 +65,16 @@ class Trained:
 
         return template_of(self, rows)
 
+    def told(self, dtype: str) -> str:
+        """The model in words, saved in `dtype`."""
+        how = f"{', '.join(self.adapters)} merged into it" if self.adapters else "as it was trained, no adapters"
+        return f"{self.kind}   {self.parameters:,} parameters   {dtype}   {how}"
+
     def forget(self) -> None:
-        """Lets go of the weights."""
-        self.adapters, self.kind, self.parameters  # noqa: B018 (kept)
+        """Lets go of the weights, before they are read again; what is told of them stays."""
+        self.told("")
         self.model = None
+        gc.collect()  # modules hold on to each other
 
 
 def load_trained(run: Path, config_dirs: Sequence[Path], *, trusts_code: bool) -> Trained:
