@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dumbo.export.rendering import Template
     from dumbo.export.rows import Rows
 
+OF_ADAPTERS = ("lora_", ".modules_to_save.", ".trainable_tokens_")
+"""In the names of what peft put beside the weights."""
 TRUST = "  Type export.trust_remote_code=true if you trust it."
 
 
@@ -57,7 +59,7 @@ class Trained:
         from dumbo.patch.modules import base_of
 
         own = dict(base_of(self.model).named_parameters())
-        return sum(p.numel() for name, p in own.items() if "lora_" not in name and ".modules_to_save." not in name)
+        return sum(p.numel() for name, p in own.items() if not any(part in name for part in OF_ADAPTERS))
 
     def template(self, rows: Rows) -> Template:
         """The chat template that is saved: the one trained with. The tokenizer has it afterwards."""

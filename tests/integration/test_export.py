@@ -33,7 +33,8 @@ RUNS = {
     "added": [*QUIZ, "patch=lora", "model=pretrained", "model.path=tied", ADDED, "trainer.precision=bf16"],
     "embed": [*QUIZ, "patch=lora", "patch.lora.modules_to_save=[embed_tokens]", "model=pretrained", "model.path=tied"],
     "jinja": ["patch=lora", "formatter=jinja", "formatter.template=own.jinja", *FILES],
-    "completion": ["formatter=completion", "formatter.separator=' -> '", *FILES],
+    "completion": ["formatter=completion", "formatter.separator=' -> '", *FILES, "trainer.too_long=split",
+                   "trainer.max_seq_len=12"],
 }  # fmt: skip
 
 
@@ -208,7 +209,7 @@ def test_the_folder_has_the_runs_held_out_loss(run: str, dtype: str, within: flo
         assert tokenizer.convert_tokens_to_ids("<|x|>") == len(tokenizer) - 1
     if run == "completion":
         assert said["template"]["trained_with"] is False
-        assert "trained without a chat template; with the saved tokenizer 8 rows" in said["template"]["told"][0]
+        assert "the run's formatter, with the saved tokenizer, makes 8 rows" in said["template"]["told"][0]
 
 
 def test_in_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
