@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dumbo.check import Plugins
     from dumbo.command import Command
-    from dumbo.export.parity import Parity
-    from dumbo.export.trained import Trained
 
 
 def export(plugins: Plugins, command: Command) -> int:
@@ -75,7 +73,7 @@ def written(run: Path, folder: Path, plugins: Plugins, command: Command, console
     rows = rows_of(run, trained, command.config_dirs)
     template = trained.template(rows)
     dtype = trained.dtype if chosen.dtype == "auto" else chosen.dtype
-    _show_model(console, trained, dtype)
+    console.row("model", trained.told(dtype))
     with console.status(f"comparing logits on {len(rows.prompts)} texts"):
         parity = Parity.of(trained.model, rows.prompts)
     model = merged(trained.model)
@@ -87,22 +85,13 @@ def written(run: Path, folder: Path, plugins: Plugins, command: Command, console
     del model
     trained.forget()
     parity.hold_written(folder, trusts_code=chosen.trust_remote_code)
-    _show_parity(console, parity)
+    console.row("parity", "\n".join(parity.told()))
     template = require_same_ids(folder, rows, template, trained, trusts_code=chosen.trust_remote_code)
     console.row("template", template.told(rows))
     run_facts = read_facts(run)
     facts = export_facts(run_facts, trained, dtype, parity, rows, template)
     write_papers(folder, run, run_facts, facts)
     return facts
-
-
-def _show_model(console: Console, trained: Trained, dtype: str) -> None:
-    how = f"{', '.join(trained.adapters)} merged into it" if trained.adapters else "as it was trained, no adapters"
-    console.row("model", f"{trained.kind}   {trained.parameters:,} parameters   {dtype}   {how}")
-
-
-def _show_parity(console: Console, parity: Parity) -> None:
-    console.row("parity", "\n".join(parity.told()))
 
 
 def _nowhere() -> Any:

@@ -41,7 +41,7 @@ def export_facts(
             "told": parity.told(),
         },
         "template": {
-            "sha256": hashlib.sha256(template.text.encode()).hexdigest() if template.text else None,
+            "sha256": _sha256(template.text),
             "trained_with": template.renders,
             "patched": template.patched,
             "rows_compared": template.rows,
@@ -50,6 +50,13 @@ def export_facts(
         },
         "versions": run.get("versions", {}),
     }
+
+
+def _sha256(template: str | dict[str, str] | None) -> str | None:
+    if not template:
+        return None
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _figures(distance: Distance | None) -> dict[str, float] | None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+import numpy as np
+
 from dumbo.errors import ProofFailed
 from dumbo.export.rows import Rows, TrainedRow
 from dumbo.formatter.chat import Chat
@@ -37,14 +40,14 @@ class Template:
     """What is known of the saved chat template.
 
     Attributes:
-        text: the template; None: the tokenizer has none.
+        text: the template, or several by name; None: the tokenizer has none.
         renders: whether the training rows were rendered with it.
         patched: what was changed of the base's own, in words; None: nothing.
         rows: training rows that it was compared on.
         generation_prompt: whether `add_generation_prompt` gives what stood before each answer; None: not compared.
     """
 
-    text: str | None
+    text: str | dict[str, str] | None
     renders: bool
     patched: str | None
     rows: int = 0
@@ -65,8 +68,8 @@ class Template:
             )
         else:
             what = (
-                f"trained without a chat template; with the saved tokenizer {self.rows} rows of {rows.came_from} have the "
-                "ids they were trained with"
+                f"the run's formatter, with the saved tokenizer, makes {self.rows} rows of {rows.came_from} into the ids they "
+                "were trained with; the saved chat template was not compared"
             )
         lines = [what, *([self.patched] if self.patched else [])]
         if self.generation_prompt is False:
@@ -75,11 +78,7 @@ class Template:
 
 
 def template_of(trained: Trained, rows: Rows) -> Template:
-    """The template to save, set on the tokenizer.
-
-    Raises:
-        ProofFailed: formatter.template renders something else as a chat template.
-    """
+    """The template to save, set on the tokenizer."""
     tokenizer: Any = trained.tokenizer
     if isinstance(rows.formatter, Jinja):
         text, ended = _as_chat_template(rows.formatter, tokenizer, rows)
@@ -131,11 +130,14 @@ def require_same_ids(folder: Path, rows: Rows, template: Template, trained: Trai
     if rows.formatter is None:
         return template
     compared = _comparable(rows, tokenizer)
+    prompts = []
     for one, row in compared:
         found = _ids(tokenizer, row) if template.renders else _formatted(rows.formatter, tokenizer, row)
         if not _same(one, found):
             raise ProofFailed(_refusal(one, found, tokenizer))
-    prompts = [_begins(tokenizer, one, row) for one, row in compared if template.renders and one.reply is not None]
+        begins = tuple(found[: len(one.ids)]) == one.ids
+        if template.renders and one.reply is not None and begins:
+            prompts.append(_begins(tokenizer, one, row))
     return replace(template, rows=len(compared), generation_prompt=all(prompts) if prompts else None)
 
 
@@ -166,10 +168,19 @@ def _messages(row: Row) -> list[dict[str, Any]]:
     return [{key: value for key, value in message.items() if key != "train"} for message in row.messages]
 
 
-def _ids(tokenizer: Any, row: Row) -> list[int]:
-    return list(
-        tokenizer.apply_chat_template(_messages(row), tools=row.tools, tokenize=True, return_dict=True)["input_ids"]
-    )
+def _ids(tokenizer: Any, row: Row, until: int | None = None) -> list[int]:
+    """As a user of the folder would have them; empty where the template refuses. Up to message `until`: a generation prompt."""
+    try:
+        encoded = tokenizer.apply_chat_template(
+            _messages(row)[:until],
+            tools=row.tools,
+            add_generation_prompt=until is not None,
+            tokenize=True,
+            return_dict=True,
+        )
+    except jinja2.TemplateError:
+        return []
+    return list(encoded["input_ids"])
 
 
 def _formatted(formatter: Any, tokenizer: Any, row: Row) -> list[int]:
@@ -178,19 +189,19 @@ def _formatted(formatter: Any, tokenizer: Any, row: Row) -> list[int]:
 
 
 def _same(one: TrainedRow, found: Sequence[int]) -> bool:
-    """Equal; of a row that was cut, its beginning or its end."""
-    ids, length = list(one.ids), len(one.ids)
-    return list(found) == ids or (length < len(found) and ids in (list(found[:length]), list(found[-length:])))
+    """Equal; of a row that was cut, a piece of it."""
+    ids, whole = (np.asarray(tokens, np.int32) for tokens in (one.ids, found))
+    if len(ids) >= len(whole):
+        return np.array_equal(ids, whole)
+    return any(
+        (whole[at : at + len(ids)] == ids).all() for at in np.flatnonzero(whole[: len(whole) - len(ids) + 1] == ids[0])
+    )
 
 
 def _begins(tokenizer: Any, one: TrainedRow, row: Row) -> bool:
     """Whether the generation prompt is what stood before the last answer."""
-    messages = _messages(row)
-    last = max((place for place, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-    asked = tokenizer.apply_chat_template(
-        messages[:last], tools=row.tools, add_generation_prompt=True, tokenize=True, return_dict=True
-    )["input_ids"]
-    return list(asked) == list(one.ids[: one.reply])
+    last = max(place for place, message in enumerate(row.messages) if message["role"] == "assistant")
+    return tuple(_ids(tokenizer, row, until=last)) == one.ids[: one.reply]
 
 
 def _refusal(one: TrainedRow, found: Sequence[int], tokenizer: Any) -> str:

@@ -99,7 +99,8 @@ def rows_of(run: Path, trained: Trained, config_dirs: Sequence[Path]) -> Rows:
     if why is not None:
         came_from += f"; its data set is not here ({why})"
     found = [TrainedRow(one.ids, one.source, one.reply, by_source.get(one.source)) for one in stored]
-    known = [one for one in found if one.row is not None] or found
+    first = {one.source: one for one in reversed(found)}  # of a row that was split, its first piece
+    known = [one for one in found if one.row is not None and first[one.source] is one] or found
     return Rows([list(one.ids[:LONGEST]) for one in _spread(found)], known[:TEXTS], came_from, formatter, lacking)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from dumbo.export.rendering import Template
     from dumbo.export.rows import Rows
 
+OF_ADAPTERS = ("lora_", ".modules_to_save.", ".trainable_tokens_")
+"""In the names of what peft put beside the weights."""
 TRUST = "  Type export.trust_remote_code=true if you trust it."
 
 
@@ -56,7 +59,7 @@ class Trained:
         from dumbo.patch.modules import base_of
 
         own = dict(base_of(self.model).named_parameters())
-        return sum(p.numel() for name, p in own.items() if "lora_" not in name and ".modules_to_save." not in name)
+        return sum(p.numel() for name, p in own.items() if not any(part in name for part in OF_ADAPTERS))
 
     def template(self, rows: Rows) -> Template:
         """The chat template that is saved: the one trained with. The tokenizer has it afterwards."""
@@ -64,10 +67,16 @@ class Trained:
 
         return template_of(self, rows)
 
+    def told(self, dtype: str) -> str:
+        """The model in words, saved in `dtype`."""
+        how = f"{', '.join(self.adapters)} merged into it" if self.adapters else "as it was trained, no adapters"
+        return f"{self.kind}   {self.parameters:,} parameters   {dtype}   {how}"
+
     def forget(self) -> None:
-        """Lets go of the weights."""
-        self.adapters, self.kind, self.parameters  # noqa: B018 (kept)
+        """Lets go of the weights, before they are read again; what is told of them stays."""
+        self.told("")
         self.model = None
+        gc.collect()  # modules hold on to each other
 
 
 def load_trained(run: Path, config_dirs: Sequence[Path], *, trusts_code: bool) -> Trained:

@@ -33,7 +33,8 @@ RUNS = {
     "added": [*QUIZ, "patch=lora", "model=pretrained", "model.path=tied", ADDED, "trainer.precision=bf16"],
     "embed": [*QUIZ, "patch=lora", "patch.lora.modules_to_save=[embed_tokens]", "model=pretrained", "model.path=tied"],
     "jinja": ["patch=lora", "formatter=jinja", "formatter.template=own.jinja", *FILES],
-    "completion": ["formatter=completion", "formatter.separator=' -> '", *FILES],
+    "completion": ["formatter=completion", "formatter.separator=' -> '", *FILES, "trainer.too_long=split",
+                   "trainer.max_seq_len=12"],
 }  # fmt: skip
 
 
@@ -148,15 +149,18 @@ def test_adapters_are_merged(capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("plain/lora").stat().st_mode & 0o777 == Path("plain").stat().st_mode & 0o777
 
 
-def test_a_wrong_merge_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """The scale of one layer's update is off by a tenth: exit code 4, and nothing is left."""
+@pytest.mark.parametrize("scale", [1.1, 0.0])
+def test_a_wrong_merge_is_refused(
+    scale: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One layer's update is off by a tenth, or lost: exit code 4, and nothing is left."""
     from peft.tuners.lora.layer import Linear
 
     right, layers = Linear.get_delta_weight, []
 
     def wrong(self: Any, adapter: str) -> torch.Tensor:
         layers.append(self)
-        return right(self, adapter) * (1.1 if len(layers) == 1 else 1.0)
+        return right(self, adapter) * (scale if len(layers) == 1 else 1.0)
 
     monkeypatch.setattr(Linear, "get_delta_weight", wrong)
     before = sorted(Path().iterdir())
@@ -205,7 +209,7 @@ def test_the_folder_has_the_runs_held_out_loss(run: str, dtype: str, within: flo
         assert tokenizer.convert_tokens_to_ids("<|x|>") == len(tokenizer) - 1
     if run == "completion":
         assert said["template"]["trained_with"] is False
-        assert "trained without a chat template; with the saved tokenizer 8 rows" in said["template"]["told"][0]
+        assert "the run's formatter, with the saved tokenizer, makes 8 rows" in said["template"]["told"][0]
 
 
 def test_in_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
@@ -305,3 +309,30 @@ def test_an_empty_folder_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert "as it was trained, no adapters" in out
     assert out.strip().splitlines()[-1] == "there"
     assert (Path("there") / "model.safetensors").is_file()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("words", [["patch=lora"], []], ids=["lora", "all"])
+def test_a_sharded_run(words: list[str]) -> None:
+    """Trained by two processes under FSDP2."""
+    name = "sharded-lora" if words else "sharded"
+    RUNS[name] = [*words, *QUIZ, "launch=fsdp", "launch.num_processes=2", "trainer.micro_batch_size=2"]
+    assert main([*RUNS[name], f"run_dir={name}"]) == 0
+    facts = json.loads(Path(name, "run.json").read_text())
+    assert facts["parallel"] == "FSDP2"
+    said = exported(name, f"export.to=plain/{name}")
+    assert said["template"]["rows_compared"] == 8
+    assert held_out_loss(name, f"plain/{name}") == pytest.approx(facts["metrics"]["eval_loss"], abs=1e-5)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "how", ["use_dora=true", "use_rslora=true", "init=pissa", "init=olora", "modules_to_save=[lm_head]"]
+)
+def test_other_adapters(how: str) -> None:
+    name = f"other-{how.split('=')[0]}-{how.split('=')[1].strip('[]')}"
+    RUNS[name] = [*QUIZ, "patch=lora", f"patch.lora.{how}", "model=pretrained", "model.path=tied"]
+    assert main([*RUNS[name], f"run_dir={name}"]) == 0
+    exported(name, f"export.to=plain/{name}")
+    trained = json.loads(Path(name, "run.json").read_text())["metrics"]["eval_loss"]
+    assert held_out_loss(name, f"plain/{name}") == pytest.approx(trained, abs=1e-5)

@@ -105,7 +105,7 @@ def test_doubled_bos(prepared, jsonl, tokenizer_folder):
     path = jsonl([{"text": "<bos><bos>twice"}, {"text": "<bos>once"}, {"text": "none"}])
     audit = prepared(path, Text(special_tokens_in_text="allow"), tokenizer=tokenizer).audit
     assert audit["doubled_bos"] == 1
-    assert audit["control_tokens_in_text"] == 3
+    assert audit["control_tokens_in_text"] == audit["control_tokens_unescaped"] == 3
 
 
 NO_END = (
@@ -125,6 +125,8 @@ class TestEndTokens:
     def missing(self, prepared, path, formatter, **options):
         audit = prepared(path, formatter, **options).audit
         assert audit["end_token_trained"] + audit["end_token_missing"] == audit["rows"]
+        whole = audit["rows"] - audit["truncated"]
+        assert audit["end_token_untrained"] == (audit["end_token_missing"] if whole == audit["rows"] else 0)
         return audit["end_token_missing"]
 
     @pytest.fixture
@@ -148,6 +150,19 @@ class TestEndTokens:
     def test_cut_off(self, loss_on, jsonl, prepared):
         path = jsonl([qa("short?", "yes"), qa("long?", "word " * 100)])
         assert self.missing(prepared, path, Chat(loss_on=loss_on), max_seq_len=60) == 1
+
+
+def test_what_the_gate_asks_of_end_tokens(jsonl, prepared):
+    """Only of rows with an answer, and only where their end is there: cut from the left it is, cut in pieces it may be lost."""
+    path = jsonl([qa("short?", "yes"), qa("long?", "word " * 100)])
+    ends = {"truncate_left": 2, "truncate_right": 1, "drop": 1, "split": 1}
+    for too_long, wanted in ends.items():
+        options = {"max_seq_len": 60, "too_long": too_long}
+        assert prepared(path, Chat(), **options).audit["end_token_untrained"] == 0
+        broken = prepared(path, Jinja(template=NO_END, append_eos=False), **options).audit
+        assert broken["end_token_untrained"] == wanted, too_long
+    plain = prepared(jsonl([{"text": "one"}], "text.jsonl"), Text(append_eos=False)).audit
+    assert (plain["end_token_missing"], plain["end_token_untrained"]) == (1, 0)
 
 
 def test_end_tokens_of_other_formatters(jsonl, prepared, tiny_tokenizer):
