@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
 from dumbo.patch.modules import base_of
+from dumbo.trainer.host_memory import give_back_what_is_freed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,8 +38,12 @@ class GradientCheckpointing:
             )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        import torch
+
         base = base_of(model)
         self.check(base)
+        if not torch.cuda.is_available():
+            give_back_what_is_freed()  # else a CPU's memory stays as full as without checkpointing
         arguments = {"use_reentrant": self.use_reentrant}
         if hasattr(base, "activation_checkpointing_enable"):  # the name since transformers 5.2x
             base.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)

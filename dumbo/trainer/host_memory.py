@@ -1,10 +1,12 @@
-"""How much of the CPU's memory this process may still take: what the machine has, and what a container allows.
+"""How much of the CPU's memory this process may still take, and giving back what was freed.
 
-Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, and proc(5)
+Source: https://docs.kernel.org/admin-guide/cgroup-v2.html, proc(5), mallopt(3)
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from pathlib import Path
 
 GROUPS = (
@@ -33,3 +35,27 @@ def available_memory(root: Path = Path("/")) -> float | None:
         if most != "max":
             free = min(free, float(most) - float(now))
     return free
+
+
+M_MMAP_THRESHOLD = -3
+OF_ITS_OWN = 128 << 10
+"""Bytes from which a block of memory is one of its own to glibc at first, given back to the system when it is freed."""
+
+
+def give_back_what_is_freed() -> bool:
+    """Keeps glibc from raising that size (up to 32 MiB, by itself, as large blocks are freed).
+
+    Where layers are computed again in the backward pass it would keep about as much as all of their activations: what is
+    checkpointed would save nothing (measured, docs/plan.md). Costs a call of the system for every large tensor.
+
+    Returns:
+        whether there is such a size to set (glibc).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    own = ctypes.CDLL(None)
+    return (
+        hasattr(own, "mallopt")
+        and hasattr(own, "gnu_get_libc_version")
+        and bool(own.mallopt(M_MMAP_THRESHOLD, OF_ITS_OWN))
+    )
