@@ -104,3 +104,9 @@ def tolerance_for(dtype: torch.dtype, layers: int, *, scale: float = 1.0, factor
     name = str(dtype).removeprefix("torch.")
     source = f"{factor:g} x eps({name}) x sqrt({roundings} roundings)" + (f" x {scale:.3g}" if scale != 1 else "")
     return Tolerance(factor * eps * roundings**0.5 * scale, source)
+
+
+def loss_tolerance(dtype: torch.dtype, layers: int, tokens: int) -> Tolerance:
+    """For a mean loss over tokens, relative: their errors have no common direction; the sum is taken in float32."""
+    one, summed = tolerance_for(dtype, layers), tolerance_for(torch.float32, layers)
+    return Tolerance(one.value / tokens**0.5 + summed.value, f"{one.source} / sqrt({tokens} tokens), summed in float32")

@@ -23,7 +23,7 @@ from dumbo.verify.apart import apart
 from dumbo.verify.gradient_files import Kept, compared_gradients, read, written
 from dumbo.verify.loss import examples_of
 from dumbo.verify.passes import layers_of, training
-from dumbo.verify.proof import DoesNotApplyError, Proof, Tolerance, exact, measured, tolerance_for
+from dumbo.verify.proof import DoesNotApplyError, Proof, Tolerance, exact, loss_tolerance, measured, tolerance_for
 from dumbo.verify.took import untaken
 from dumbo.verify.unpatched import OnDevice, smoothing_of, starts_elsewhere, sum_of_losses
 
@@ -74,12 +74,6 @@ def references(subject: Subject) -> list[Proof]:
             f"The gradient of {found['worst']} differs most. {fault}",
         ),
     ]
-
-
-def loss_tolerance(dtype: torch.dtype, layers: int, tokens: int) -> Tolerance:
-    """Of a mean over tokens: their errors have no common direction; its sum is taken in float32."""
-    one, summed = tolerance_for(dtype, layers), tolerance_for(torch.float32, layers)
-    return Tolerance(one.value / tokens**0.5 + summed.value, f"{one.source} / sqrt({tokens} tokens), summed in float32")
 
 
 def gradient_tolerance(dtype: torch.dtype, layers: int) -> Tolerance:
