@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from dumbo.interfaces import Stage
 from dumbo.patch.modules import base_of
+from dumbo.trainer.masters import stepped_on
 from dumbo.verify.proof import DoesNotApplyError, Proof, exact
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def gradients(subject: Subject) -> Proof:
     if len(looks.seen) < STEPS:
         raise DoesNotApplyError(f"the trainer made {len(looks.seen)} of {STEPS} steps")
     wanted = should_train(subject, model)
-    held = {id(p) for group in trainer._plain_optimizer.param_groups for p in group["params"]}
+    held = {id(stepped_on(p)) for group in trainer._plain_optimizer.param_groups for p in group["params"]}
     faults = _faults(model, wanted, looks.seen, held)
     moved = [name for name, p in model.named_parameters() if name in frozen and _sum(p) != frozen[name]]
     if moved:

@@ -13,7 +13,7 @@ import torch
 
 from dumbo.trainer.feeding import trained_tokens
 from dumbo.trainer.router import router_loss
-from dumbo.verify.passes import layers_of, logits_of, loss_sum, training
+from dumbo.verify.passes import logits_of, loss_sum, training
 from dumbo.verify.proof import Proof, measured, tolerance_for
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def loss(subject: Subject) -> Proof:
         f"mean loss of {items:,} trained tokens: the trainer's, and log_softmax of the logits"
         + (f" with label smoothing {smoothing:g}" if smoothing else ""),
         abs(got - wanted) / max(abs(wanted), 1e-12),
-        tolerance_for(subject.dtype, layers_of(engine.model)),
+        tolerance_for(subject.dtype, 0, factor=8),
         f"The trainer's loss is {got:.6f}, by hand it is {wanted:.6f}.\n"
         "Leave out what replaces the loss: patch=[…] without liger and chunked_loss, or trainer.extra.label_smoothing_factor.",
     )
@@ -51,9 +51,13 @@ def examples_of(engine: Engine, documents: list[int]) -> list[Any]:
 
 
 def by_hand(engine: Engine, batch: dict[str, Any], items: int) -> torch.Tensor:
-    """A micro batch's part of the mean over `items` trained tokens."""
+    """A micro batch's part of the mean over `items` trained tokens, times the ranks that it is averaged over; in training
+    with its share of a router's loss.
+    """
     outputs = logits_of(engine, batch)
     total = loss_sum(outputs.logits, batch["labels"], engine.args.label_smoothing_factor)
-    share = trained_tokens(batch) / items
-    extra = router_loss(engine.model, outputs)
-    return total / items + (extra * share if extra is not None else 0.0)
+    model: Any = engine.model
+    extra = router_loss(model, outputs) if model.training else None
+    if extra is not None:
+        total = total + extra * trained_tokens(batch)
+    return total / items * engine.accelerator.num_processes

@@ -16,7 +16,7 @@ import torch
 
 from dumbo.patch.modules import base_of
 from dumbo.verify.pack_leak import has_experts
-from dumbo.verify.passes import layers_of, logits_of, looking, losses_alone, next_token_losses
+from dumbo.verify.passes import alone, layers_of, logits_of, looking, next_token_losses, same_losses
 from dumbo.verify.proof import (
     EXACT,
     DoesNotApplyError,
@@ -51,7 +51,7 @@ def packed(subject: Subject) -> list[Proof]:
         scale = max(float(logits.abs().max()) for logits in together)
         changed = _apart(engine, documents, logits_of(engine, _others_replaced(engine, documents, batch)).logits)
         return [
-            _same_as_alone(subject, documents, together, scale),
+            _same_as_alone(subject, documents, together),
             _no_leak(subject, documents, together, changed, scale),
         ]
 
@@ -62,18 +62,18 @@ def _apart(engine: Engine, documents: list[int], logits: torch.Tensor) -> list[t
     return list(logits[0, : sum(lengths)].split(lengths))
 
 
-def _same_as_alone(subject: Subject, documents: list[int], together: list[torch.Tensor], scale: float) -> Proof:
+def _same_as_alone(subject: Subject, documents: list[int], together: list[torch.Tensor]) -> Proof:
     engine = subject.trainer
     differences = []
     for document, in_pack in zip(documents, together, strict=True):
         ids = torch.from_numpy(engine.store.ids(document))
-        differences.append(next_token_losses(in_pack, ids) - losses_alone(subject, document))
-    each = torch.cat(differences)
+        differences.append(next_token_losses(in_pack, ids) - alone(subject, document).losses)
+    difference, allowed = same_losses(subject, documents, differences)
     return measured(
         "packed = unpacked",
-        f"loss of each of {len(each):,} next tokens of {len(documents)} documents, in one pack and alone",
-        float(each.abs().max()),
-        tolerance_for(subject.dtype, layers_of(engine.model), scale=scale),
+        f"loss of each of {sum(map(len, differences)):,} next tokens of {len(documents)} documents, in one pack and alone (root mean square)",
+        difference,
+        allowed,
         f"A document's loss depends on what it is packed with: {_worst(subject, documents, differences)}.\n{REMEDY}",
     )
 

@@ -16,7 +16,7 @@ import torch
 
 from dumbo.interfaces import IGNORE
 from dumbo.patch.modules import base_of
-from dumbo.verify.passes import layers_of, logits_of, looking, loss_sum, losses_alone, written
+from dumbo.verify.passes import alone, layers_of, logits_of, looking, next_token_losses, same_losses, written
 from dumbo.verify.proof import Proof, measured, tolerance_for
 
 if TYPE_CHECKING:
@@ -24,44 +24,54 @@ if TYPE_CHECKING:
 
 
 def padding(subject: Subject) -> Proof:
-    """Sums of losses over the labelled tokens of a few documents of unlike length, padded and not."""
+    """Losses of the labelled tokens of a few documents of unlike length, padded and not."""
     documents = subject.need_documents(2)
     engine = subject.trainer
     collate = replace(engine.collate, layout="padded", room=None, places=False)
     right = collate([np.array([document]) for document in documents])
     left = flipped(right, engine.store.lengths[np.array(documents)].tolist(), takes_positions(engine.model))
     with looking(engine), written(engine):
-        alone = [_sum_alone(subject, document) for document in documents]
-        found = {side: _sums(engine, batch) for side, batch in (("right", right), ("left", left))}
-    each, count = sum(total for total, _ in alone), sum(number for _, number in alone)
-    counts = {side: number for side, (_, number) in found.items() if number != count}
-    far = {side: abs(total - each) / max(abs(each), 1e-12) for side, (total, _) in found.items()}
-    worst = max(far, key=lambda side: far[side] if far[side] == far[side] else float("inf"))
-    fault = (
-        f"{', '.join(f'{number:,} tokens bear a loss when padded {side}' for side, number in counts.items())}, {count:,} alone."
-        if counts
-        else f"Padded on the {worst}, the loss of these documents is {found[worst][0] / max(1, count):.6f}, alone {each / max(1, count):.6f}: "
-        "padding is attended to, or moves positions.\nLook at the model's attention_mask; trainer.packing=true needs no padding."
-    )
+        wanted = [_labelled(subject, document) for document in documents]
+        found = {side: _losses(engine, batch) for side, batch in (("right", right), ("left", left))}
+        count = sum(map(len, wanted))
+        counts = {side: sum(map(len, rows)) for side, rows in found.items()}
+        faults, worst, allowed = [], 0.0, None
+        for side, rows in found.items():
+            if counts[side] != count:
+                faults.append(f"{counts[side]:,} tokens bear a loss when padded on the {side}, {count:,} alone")
+                worst = float("nan")
+                continue
+            apart, allowed = same_losses(subject, documents, [a - b for a, b in zip(rows, wanted, strict=True)])
+            if not apart <= allowed.value:
+                faults.append(
+                    f"padded on the {side}, losses differ by {apart:.2g} nats: padding is attended to, or moves positions"
+                )
+            worst = float(np.max([worst, apart]))  # nan stays
+    allowed = allowed or tolerance_for(subject.dtype, layers_of(engine.model))
     return measured(
         "padding",
-        f"loss of {count:,} trained tokens of {len(documents)} documents, padded left and right to {right['input_ids'].shape[1]} tokens, and alone",
-        float("nan") if counts else far[worst],
-        tolerance_for(subject.dtype, layers_of(engine.model)),
-        fault,
+        f"loss of each of {count:,} trained tokens of {len(documents)} documents, padded left and right to "
+        f"{right['input_ids'].shape[1]} tokens, and alone (root mean square)",
+        worst,
+        allowed,
+        f"{'; '.join(faults)}.\nLook at what the model does with attention_mask; packs (trainer.packing=true) need no padding.",
     )
 
 
-def _sum_alone(subject: Any, document: int) -> tuple[float, int]:
-    """The same of a document by itself, its labels as they are stored."""
-    bears = torch.from_numpy(subject.trainer.store.trained(document)[1:])
-    return float(losses_alone(subject, document).cpu()[bears].sum()), int(bears.sum())
+def _labelled(subject: Subject, document: int) -> torch.Tensor:
+    """Losses of a document's labelled tokens, by itself."""
+    losses = alone(subject, document).losses
+    return losses[torch.from_numpy(subject.trainer.store.trained(document)[1:]).to(losses.device)]
 
 
-def _sums(engine: Any, batch: dict[str, Any]) -> tuple[float, int]:
-    """Sum of the labelled tokens' losses, and how many they are."""
-    total = loss_sum(logits_of(engine, batch).logits, batch["labels"])
-    return float(total), int((batch["labels"][:, 1:] != IGNORE).sum())
+def _losses(engine: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
+    """Losses of the labelled tokens of each row."""
+    logits = logits_of(engine, batch).logits
+    rows = []
+    for row, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
+        losses = next_token_losses(logits[row], ids)
+        rows.append(losses[(labels[1:] != IGNORE).to(losses.device)])
+    return rows
 
 
 def takes_positions(model: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from dumbo.patch.compile import as_written
 from dumbo.patch.modules import base_of
 from dumbo.trainer.collate import leave_documents_free
 from dumbo.verify.no_dropout import without_dropout
+from dumbo.verify.proof import Tolerance, tolerance_for
 from dumbo.verify.quick import untouched
 
 if TYPE_CHECKING:
@@ -73,18 +74,40 @@ def next_token_losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return -chosen[:, 0]
 
 
-def losses_alone(subject: Subject, document: int) -> torch.Tensor:
-    """(T - 1,) loss of each next token of a document that is by itself, unpacked and unpadded; computed once.
+@dataclass(frozen=True)
+class Alone:
+    """A document by itself.
 
-    Call it inside `looking`.
+    Attributes:
+        losses: (T - 1,) of its next tokens.
+        scale: of what is rounded in them: root mean square of its logits, or of its losses where they are larger.
     """
+
+    losses: torch.Tensor
+    scale: float
+
+
+def alone(subject: Subject, document: int) -> Alone:
+    """A document of the training split by itself, unpacked and unpadded; computed once. To be called inside `looking`."""
     if document not in subject.alone:
         engine = subject.trainer
         single = replace(engine.collate, layout="padded", room=None, places=False)
         with written(engine):
             logits = logits_of(engine, single([np.array([document])])).logits[0]
-        subject.alone[document] = next_token_losses(logits, torch.from_numpy(engine.store.ids(document)))
+        losses = next_token_losses(logits, torch.from_numpy(engine.store.ids(document)))
+        subject.alone[document] = Alone(losses, max(_rms(logits), _rms(losses)))
     return subject.alone[document]
+
+
+def same_losses(subject: Subject, documents: list[int], differences: list[torch.Tensor]) -> tuple[float, Tolerance]:
+    """Root mean square of the differences of tokens' losses from those of the documents alone, and how much is allowed."""
+    scale = float(np.mean([alone(subject, document).scale for document in documents]))
+    allowed = tolerance_for(subject.dtype, layers_of(subject.trainer.model), scale=scale, factor=2)
+    return _rms(torch.cat(differences)), allowed
+
+
+def _rms(numbers: torch.Tensor) -> float:
+    return float(numbers.double().square().mean().sqrt())
 
 
 def loss_sum(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:

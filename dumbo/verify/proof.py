@@ -96,13 +96,17 @@ def tolerance_for(dtype: torch.dtype, layers: int, *, scale: float = 1.0, factor
 
     Args:
         dtype: that is rounded to (bfloat16 under autocast).
-        layers: of the model.
+        layers: of the model; 0: both ways have the same layers, and only the head and the loss differ.
         scale: of the numbers that are compared; 1: their difference is relative.
     """
     eps = torch.finfo(dtype).eps
     roundings = 2 * layers + 1
     name = str(dtype).removeprefix("torch.")
-    source = f"{factor:g} x eps({name}) x sqrt({roundings} roundings)" + (f" x {scale:.3g}" if scale != 1 else "")
+    source = f"{factor:g} x eps({name})"
+    if layers:
+        source += f" x sqrt({roundings} roundings)"
+    if scale != 1:
+        source += f" x {scale:.3g}"
     return Tolerance(factor * eps * roundings**0.5 * scale, source)
 
 

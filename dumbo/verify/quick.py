@@ -81,7 +81,7 @@ def accumulation_proof(
 
 
 def fused_loss_proof(engine: Engine, collate: Collate, examples: Sequence[NDArray[np.int64]], tolerance: float) -> str:
-    """Output head and loss in one against the model's own loss from its logits, on the same examples.
+    """Output head and loss in one against the loss computed by hand from the model's logits, on the same examples.
 
     In evaluation mode, where both are to be had from every model; the layers run as written, and the examples unpadded,
     so that their logits are few.
@@ -89,6 +89,8 @@ def fused_loss_proof(engine: Engine, collate: Collate, examples: Sequence[NDArra
     Raises:
         ProofFailed: loss or gradient norm differ by more than `tolerance` (relative).
     """
+    from dumbo.verify.loss import by_hand
+
     model: Any = engine.model
     with untouched(engine), as_written(model):
         model.eval()
@@ -96,11 +98,13 @@ def fused_loss_proof(engine: Engine, collate: Collate, examples: Sequence[NDArra
         items = engine.items_of([batch], engine.args.device)
         inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
         found = []
-        for from_logits in (False, True):
-            loss = engine.compute_loss(model, dict(inputs), return_outputs=from_logits, num_items_in_batch=items)
-            loss = loss[0] if from_logits else loss
-            loss.backward()
-            found.append((float(loss.detach()), _norm_taken(model)))
+        for loss in (
+            lambda: engine.compute_loss(model, dict(inputs), num_items_in_batch=items),
+            lambda: by_hand(engine, batch, int(items)),
+        ):
+            one = loss()
+            one.backward()
+            found.append((float(one.detach()), _norm_taken(model)))
     fused, plain = found
     difference = float(
         np.max([abs(a - b) / max(abs(b), 1e-12) for a, b in zip(fused, plain, strict=True)])

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 FILE = "verify.json"
 
 
-def report_folder(run_dir: str | None, choices: Mapping[str, Any]) -> Path:
-    """Where verify.json goes: `run_dir`, else a folder below outputs/ of its own. Made at once: a full night is not
-    proven for a folder that cannot be written.
+@contextmanager
+def report_folder(run_dir: str | None, choices: Mapping[str, Any]) -> Iterator[Path]:
+    """Where verify.json goes: `run_dir`, else a folder below outputs/ of its own. Made before anything is proven, and
+    taken away again where nothing was.
 
     Raises:
         UserError: it cannot be made or written.
@@ -34,6 +36,7 @@ def report_folder(run_dir: str | None, choices: Mapping[str, Any]) -> Path:
     else:
         name = f"{datetime.now():%H-%M-%S}-verify-{choices.get('model', 'model')}-{secrets.token_hex(2)}"
         folder = Path("outputs") / datetime.now().strftime("%Y-%m-%d") / name
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -42,7 +45,11 @@ def report_folder(run_dir: str | None, choices: Mapping[str, Any]) -> Path:
         ) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"run_dir: the folder {folder} cannot be written.\n  Write run_dir=FOLDER for another one.")
-    return folder.absolute()
+    try:
+        yield folder.absolute()
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def write_report(folder: Path, subject: Subject, found: Sequence[Proof], seconds: float) -> Path:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from dumbo.compose import Composed
     from dumbo.prepare.store import PreparedSplits
     from dumbo.trainer.session import SftTrainer
+    from dumbo.verify.passes import Alone
 
 FEW = 4
 """Documents that the proofs with a forward pass look at."""
@@ -78,8 +79,8 @@ class Subject:
     """Why documents cannot be packed on this model, once `trainer` was made."""
     shared: dict[str, Any] = field(default_factory=dict)
     """What one proof has computed and another one needs, by name."""
-    alone: dict[int, torch.Tensor] = field(default_factory=dict)
-    """Document -> losses of its next tokens by itself (`passes.losses_alone`)."""
+    alone: dict[int, Alone] = field(default_factory=dict)
+    """Documents by themselves, as far as they were looked at (`passes.alone`)."""
 
     # ---- data -------------------------------------------------------------------------------------------------
 

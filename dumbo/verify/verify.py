@@ -74,17 +74,16 @@ def verify(plugins: Plugins, composed: Composed, command: Command) -> int:
         )
     text = plugins.verify.format == "text"
     console = Console() if text else Console(stream=_nowhere())
-    folder = report_folder(plugins.options.run_dir, composed.choices)
     console.heading(f"dumbo {dumbo.__version__}   verify")
     one_process()
     chosen = chosen_proofs(plugins.verify.only)
     began = time.time()
-    with scratch_folder() as scratch:
+    with report_folder(plugins.options.run_dir, composed.choices) as folder, scratch_folder() as scratch:
         subject = subject_of(plugins, scratch, composed, command)
         table = Table(console)
         table.opened(subject)
         found = prove(subject, chosen, table)
-    file = write_report(folder, subject, found, time.time() - began)
+        file = write_report(folder, subject, found, time.time() - began)
     table.closed(found, time.time() - began, file)
     if not text:
         print(file.read_text(encoding="utf-8").strip())

@@ -33,7 +33,7 @@ BY_PATCH: list[tuple[str, list[str], str]] = [
     (
         "detached",
         ["patch=[planted]"],
-        "Gradients do not flow: model.layers.0.mlp.gate_proj.weight, model.layers.0.mlp.up_proj.weight and 1 more",
+        "Gradients do not flow: model.layers.0.mlp.gate_proj.weight, model.layers.0.mlp.up_proj.weight and 2 more",
     ),
     ("loss_off_by_a_percent", ["patch=[planted]"], "The first batch's loss is "),
     ("gradient_not_finite", ["patch=[planted]"], "Gradients of the first batch are not finite: "),

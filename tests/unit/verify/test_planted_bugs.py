@@ -280,7 +280,7 @@ CASES: list[tuple[Plant, str, list[str], str]] = [
     (template_changed, "tokenisation", [], "chat template on disk"),
     (saved_splits_otherwise, "tokenisation", [], "gives other tokens"),
     (padding_attended, "padding", [], "padding is attended to"),
-    (padding_labelled, "padding", [], "bear a loss when padded"),
+    (padding_labelled, "padding", [], "bear a loss when padded on the right"),
     (detached, "gradients", [], "without a gradient in 2 steps: model.layers.0.self_attn.v_proj.weight"),
     (not_in_the_optimizer, "gradients", [], "not in the optimizer"),
     (base_trains_beside_lora, "gradients", ["patch=[lora]"], "train, though they should not"),
