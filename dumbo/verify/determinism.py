@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dumbo.verify.passes import layers_of
-from dumbo.verify.proof import Proof, Tolerance, measured, tolerance_for
+from dumbo.verify.proof import Proof, Tolerance, larger, measured, tolerance_for
 from dumbo.verify.steps import HALF, Row, first_half, straight
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def apart_by(one: list[Row], other: list[Row]) -> float:
     for mine, theirs in zip(one, other, strict=True):
         for key in ("loss", "grad_norm", "lr", "tokens"):
             a, b = (float("nan") if row[key] is None else float(row[key]) for row in (mine, theirs))
-            found = 0.0 if a == b else abs(a - b) / max(abs(a), abs(b), 1e-12)
-            if not found <= largest:
-                largest = found
+            largest = larger(largest, 0.0 if a == b else abs(a - b) / max(abs(a), abs(b), 1e-12))
     return largest
 
 

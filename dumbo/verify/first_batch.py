@@ -22,6 +22,8 @@ from dumbo.interfaces import IGNORE
 from dumbo.trainer.feeding import trained_tokens
 from dumbo.verify.mask import ends_untrained, spans_of
 from dumbo.verify.no_dropout import without_dropout
+from dumbo.verify.passes import layers_of
+from dumbo.verify.proof import loss_tolerance
 from dumbo.verify.quick import untouched
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
     from dumbo.trainer.engine import Engine
     from dumbo.verify.unpatched import Examples, Unpatched
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 5e-3}
-"""How far a mean loss may be from the unpatched model's, in nats, or as a share of it above 1: sums in another order."""
+ROOM = 4
+"""Times what rounding explains: a loss further off than that is another one. A run is not to be stopped by chance."""
 STEP = 1e-3
 """By which weights are moved for the second step: as Adam's first step moves them with that learning rate."""
 MAY_BE_ZERO = ("expert", "trainable_tokens")
@@ -146,7 +148,8 @@ def _loss_proof(engine: Engine, loss: float, before: Unpatched | None) -> str:
         return f"first batch's loss not compared: {reason}"
     model: Any = engine.model
     dtype = torch.bfloat16 if engine.args.bf16 else model.dtype
-    tolerance = TOLERANCE.get(dtype, 2e-2) * max(1.0, abs(before.loss))
+    tokens = max(1, engine.store.trained_tokens(np.concatenate(before.examples)))
+    tolerance = ROOM * loss_tolerance(dtype, layers_of(model), tokens).value * max(1.0, abs(before.loss))
     difference = abs(loss - before.loss)
     if not difference <= tolerance:
         raise ProofFailed(

@@ -5,6 +5,7 @@ Of a large matrix the rows with the largest gradients are kept, and its norm; sm
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from dumbo.patch.modules import base_of
+from dumbo.verify.proof import larger
 
 WHOLE = 1 << 20
 """Numbers up to which a tensor is kept whole; of a larger one, rows with so many."""
@@ -93,7 +95,7 @@ def compared_gradients(model: Any, reference: Mapping[str, Kept]) -> dict[str, A
         if found is None:
             continue
         counted += 1
-        if not found <= largest:  # nan too
+        if not math.isnan(largest) and larger(largest, found) != largest:
             worst, largest = name, found
     return {"gradients": largest, "worst": worst, "compared": counted, "derived": derived}
 
@@ -130,9 +132,7 @@ def _scale(model: Any) -> float:
 def _apart(got: torch.Tensor, wanted: torch.Tensor, least: float, norm: float, wanted_norm: float) -> float:
     """The distance of two gradients (of the part that is known), or of their norms, relative to the norm."""
     size = max(wanted_norm, least, 1e-30)
-    distance = float((got - wanted).double().norm()) / size
-    between = abs(norm - wanted_norm) / size
-    return distance if not distance <= between else between  # nan stays
+    return larger(float((got - wanted).double().norm()) / size, abs(norm - wanted_norm) / size)
 
 
 def _norm(tensor: torch.Tensor) -> float:

@@ -5,7 +5,7 @@ model as loaded, each document alone, plain cross-entropy. Against it stands wha
 trainer's loss. An adapter has no counterpart there, but its gradient has: with W's gradient G and the update s B A, B's is
 s G A^T; and A's is zero while B is.
 
-When all patches together differ, each is tried alone in a process of its own, to name the guilty one.
+When all patches together differ, they are applied one after another, in processes of their own, to name the guilty one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dumbo.verify.apart import apart
 from dumbo.verify.gradient_files import Kept, compared_gradients, read, written
 from dumbo.verify.loss import examples_of
 from dumbo.verify.passes import layers_of, training
-from dumbo.verify.proof import DoesNotApplyError, Proof, Tolerance, exact, measured, tolerance_for
+from dumbo.verify.proof import DoesNotApplyError, Proof, Tolerance, exact, loss_tolerance, measured, tolerance_for
 from dumbo.verify.took import untaken
 from dumbo.verify.unpatched import OnDevice, smoothing_of, starts_elsewhere, sum_of_losses
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = "patches = reference"
 FILE = "reference.safetensors"
+NOT_A_PATCH = "It is so without any patch: packing, or the trainer's loss."
 ALONE = "reference"
 """The folder of the process in which no patch has run."""
 
@@ -74,12 +75,6 @@ def references(subject: Subject) -> list[Proof]:
             f"The gradient of {found['worst']} differs most. {fault}",
         ),
     ]
-
-
-def loss_tolerance(dtype: torch.dtype, layers: int, tokens: int) -> Tolerance:
-    """Of a mean over tokens: their errors have no common direction; its sum is taken in float32."""
-    one, summed = tolerance_for(dtype, layers), tolerance_for(torch.float32, layers)
-    return Tolerance(one.value / tokens**0.5 + summed.value, f"{one.source} / sqrt({tokens} tokens), summed in float32")
 
 
 def gradient_tolerance(dtype: torch.dtype, layers: int) -> Tolerance:
@@ -155,15 +150,17 @@ def compared_task(subject: Subject, folder: Path, documents: list[int], only: li
 
 
 def _guilty(subject: Subject, documents: list[int], loss: float, gradients: float, told: Any) -> str:
-    """Which patch makes the difference, as far as one does alone."""
+    """Which patch makes the difference: the first after which there is one, when they are applied one after another."""
+    names = list(subject.patches)
+    if not names:
+        return NOT_A_PATCH
     subject.release()
-    guilty = []
-    for names in ([], *([name] for name in subject.patches)):
-        found = apart(subject, "alone-" + "-".join(names), "compared", documents=documents, only=names, told=told)
+    for amount in range(len(names)):
+        applied = names[:amount]
+        folder = "-".join(["with", *(applied or ["none"])])
+        found = apart(subject, folder, "compared", documents=documents, only=applied, told=told)
         if not (found["loss"] <= loss and found["gradients"] <= gradients):
-            guilty += names
-            if not names:
-                return "It does so without any patch too: packing, or the trainer's loss."
-    if not guilty:
-        return "Each patch alone does not: they do so together.\nLeave one of them out of patch=[…]."
-    return f"{' and '.join(guilty)} makes the difference.\nLeave it out of patch=[…]."
+            if not applied:
+                return NOT_A_PATCH
+            return f"{applied[-1]} makes the difference.\nLeave it out of patch=[…]."
+    return f"{names[-1]} makes the difference.\nLeave it out of patch=[…]."

@@ -7,12 +7,13 @@ optimizer's state of it. On a CPU bit by bit.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dumbo.verify.determinism import allowed, apart_by, determinism
-from dumbo.verify.proof import DoesNotApplyError, Proof, measured
+from dumbo.verify.proof import DoesNotApplyError, Proof, larger, measured
 from dumbo.verify.steps import HALF, first_half, second_half, straight
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def resumed(subject: Subject) -> Proof:
     again = second_half(subject)
     rows = apart_by(whole["rows"][HALF:], again["rows"])
     state, worst = _states_apart(whole["state"], again["state"])
-    difference = state if not state <= rows else rows
+    difference = larger(rows, state)
     return measured(
         "resume",
         f"{2 * HALF} steps, and {HALF} + {HALF} with a stop by SIGUSR1 and another process: losses, gradient norms, learning "
@@ -51,8 +52,8 @@ def _states_apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, st
     for name in differ:
         a, b = torch.tensor(one[name]["sample"]), torch.tensor(other[name]["sample"])
         # equal in the sample and not in all of it: less than can be seen there
-        found = max(float((a - b).norm() / max(float(a.norm()), float(b.norm()), 1e-30)), 1e-12)
-        if not found <= largest:
+        found = larger(1e-12, float((a - b).norm() / max(float(a.norm()), float(b.norm()), 1e-30)))
+        if not math.isnan(largest) and larger(largest, found) != largest:
             largest, worst = found, name
     return (
         largest,

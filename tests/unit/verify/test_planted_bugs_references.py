@@ -36,7 +36,7 @@ CASES: list[tuple[str, list[str], str, str]] = [
     ("position_lost", OWN, "resume", "After the stop the run is another one"),
     ("random_state_lost", [*LORA, "patch.lora.dropout=0.2"], "resume", "After the stop the run is another one"),
     ("moments_saved_in_half", OWN, "resume", "tensors differ at the end, most "),
-    ("order_by_chance", OWN, "determinism", "two runs"),
+    ("order_by_chance", OWN, "determinism", "in one run, "),
     ("seed_not_set", LORA, "determinism", "Loss of step 1 to 2"),
 ]
 

@@ -43,7 +43,9 @@ def nothing_applied(put: Set, model: Any) -> None:
 
 def adapter_not_zero(put: Set, model: Any) -> None:
     with torch.no_grad():
-        next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(0.01)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.02)
 
 
 def adapter_scaled_twice(put: Set, model: Any) -> None:
@@ -73,6 +75,21 @@ def gradient_dropped(put: Set, model: Any) -> None:
 
 def gradient_not_finite(put: Set, model: Any) -> None:
     _layers(model)[0].mlp.register_forward_hook(lambda module, given, out: _Broken.apply(out))
+
+
+def frozen(put: Set, model: Any) -> None:
+    _layers(model)[0].mlp.down_proj.weight.requires_grad_(False)
+
+
+def detached(put: Set, model: Any) -> None:
+    """The forward pass is right, and no gradient gets through."""
+    _layers(model)[0].mlp.down_proj.register_forward_hook(lambda module, given, out: out.detach())
+
+
+def gradient_zero(put: Set, model: Any) -> None:
+    """A gradient arrives, and is nothing: an adapter never leaves its start."""
+    layer = _layers(model)[0].mlp.down_proj
+    layer.register_forward_hook(lambda module, given, out: out.detach() + 0.0 * out)
 
 
 class _Broken(torch.autograd.Function):
@@ -188,8 +205,8 @@ def seed_not_set(put: Set, model: Any) -> None:
 BUGS: dict[str, Callable[[Set, Any], None]] = {
     plant.__name__: plant
     for plant in (
-        nothing_applied, adapter_not_zero, adapter_scaled_twice, loss_off_by_a_percent, gradient_dropped, gradient_not_finite,
-        weights_rounded, optimizer_dropped, schedule_reset, weights_not_loaded, position_lost, random_state_lost,
-        moments_saved_in_half, order_by_chance, seed_not_set,
+        nothing_applied, adapter_not_zero, adapter_scaled_twice, loss_off_by_a_percent, gradient_dropped, gradient_not_finite, frozen,
+        detached, gradient_zero, weights_rounded, optimizer_dropped, schedule_reset, weights_not_loaded, position_lost,
+        random_state_lost, moments_saved_in_half, order_by_chance, seed_not_set,
     )
 }  # fmt: skip
