@@ -46,6 +46,14 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist (--dist loadfile) begins with the files of the most tests. Ours of few tests are the long ones (whole runs,
+    ranks, the real model), and one of them at the end would leave the other worker idle: they go in order, tests/unit last.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """`full` tests run only when asked for (-m full), `gpu` tests only where there is one."""
     asked = str(config.getoption("-m") or "")

@@ -6,7 +6,7 @@ shapes must not change from batch to batch: packs on one token axis are padded t
 other layouts compile anew once and then take graphs with free sizes. What has free shapes by nature, generating, runs
 `as_written`. Past torch's limit of graphs for one kind of layer (8) torch would go on uncompiled without a word; here
 that ends the run. Under DDP torch would cut a layer's graph where DDP's buckets of gradients end, to reduce a bucket
-inside of a layer; a layer is small, its gradients leave when its backward graph ends, and one graph stays one. These
+inside of a layer. Here one graph stays one, and its gradients are reduced when its backward graph has ended. These
 settings hold while these layers are called, and for nothing else that is compiled in this process.
 https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.compile
 """

@@ -15,7 +15,7 @@ import pytest
 from ranks import curve, environment, facts, torchrun
 
 FAST = ("trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_at_start=false", "trainer.eval_every=null",
-        "trainer.global_batch_size=4", "trainer.micro_batch_size=1", "trainer.max_steps=150", "trainer.save_every=5")  # fmt: skip
+        "trainer.global_batch_size=4", "trainer.micro_batch_size=1", "trainer.max_steps=100", "trainer.save_every=5")  # fmt: skip
 LIMIT = 15.0
 """Seconds within which every end must be over."""
 

@@ -396,7 +396,13 @@ def test_dumbo_from_a_wheel_in_an_empty_folder(installed: Path, tmp_path: Path) 
     ran = here("dataset.limit=16", "run_dir=run", *SHORT)
     assert ran.code == 0, ran.err
     assert ran.out.strip().splitlines()[-1] == "run"
-    swept = here("-m", "trainer.seed=1", "dataset.limit=16", "sweep_dir=sweep", *SHORT)
+
+
+@pytest.mark.full
+def test_a_sweep_of_dumbo_from_a_wheel(installed: Path, tmp_path: Path) -> None:
+    """The launcher, which Hydra finds by itself, starts jobs with the installed package."""
+    words = ("-m", "trainer.seed=1", "dataset.limit=16", "sweep_dir=sweep", *SHORT)
+    swept = python("-m", "dumbo", *words, first=[installed], cwd=tmp_path)
     assert swept.code == 0, swept.out + swept.err
     assert len(list((tmp_path / "sweep").glob("*/run.json"))) == 1
 

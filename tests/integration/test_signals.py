@@ -45,7 +45,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 0), (signal.SIGUSR2, 0)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGUSR1, 0),
+        pytest.param(
+            signal.SIGTERM, 143, marks=pytest.mark.full
+        ),  # at step 10 in test_a_stop_where_an_evaluation_was_due
+        pytest.param(signal.SIGUSR2, 0, marks=pytest.mark.full),
+    ],
 )
 def test_saved_then_the_same_curve(whole: Path, number: signal.Signals, code: int, tmp_path: Path) -> None:
     command, run = slow_command(tmp_path), tmp_path / "run"
@@ -101,8 +109,8 @@ def slow_answers() -> None:
     ("when", "number", "code"),
     [
         ("before", signal.SIGTERM, 143),
-        ("before", signal.SIGUSR1, 0),
-        ("after", signal.SIGINT, 130),
+        pytest.param("before", signal.SIGUSR1, 0, marks=pytest.mark.full),
+        pytest.param("after", signal.SIGINT, 130, marks=pytest.mark.full),
         ("after", signal.SIGUSR2, 0),
     ],
 )

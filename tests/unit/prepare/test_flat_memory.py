@@ -56,6 +56,7 @@ def peak_mib(source: Path, times: int, formatter: str, tmp_path: Path) -> tuple[
     return int(rows), int(peak_kib) / 1024
 
 
+@pytest.mark.full
 def test_four_times_the_data(data, tmp_path):
     """16.7 MB of JSON lines against 4.2 MB; kept rows or tokens would add 140 MiB (12.5 M tokens, 22,419 rows)."""
     source = data / "gsm8k" / "train.jsonl"
