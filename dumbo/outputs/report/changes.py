@@ -20,10 +20,10 @@ from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.outputs.report.folder import Folder
 from dumbo.outputs.report.reading import Facts
 from dumbo.outputs.report.tables import Row, Section, Table, leaves_of
-from dumbo.outputs.report.values import setting
-from dumbo.search_path import conf_folder, files_of
+from dumbo.outputs.report.values import cut, setting
+from dumbo.search_path import DumboSearchPath, conf_folder, files_of
 
-MOST_KEYS = 2000
+MOST_KEYS, MOST_CHOICES = 2000, 50
 OF_TRAINING = ("performance", "verify", "audit")
 """Keys beside the groups that change what a run does; the others are other verbs' options, or say where it lies."""
 
@@ -32,37 +32,60 @@ def changes(run: Folder) -> Section:
     """A table of choices and one of changed keys, each with where it was set."""
     if not run.config:
         return Section("changes", "What was set")
-    chosen: list[Row] = []
+    chosen = _choices(run)
     found: list[Row] = []
-    for group in GROUPS:
-        nodes = run.config.at(group).values
-        named = nodes.items() if group in LIST_GROUPS else [("", nodes)]
-        for name, node in named:
-            if not isinstance(node, Mapping) or "_target_" not in node:
-                continue
-            place = f"{group}.{name}" if name else group
-            choice, defaults = _defaults(run, group, str(name), node)
-            chosen.append(Row((place, choice or "a choice that is not known here")))
-            if choice is not None:
-                found += _changed(run, place, node, defaults)
+    special = _special(chosen)
+    for place, (node, choice, defaults) in chosen.items():
+        if choice is not None:
+            found += _changed(run, special, place, node, defaults)
     shipped = _yaml(conf_folder() / "config.yaml")
     for key in OF_TRAINING:
         value, default = run.config.get(key), shipped.get(key)
         if isinstance(value, Mapping) and isinstance(default, Mapping):
-            found += _changed(run, key, value, default)
+            found += _changed(run, special, key, value, default)
         elif key in run.config and value != default:
-            found.append(_row(run, key, default, value))
+            found.append(_row(run, special, key, default, value))
     lead = () if found else ("Every key is as its group has it.",)
+    named = [Row((place, choice or "a choice that is not known here")) for place, (_, choice, _) in chosen.items()]
     tables = (
         Table("Keys that differ from their group's defaults", found, ("key", "default", "this run", "set by")),
-        Table("Choices", chosen),
+        Table("Choices", named),
     )
     return Section("changes", "What was set", tables, lead)
 
 
+Chosen = dict[str, tuple[Mapping[str, Any], str | None, Mapping[str, Any]]]
+
+
+def _choices(run: Folder) -> Chosen:
+    """Place in the config -> its keys, the choice they come from, and that choice's own keys."""
+    found: Chosen = {}
+    for group in GROUPS:
+        nodes = run.config.at(group).values
+        named = list(nodes.items())[:MOST_CHOICES] if group in LIST_GROUPS else [("", nodes)]
+        for name, node in named:
+            if isinstance(node, Mapping) and "_target_" in node:
+                choice, defaults = _defaults(run, group, str(name), node)
+                found[f"{group}.{name}" if name else group] = (node, choice, defaults)
+    return found
+
+
+def _special(chosen: Chosen) -> tuple[str, Mapping[str, Any]]:
+    """What conf/special has for the pair of trainer and model, and what the pair is called."""
+    trainer, model = (chosen.get(group, ({}, None, {}))[1] for group in ("trainer", "model"))
+    return f"{trainer} with {model}", _yaml(conf_folder() / "special" / f"{trainer}_{model}.yaml")
+
+
+@cache
+def _files(group: str, _config_dirs: tuple[Path, ...]) -> Mapping[str, Path]:
+    """`files_of`, which asks all installed packages, once."""
+    return files_of(group)
+
+
 def _defaults(run: Folder, group: str, name: str, node: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any]]:
     """The choice, and its keys."""
-    known = {choice: _node(file, group, name) for choice, file in files_of(group).items()}
+    files = _files(group, DumboSearchPath.config_dirs)
+    known = {choice: _node(file, group, name) for choice, file in files.items()}
     same = {choice: keys for choice, keys in known.items() if keys.get("_target_") == node.get("_target_")}
     told = run.facts.get("choices", group)
     asked = name if group in LIST_GROUPS else told
@@ -114,28 +137,26 @@ def _same(default: Any, value: Any) -> bool:
     return bool(default == value) and isinstance(default, bool) == isinstance(value, bool)
 
 
-def _changed(run: Folder, place: str, node: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Row]:
-    return [_row(run, f"{place}.{key}", default, value) for key, (default, value) in _different(node, defaults).items()]
+def _changed(run: Folder, special: tuple[str, Any], place: str, node: Any, defaults: Any) -> list[Row]:
+    pairs = _different(node, defaults)
+    return [_row(run, special, f"{place}.{key}", default, value) for key, (default, value) in pairs.items()]
 
 
-def _row(run: Folder, key: str, default: Any, value: Any) -> Row:
-    return Row((key, setting(default), setting(value), _set_by(run, key, value)))
+def _row(run: Folder, special: tuple[str, Any], key: str, default: Any, value: Any) -> Row:
+    return Row((cut(key, 200), setting(default), setting(value), _set_by(run, special, key, value)))
 
 
-def _set_by(run: Folder, key: str, value: Any) -> str:
+def _set_by(run: Folder, special: tuple[str, Any], key: str, value: Any) -> str:
     """Where a key got its value, as far as that can be known."""
     if any(word.lstrip("+").partition("=")[0] in _above(key) for word in run.words):
         return "the command line"
-    trainer, model = (_choice(run, group) for group in ("trainer", "model"))
-    special = _yaml(conf_folder() / "special" / f"{trainer}_{model}.yaml")
-    if _same(Facts(special).get(*key.split(".")), value):
-        return f"{trainer} with {model}"
+    pair, keys = special
+    if _same(Facts(keys).get(*key.split(".")), value):
+        return pair
     named = next((word.partition("=")[2] for word in run.words if word.lstrip("+").startswith("experiment=")), None)
-    return f"experiment {named}" if named else "the experiment's file" if run.experiment else "the composition"
-
-
-def _choice(run: Folder, group: str) -> str | None:
-    return _defaults(run, group, "", run.config.at(group).values)[0]
+    return (
+        f"experiment {cut(named, 100)}" if named else "the experiment's file" if run.experiment else "the composition"
+    )
 
 
 def _above(key: str) -> set[str]:

@@ -28,6 +28,7 @@ class Folder:
         config: config.yaml; config_text as it stands there.
         experiment: whether the run had an experiment file of its own.
         numbers: metrics.jsonl.
+        plan: plan.json, or run.json's `plan`.
         verification, evaluation, export: verify.json, evaluation.json, export.json, where there are such.
         traceback: of a failed run, from dumbo.log.
         faults: what could not be read, in words.
@@ -42,6 +43,7 @@ class Folder:
     experiment: bool = False
     numbers: Measured = field(default_factory=lambda: Measured({}))
     samples: list[Sample] = field(default_factory=list)
+    plan: Facts = field(default_factory=Facts)
     verification: Facts = field(default_factory=Facts)
     evaluation: Facts = field(default_factory=Facts)
     export: Facts = field(default_factory=Facts)
@@ -82,6 +84,7 @@ def read(path: Path) -> Folder:
         experiment=(path / "experiment.yaml").is_file(),
         numbers=numbers,
         samples=samples_of(kept(text_of(path / "samples.md")) or ""),
+        plan=facts.at("plan") or kept(json_object(path / "plan.json")),
         verification=kept(json_object(path / "verify.json")),
         evaluation=kept(json_object(path / "evaluation.json")),
         export=kept(json_object(path / "export.json")),

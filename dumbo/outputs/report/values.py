@@ -35,6 +35,12 @@ def percent(share: Any) -> str:
     return NOTHING if number is None else f"{100 * number:.4g}%"
 
 
+def gibibytes(size: Any) -> str:
+    """A number of bytes."""
+    number = as_number(size)
+    return plain(size) if number is None else f"{figure(number / 2**30)} GiB"
+
+
 def duration(seconds: Any) -> str:
     """`54 s`, `12 min 4 s`, `3 h 20 min`, `2 d 4 h`."""
     number = as_number(seconds)
