@@ -22,8 +22,8 @@ ENDLESS = 1_000_000
 """Tokens of context of a model that goes on until it is stopped."""
 
 
-def saved(folder: Path, context: int, *, template: bool = True, ends: bool = True) -> Path:
-    """A small Llama with random weights, in Hugging Face's format: it says what nobody would, and no two lines alike.
+def saved(folder: Path, context: int, *, template: bool = True, ends: bool = True, architecture: str = "llama") -> Path:
+    """A small model with random weights, in Hugging Face's format: it says what nobody would, and no two lines alike.
 
     Args:
         template: with a chat template.
@@ -37,7 +37,7 @@ def saved(folder: Path, context: int, *, template: bool = True, ends: bool = Tru
     if not template:
         tokenizer.chat_template = None
     tokenizer.save_pretrained(folder / "tokenizer")
-    random_model(folder, "llama", folder / "tokenizer", max_position_embeddings=context)
+    random_model(folder, architecture, folder / "tokenizer", max_position_embeddings=context)
     if not ends:
         tokenizer.add_tokens(["<|never|>"], special_tokens=True)
         tokenizer.eos_token = "<|never|>"
@@ -101,10 +101,15 @@ def test_a_line_is_a_turn_and_the_turns_before_it_are_kept(talk):
         assert new <= whole - before, "the cache holds the turns before"
 
 
-def test_with_the_cache_the_answers_are_those_without_it(talk, model):
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3"])
+def test_with_the_cache_the_answers_are_those_without_it(talk, tmp_path, architecture):
+    """Layers with a sliding window cannot be cut back: there everything is computed again."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _, out, _, prompts, _ = talk(["Hi.", "And 2?", "Why?", "No."], "chat.format=json", "chat.system='Be kind.'")
+    model = saved(tmp_path / "model", 512, architecture=architecture)
+    words = ["chat.format=json", "chat.system='Be kind.'"]
+    _, out, _, prompts, computed = talk(["Hi.", "And 2?", "Why?", "No."], *words, folder=model)
+    assert (computed[-1][0] < computed[-1][1]) is (architecture == "llama")
     tokenizer, plain = AutoTokenizer.from_pretrained(model), AutoModelForCausalLM.from_pretrained(model)
     for prompt, line in zip(prompts, out.splitlines(), strict=True):
         assert prompt.startswith(turn("system", "Be kind."))
