@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -259,7 +260,8 @@ class Terminal:
         self.at = 0
 
     def type(self, text: str) -> None:
-        os.write(self.fd, text.encode())
+        with suppress(OSError):  # it may have ended
+            os.write(self.fd, text.encode())
 
     def read(self, seconds: float) -> bool:
         """Whether the process is still there, after what it said within some seconds was taken in."""
@@ -290,11 +292,15 @@ class Terminal:
             assert self.read(0.2), self.seen
             assert time.monotonic() < end, self.seen
 
-    def interrupt(self, text: str) -> None:
-        """Types Ctrl-C until a text comes: one that is typed before readline waits is lost."""
+    def interrupt(self, text: str, apart: float = 5) -> None:
+        """Types Ctrl-C until a text comes: one that is typed before readline waits is lost.
+
+        Args:
+            apart: seconds between two; long where a second one that arrives would end the chat.
+        """
         for _ in range(10):
             self.type("\x03")
-            end = time.monotonic() + 5
+            end = time.monotonic() + apart
             while time.monotonic() < end and text not in self.seen[self.at :]:
                 self.read(0.2)
             if text in self.seen[self.at :]:
@@ -354,7 +360,7 @@ def test_a_conversation(terminal):
 @pytest.mark.full
 def test_ctrl_c_at_the_prompt_says_how_to_end(terminal):
     terminal.until("you> ")
-    terminal.interrupt("/exit or Ctrl-D ends, and so does Ctrl-C once more")
+    terminal.interrupt("/exit or Ctrl-D ends, and so does Ctrl-C once more", apart=60)
     terminal.until("you> ")
     terminal.type("\x04")
     assert terminal.code() == 0
@@ -363,7 +369,7 @@ def test_ctrl_c_at_the_prompt_says_how_to_end(terminal):
 @pytest.mark.full
 def test_ctrl_c_twice_at_the_prompt_leaves(terminal):
     terminal.until("you> ")
-    terminal.interrupt("and so does Ctrl-C once more")
+    terminal.interrupt("and so does Ctrl-C once more", apart=60)
     terminal.interrupt("Stopped (Ctrl-C).")
     assert terminal.code() == 130
 
