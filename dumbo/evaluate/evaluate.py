@@ -84,7 +84,7 @@ def held_out(
             "  Write dataset.eval_path=FILE, or evaluate.tasks=[NAME]; dataset.eval_fraction=0.05 holds out rows that a "
             "run without it was trained on"
         )
-    console.row("data", f"{data.name}  {data.eval.rows:,} held out, {data.eval.trained_tokens:,} trained tokens")
+    console.row("data", f"{data.name}  {data.eval.rows:,} rows held out")
     if splits.eval is None and place.other_data(data.fingerprint):
         console.row(
             "",

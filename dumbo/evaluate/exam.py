@@ -49,9 +49,9 @@ def exam(
     )
     rows: list[dict[str, Any]] = []
     unfinished = 0
-    with console.counter(f"answering {len(asked):,} held-out questions") as bar:
+    with console.counter("answering") as bar:
         ids = answers(
-            model, subject.tokenizer, [q.prompt_ids for q in asked], how, lambda done: bar.update("answers", done)
+            model, subject.tokenizer, [q.prompt_ids for q in asked], how, lambda done: bar.update("questions", done)
         )
     for question, new in zip(asked, ids, strict=True):
         unfinished += len(new) >= how.max_new_tokens

@@ -55,7 +55,7 @@ def held_out_loss(subject: Subject, split: Split, batch_size: int, console: Cons
     keeps = "logits_to_keep" in inspect.signature(base.forward).parameters
     pad = subject.tokenizer.pad_token_id
     collate = Collate(split.store, "padded", pad if pad is not None else 0)
-    with console.counter("held-out loss") as bar, answering(model, subject.bf16):
+    with console.counter("measuring") as bar, answering(model, subject.bf16):
         done = 0
         for documents in _batches(split, batch_size, vocabulary):
             batch = collate([np.array([document]) for document in documents])
@@ -65,7 +65,7 @@ def held_out_loss(subject: Subject, split: Split, batch_size: int, console: Cons
                 tally.tokens += tokens
                 tally.rows.add(int(split.store.origin[document, 0]))
             done += len(documents)
-            bar.update("documents", done)
+            bar.update("loss", done)
     return dict(sorted(tallies.items()))
 
 

@@ -42,7 +42,7 @@ def show(console: Console, results: dict[str, Any]) -> None:
     """The numbers, a row each."""
     sources: dict[str, Any] = results.get("sources", {})
     if "loss" in results:
-        console.row("loss", _loss(results))
+        console.row("loss", _loss(results) + (f" of {next(iter(sources))}" if len(sources) == 1 else ""))
     elif sources:
         console.row("loss", f"none: no token of {results['rows']:,} held-out rows is trained")
     if len(sources) > 1:

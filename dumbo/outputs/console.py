@@ -166,7 +166,8 @@ class Counter:
             self._progress.update(self._task, description=text)
         elif now - self._said > SECONDS_BETWEEN_LINES:
             self._said = now
-            self._console.row("", f"{text}, {rows / max(1e-9, now - self._began):,.0f} a second")
+            speed = rows / max(1e-9, now - self._began)
+            self._console.row("", f"{text}, {speed:,.{1 if speed < 10 else 0}f} a second")
 
 
 class TrainingBar:

@@ -70,6 +70,8 @@ def find_run(asked: str | None, key: str = "run") -> Path:
         raise UserError("Which run? Write run=last, or run=FOLDER.")
     if asked != "last":
         folder = Path(asked).expanduser()
+        if (folder / "adapter_config.json").is_file() and (folder.parent / "run.json").is_file():
+            raise UserError(f"run: '{asked}' holds adapters alone.\n  Write the run's folder: run={folder.parent}")
         if not (folder / "run.json").is_file():
             raise UserError(f"run: '{asked}' is not a run's folder (there is no run.json in it).")
         return folder

@@ -245,3 +245,30 @@ def test_a_template_that_refuses_is_an_error_of_the_user(ask, place):
         config.write_text(before)
     assert code == 2
     assert "no system message here" in err
+
+
+@pytest.mark.parametrize(
+    ("run", "second"),
+    [
+        ("full", "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"),
+        ("adapter", "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"),
+        ("generation", "U: {}\nA:\n{}<|im_end|>U: {}\nA:\n"),
+        ("completion", "{} -> {} -> {} -> "),
+        ("text", None),
+    ],
+)  # fmt: skip
+def test_a_conversation_is_asked_as_the_run_was_trained(run, second, ask, monkeypatch):
+    from dumbo.talk.speaker import Answer, Speaker
+
+    prompts = []
+
+    def answer(self, ids, how, show, **kwargs):
+        prompts.append(self.tokenizer.decode(ids))
+        return Answer("Yes", stopped=False, computed=len(ids))
+
+    monkeypatch.setattr(Speaker, "answer", answer)
+    monkeypatch.setattr("sys.stdin", io.StringIO("One?\nTwo?\n"))
+    code, out, err, _ = ask(f"run={run}")
+    assert (code, out) == (0, "Yes\nYes\n")
+    assert prompts[1] == (second.format("One?", "Yes", "Two?") if second else "Two?")
+    assert ("completes text" in err) is (second is None)

@@ -156,6 +156,7 @@ def test_what_is_wrong_is_said(evaluate, place):
     cases = {
         (): "What should be evaluated?",
         ("run=nowhere",): "is not a run's folder",
+        ("run=adapter/model",): "Write the run's folder: run=adapter",
         ("run=broken",): "has no model/ (its status is failed)",
         ("model=tiny",): "What should it be asked?",
         ("run=adapter", "run_dir=x"): "goes into its own folder",
