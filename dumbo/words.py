@@ -22,7 +22,7 @@ VERBS = {
 }
 LATER_VERBS = ("verify", "evaluate", "export", "report", "sweep")
 
-KEYS = (*GROUPS, "experiment", "verify", "plan", "hydra")
+KEYS = (*GROUPS, "experiment", "verify", "hydra")
 """What stands at the top of the config and has keys of its own."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
