@@ -26,7 +26,7 @@ VERBS = {
 }
 LATER_VERBS = ("sweep",)
 
-KEYS = (*GROUPS, "experiment", "verify", "audit", "plan", "hydra")
+KEYS = (*GROUPS, "experiment", "verify", "audit", "hydra")
 """What stands at the top of the config and has keys of its own."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")

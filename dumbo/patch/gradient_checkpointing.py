@@ -42,7 +42,7 @@ class GradientCheckpointing:
 
         base = base_of(model)
         self.check(base)
-        if not torch.cuda.is_available():
+        if model.device.type == "cpu" and not torch.cuda.is_available():
             give_back_what_is_freed()  # else a CPU's memory stays as full as without checkpointing
         arguments = {"use_reentrant": self.use_reentrant}
         if hasattr(base, "activation_checkpointing_enable"):  # the name since transformers 5.2x

@@ -8,12 +8,14 @@ and optimizer, and gathers two layers whole while it computes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dumbo.launch.world import asked_by_environment
 from dumbo.plan.longest import examples_of, longest
 from dumbo.plan.rehearse import Counted, rehearse
 from dumbo.plan.stand_in import StandIn, chosen_patches, stand_in
@@ -25,10 +27,11 @@ if TYPE_CHECKING:
     from dumbo.prepare.store import PreparedSplits
 
 MIB = 1 << 20
-FIXED = {"cpu": 64 * MIB, "cuda": 80 * MIB}
+FIXED = {"cpu": 32 * MIB, "cuda": 80 * MIB}
 """What libraries take once: on a CPU code and buffers that are touched first in training, on a GPU cuBLAS' workspaces."""
-SCATTERED = {"cpu": 0.08, "cuda": 0.0}
-"""On a CPU freed memory goes back to the system in part: a share of what comes and goes (measured, docs/plan.md)."""
+SCATTERED_FULL, SCATTERED_ADAPTERS = 0.27, 0.6
+"""On a CPU glibc gives what is freed back to the system in part, less where small gradients and states lie between: this
+share of what comes and goes is held besides (measured, docs/plan.md). Checkpointing turns that off."""
 SPARE = {"cpu": 0.2, "cuda": 0.1}
 """A prediction is this far off at most: so much of the free memory is left alone when a micro batch is chosen by it."""
 
@@ -92,7 +95,7 @@ def predict(
     collate = Collate(data.train.store, layout, pad if pad is not None else 0, None, takes_places(model))
     inputs = collate(longest(examples_of(trainer, data), data.train, batch.micro))
     inputs.pop("documents")
-    layer = largest_layer(model)
+    layer, scattered = largest_layer(model), _scattered(model) if device.type == "cpu" else 0.0
     counted = rehearse(
         found,
         inputs,
@@ -103,16 +106,19 @@ def predict(
         masters=trainer.master_weights,
     )
     wrapper = str(getattr(plugins.launch, "wrapper", "none")) if batch.ranks > 1 else "none"
-    here = int(getattr(getattr(plugins.launch, "many", None), "here", 1))
-    return spread(counted, wrapper, batch.ranks, layer, device.type, free_memory(device, here))
+    free = free_memory(device, _ranks_here(plugins.launch))
+    return spread(counted, wrapper, batch.ranks, layer, device.type, free, scattered)
 
 
-def spread(counted: Counted, wrapper: str, ranks: int, layer: int, device: str, available: int | None) -> Memory:
+def spread(
+    counted: Counted, wrapper: str, ranks: int, layer: int, device: str, available: int | None, scattered: float = 0.0
+) -> Memory:
     """A rehearsal as one of several ranks has it.
 
     Args:
         wrapper: none, DDP or FSDP2.
         layer: bytes of the largest layer's weights.
+        scattered: share of what comes and goes that is held besides.
     """
     at_peak = dict(counted.at_peak)
     held = {"weights": counted.weights, "gradients": counted.gradients, "optimizer": counted.optimizer}
@@ -134,7 +140,7 @@ def spread(counted: Counted, wrapper: str, ranks: int, layer: int, device: str, 
         **({"gathered layers": gathered} if gathered else {}),
     }
     moving = sum(at_peak[name] for name in ("activations", "loss", "backward"))
-    parts["libraries"] = FIXED[device] + int(SCATTERED[device] * moving)
+    parts["libraries"] = FIXED[device] + int(scattered * moving)
     return Memory(parts, held, available, device, counted.assumed)
 
 
@@ -148,6 +154,21 @@ def largest_layer(model: Any) -> int:
     except UserError:
         layers = [model]
     return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
+
+
+def _scattered(model: Any) -> float:
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return 0.0
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(count for count, trains in sizes if trains)
+    return SCATTERED_FULL if 2 * trained > sum(count for count, _ in sizes) else SCATTERED_ADAPTERS
+
+
+def _ranks_here(launch: Any) -> int:
+    """Ranks of this machine: what torchrun says where it started them, else what `launch` is going to start."""
+    if asked_by_environment():
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return int(getattr(getattr(launch, "many", None), "here", 1))
 
 
 def free_memory(device: torch.device, processes: int) -> int | None:

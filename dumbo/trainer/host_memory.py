@@ -46,7 +46,7 @@ def give_back_what_is_freed() -> bool:
     """Keeps glibc from raising that size (up to 32 MiB, by itself, as large blocks are freed).
 
     Where layers are computed again in the backward pass it would keep about as much as all of their activations: what is
-    checkpointed would save nothing (measured, docs/plan.md). Costs a call of the system for every large tensor.
+    checkpointed would save nothing (measured, docs/plan.md). Costs about a third more time a step.
 
     Returns:
         whether there is such a size to set (glibc).

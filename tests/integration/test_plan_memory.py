@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.memory import measured, predicted
 
-COMMON = ("dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.max_steps=2", "trainer.eval_every=null",
+COMMON = ("trainer.eval_at_start=false", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.max_steps=2", "trainer.eval_every=null",
           "trainer.save_every=null", "verify.mode=off", "launch=single")  # fmt: skip
 TINY = ("trainer.max_seq_len=512",)
 SMOLLM = ("model=smollm_gguf", "trainer.max_seq_len=256", "trainer.global_batch_size=4", "trainer.micro_batch_size=2")
@@ -28,7 +28,12 @@ def test_predicted_is_what_is_taken(case: str, data: Path, request: pytest.Fixtu
     words = [*CASES[case], *COMMON]
     if "smollm" in case:
         request.getfixturevalue("smollm_folder")
-        words += ["dataset=gsm8k", f"dataset.path={data / 'gsm8k' / 'train.jsonl'}", "dataset.limit=200"]
+        words += [
+            "dataset=gsm8k",
+            f"dataset.path={data / 'gsm8k' / 'train.jsonl'}",
+            "dataset.limit=200",
+            "dataset.eval_fraction=0",
+        ]
     wanted, found = predicted(words)["peak"], measured(words)
     print(
         f"{case}: predicted {wanted / 2**20:,.0f} MiB, measured {found / 2**20:,.0f} MiB, {100 * (wanted / found - 1):+.1f}%"

@@ -1,0 +1,126 @@
+"""`dumbo plan` as it is typed: arithmetic and disk by hand, and against a run of the same words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dumbo.cli import main
+from dumbo.plan import disk as disk_module
+from dumbo.plan import memory as memory_module
+from dumbo.plan.disk import disk
+from dumbo.plan.shown import duration, size
+
+PARAMETERS = 492_160
+WORDS = ("trainer.packing=false", "trainer.max_seq_len=64", "trainer.global_batch_size=4", "trainer.micro_batch_size=2",
+         "trainer.num_epochs=2", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_every=null", "trainer.save_every=2",
+         "trainer.eval_at_start=false", "verify.mode=off", "dataset=files", "dataset.path=rows.jsonl", "dataset.eval_fraction=0",
+         "launch=single")  # fmt: skip
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> None:
+    """Ten of them: three steps an epoch, the last of two rows."""
+    lines = [json.dumps({"question": f"What is {n} + 1?", "answer": str(n + 1)}) for n in range(10)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["plan", *WORDS, "plan.format=json", *words]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.usefixtures("rows")
+def test_the_plan_is_what_the_run_does(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned(capsys)
+    assert plan["model"] == {"name": "tiny", "parameters": PARAMETERS, "trainable": PARAMETERS, "dtype": "float32"}
+    assert plan["batch"] == {"global": 4, "micro": 2, "ranks": 1, "accumulation": 2, "chosen": None}
+    assert (plan["steps"], plan["epochs"]) == (6, 2.0)
+    assert plan["disk"]["kept"] == 2
+    assert plan["disk"]["needed"] == 3 * plan["disk"]["checkpoint"] + plan["disk"]["model"]
+    assert plan["time"] == {"seconds": None}
+    assert not list(Path().glob("outputs"))
+
+    assert main([*WORDS, "run_dir=outputs/a"]) == 0
+    capsys.readouterr()
+    facts = json.loads(Path("outputs/a/run.json").read_text())
+    assert facts["planned_steps"] == plan["steps"]
+    assert (facts["metrics"]["tokens"], facts["metrics"]["trained_tokens"]) == (plan["tokens"], plan["trained_tokens"])
+    for name, folder in (("checkpoint", "checkpoints/step-000006"), ("model", "model")):
+        written = sum(file.stat().st_size for file in Path("outputs/a", folder).rglob("*") if file.is_file())
+        assert abs(plan["disk"][name] / written - 1) < 0.05
+
+    again = planned(capsys, "trainer.lr=1e-5")
+    logged = [json.loads(line) for line in Path("outputs/a/metrics.jsonl").read_text().splitlines()]
+    speeds = sorted(row["tokens_per_s"] for row in logged if "loss" in row)
+    assert speeds[0] <= again["time"]["tokens_per_s"] <= speeds[-1]
+    assert again["time"]["source"] == "outputs/a, the same model, patches and shape"
+    assert planned(capsys)["time"]["source"] == "outputs/a, the same config"
+    assert planned(capsys, "trainer.max_seq_len=32")["time"] == {"seconds": None}
+    assert planned(capsys, "plan.tokens_per_s=10")["time"]["seconds"] == plan["tokens"] / 10
+
+
+@pytest.mark.usefixtures("rows")
+def test_as_text_and_into_the_runs_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder is the run's afterwards."""
+    words = [*WORDS, "trainer.max_steps=1", "run_dir=run", "patch=[lora,compile]"]
+    assert main(["plan", *words]) == 0
+    said = capsys.readouterr().out
+    assert "model     tiny   574 k parameters, 82 k trainable (14.3%)   float32" in said
+    assert "compile  left out: no CUDA device" in said
+    assert "batch     global batch 4 = micro 2 x ranks 1 x accumulation 2   1 steps, 0.33 epochs" in said
+    assert "time      unknown: run some steps" in said
+    assert json.loads(Path("run/plan.json").read_text())["steps"] == 1
+    assert main(words) == 0
+
+
+@pytest.mark.usefixtures("rows")
+def test_what_does_not_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    large = ("trainer.global_batch_size=1024", "trainer.micro_batch_size=512")
+    peaks = [planned(capsys, large[0], f"trainer.micro_batch_size={micro}")["memory"]["peak"] for micro in (64, 512)]
+    monkeypatch.setattr(memory_module, "available_memory", lambda: sum(peaks) / 2)
+    assert main(["plan", *WORDS, *large]) == 2
+    said = capsys.readouterr()
+    assert "memory" in said.out
+    assert "micro batch 512 needs about" in said.err
+    assert "Write trainer.micro_batch_size=" in said.err
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 1e6)
+    assert main(["plan", *WORDS]) == 2
+    assert "Write patch=[gradient_checkpointing], or a trainer.max_seq_len below 64" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(disk_module.shutil, "disk_usage", lambda place: SimpleNamespace(free=10**6))
+    assert main(["plan", *WORDS]) == 2
+    assert "Write trainer.save_total_limit=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "limit", "evaluates", "kept", "at_once"),
+    [
+        (100, None, 2, True, 1, 1),  # the last step alone
+        (100, 10, 2, False, 2, 3),  # a new one is whole before an old one goes
+        (100, 10, 2, True, 3, 4),  # and the best one
+        (10, 10, 2, True, 1, 1),
+        (25, 10, 4, True, 3, 3),  # steps 10, 20 and 25, all of them kept
+    ],
+)
+def test_checkpoints_on_the_disk(
+    steps: int, every: int | None, limit: int, evaluates: bool, kept: int, at_once: int
+) -> None:
+    import torch
+
+    model = torch.nn.Linear(10, 10, bias=False)  # 400 bytes
+    trainer = SimpleNamespace(save_every=every, save_total_limit=limit)
+    found = disk(model, None, 800, trainer, steps, evaluates, Path("not/there"))
+    assert (found.model, found.checkpoint, found.kept) == (400, 1200, kept)
+    assert found.needed == at_once * 1200 + 400
+    assert found.free is not None
+
+
+def test_words_for_numbers() -> None:
+    assert [size(n) for n in (2048, 3 * 2**20, 1.5 * 2**30, 12 * 2**30)] == ["2 KiB", "3 MiB", "1.5 GiB", "12 GiB"]
+    assert [duration(n) for n in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
