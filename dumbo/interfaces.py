@@ -8,6 +8,11 @@ nothing heavy; the one method does the work. A plugin may also have
         anything heavy is imported; each becomes part of the one report of `check.py`.
     conflicts_with(self, others: Mapping[str, Patch]) -> Iterable[str]
         of a patch: what it cannot do beside the other patches as they are set; each is part of the same report.
+    starts_elsewhere(self) -> str | None
+        of a patch: why the model with it is another one than without it, where that is meant so (an adapter that goes
+        on from an earlier one); None: it must compute the same, which is proven.
+    first_examples(self, data: PreparedSplits, ranks: int) -> list[NDArray]
+        of a trainer: the documents of each example of its first micro batch, for the proofs at the start.
     check_data(self, data: PreparedSplits, run: RunDir) -> None
         of a trainer: raises a UserError for what the prepared data does not allow, before any weights are loaded.
 """

@@ -21,7 +21,8 @@ class VerifyOptions:
     """Proofs at the start of a run, and `dumbo verify`.
 
     Args:
-        mode: "quick": three proofs before step one (mask, pack leak, accumulation); "off": none.
+        mode: "quick": proofs before step one, in seconds (mask, pack leak, tokens and loss of the first batch, gradient
+            flow, accumulation); "off": none.
         num_examples: `dumbo verify` looks at so many rows, the first of each split.
         only: names of proofs, or their first words; []: all.
         format: of `dumbo verify`: "text" or "json".

@@ -78,6 +78,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     """The run itself, in the order in which things happen."""
     silence_libraries(run)
     from dumbo.verify.mask import mask_proof
+    from dumbo.verify.unpatched import Unpatched
 
     tokenizer = plugins.model.load_tokenizer()
     patches = order.in_order(plugins.patches)
@@ -87,13 +88,15 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     if check_data := getattr(plugins.trainer, "check_data", None):
         check_data(data, run)  # what this data does not allow, before any weight is loaded
     if run.verify_quick:
-        run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
+        with run.proving():
+            run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
 
     patches = auto.added(plugins, patches, tokenizer, data, run)
     usable = {
         name: patch for name, patch in patches.items() if not run.left_out(name, order.why_unavailable(name, patch))
     }
-    model = patched_model(plugins, usable, tokenizer, run.note_patch)
+    run.before = Unpatched(plugins, usable, data, run) if run.verify_quick else None
+    model = patched_model(plugins, usable, tokenizer, run.note_patch, watch=run.before)
     run.note_model(plugins.model, model)
 
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)

@@ -28,7 +28,7 @@ PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Runs the rank that the environment describes."""
     folder, rank = Path(os.environ["DUMBO_LAUNCH_FOLDER"]), int(os.environ["RANK"])
-    _die_with(int(os.environ["DUMBO_LAUNCHER"]))
+    die_with(int(os.environ["DUMBO_LAUNCHER"]))
     frozen = frozen_from_environment()
     _speak_into(Path(frozen.folder) / f"rank-{rank}.log", also_out=rank != 0)
     try:
@@ -72,7 +72,7 @@ def _write_pid(folder: Path, rank: int) -> None:
     aside.rename(folder / f"pid-{rank}")
 
 
-def _die_with(launcher: int) -> None:
+def die_with(launcher: int) -> None:
     """The system kills this process when the one that launched it is gone."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

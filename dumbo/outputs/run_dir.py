@@ -11,7 +11,9 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -24,6 +26,7 @@ from dumbo.outputs.runs import read_facts
 if TYPE_CHECKING:
     from dumbo.outputs.samples import Question
     from dumbo.prepare.store import PreparedSplits
+    from dumbo.verify.unpatched import Unpatched
 
 
 @dataclass
@@ -47,6 +50,8 @@ class RunDir:
         trackers: tracker plugins, started.
         facts: run.json.
         proofs: what was proven, in words, for the start panel.
+        before: the model before any patch, for the proofs.
+        proof_seconds: what the quick proofs have taken.
         samples: (question, answer before, answer after), for the end.
     """
 
@@ -66,6 +71,8 @@ class RunDir:
     trackers: list[Any] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     proofs: list[str] = field(default_factory=list)
+    before: Unpatched | None = None
+    proof_seconds: float = 0.0
     samples: list[tuple[Question, str, str]] = field(default_factory=list)
     _lock: TextIO | None = None
 
@@ -193,6 +200,13 @@ class RunDir:
         """Drops rows past a step: they will be written again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
         self.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+    @contextmanager
+    def proving(self) -> Iterator[None]:
+        """Times what the quick proofs take at the start of a run."""
+        began = time.perf_counter()
+        yield
+        self.proof_seconds += time.perf_counter() - began
 
     # ---- what is learnt on the way ----------------------------------------------------------------------------
 

@@ -84,6 +84,12 @@ class LoRA:
             names = [name for name, _ in skeleton.named_modules() if name]
             require_modules(names, self.modules_to_save, "module", "patch.lora.modules_to_save")
 
+    def starts_elsewhere(self) -> str | None:
+        """Why the first loss is not the base model's, where that is asked for."""
+        if self.path is not None:
+            return f"goes on from the adapter in {self.path}"
+        return "init=random" if self.init == "random" else None
+
     def _stored_targets(self) -> str | list[str]:
         """The target modules of the adapter in `path`; "all-linear" where it names them by a pattern of its own.
 

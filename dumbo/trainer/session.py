@@ -34,7 +34,9 @@ from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
+from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
 from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_documents
+from dumbo.verify.unpatched import few
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +65,7 @@ class Session:
         """The whole of it. Returns the final metrics."""
         run, console = self.run, self.run.console
         batch = self.sft.batch(run.ranks)
-        trainer = self.equipped(batch)
+        trainer = self.trainer = self.equipped(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
         schedule = require_schedule(trainer.args, steps)
         resume_from = self._resume(trainer, steps)
@@ -264,16 +266,28 @@ class Session:
     def _prove(self, trainer: SftTrainer) -> None:
         proofs = [*self.run.proofs, self.isolation]
         if self.run.verify_quick:
-            unlike = unlike_documents(self.data.train)
-            if len(unlike) < 2:
-                proofs.append("accumulation not proven: that takes two documents, and there is one")
-            else:
-                tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
-                proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
-                if takes_places(self.model):
-                    proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
+            with self.run.proving():
+                proofs += self._proven(trainer)
+            self.run.update(proof_seconds=round(self.run.proof_seconds, 2))
         self.run.console.row("proofs", "\n".join(proofs))
         self.run.update(proofs=proofs)
+
+    def _proven(self, trainer: SftTrainer) -> list[str]:
+        """The quick proofs that take the trainer, as it is about to train."""
+        before = self.run.before
+        examples = before.examples if before is not None else []
+        if not examples:
+            examples = few(self.sft.first_examples(self.data, self.run.ranks), self.data.train.store, self.model)
+        proofs = [tokens_proof(trainer.collate(examples), self.tokenizer)]
+        proofs += loss_and_flow_proofs(trainer, examples, before)
+        unlike = unlike_documents(self.data.train)
+        if len(unlike) < 2:
+            return [*proofs, "accumulation not proven: that takes two documents, and there is one"]
+        tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
+        proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
+        if takes_places(self.model):
+            proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
+        return proofs
 
     # ---- during -----------------------------------------------------------------------------------------------
 

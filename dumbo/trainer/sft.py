@@ -17,6 +17,8 @@ from dumbo.suggest import did_you_mean
 from dumbo.trainer.extra import refusal
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from dumbo.outputs.run_dir import RunDir
@@ -169,6 +171,20 @@ class Sft:
         most_steps = math.ceil(len(data.train) / batch.global_) * self.num_epochs  # packs are fewer than documents
         require_schedule(args, self.max_steps or most_steps)
         require_optimizer(args)
+
+    def first_examples(self, data: PreparedSplits, ranks: int) -> list[NDArray[np.int64]]:
+        """The documents of each example of the first micro batch (rank 0's)."""
+        from dumbo.prepare.packing import pack
+        from dumbo.trainer.collate import Examples
+        from dumbo.trainer.sampler import GlobalBatches
+
+        split = data.train
+        packs = pack(split.lengths, split.documents, data.max_seq_len, self.seed) if self.packing else None
+        examples = Examples(packs, split.documents)
+        lengths = split.lengths if packs is None else None
+        return [
+            examples[one] for one in next(iter(GlobalBatches(len(examples), self.batch(ranks), self.seed, lengths)))
+        ]
 
     def train(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedSplits, run: RunDir

@@ -124,7 +124,7 @@ def prove_row(
         raise ProofFailed(f"The mask is wrong at {where}: {len(spans)} trained spans for {len(said)} turns.")
     _prove_no_more(row, rest, loss_on, where)
     for _, end in spans if ends else ():
-        if _ends_untrained(ids, end, tokenizer):
+        if ends_untrained(ids, end, tokenizer):
             token = tokenizer.convert_ids_to_tokens(int(ids[end]))
             raise ProofFailed(
                 f"The mask is wrong at {where}: {token}, which ends the turn, is not trained: the model would not learn to stop."
@@ -143,7 +143,7 @@ def _prove_no_more(row: Row, rest: str, loss_on: str, where: str) -> None:
         raise ProofFailed(f"The mask is wrong at {where}: the {message['role']}'s turn is trained.\n  {asked[:100]}")
 
 
-def _ends_untrained(ids: NDArray[np.int64], end: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+def ends_untrained(ids: NDArray[np.int64], end: int, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the token after a trained span closes the turn: a control token, and after it another one or nothing.
 
     A control token that opens the next turn is followed by the words of that turn.

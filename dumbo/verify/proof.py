@@ -5,6 +5,7 @@ A proof is a function (Subject) -> Proof or a list of them; `verify.py` has the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -108,3 +109,14 @@ def tolerance_for(dtype: torch.dtype, layers: int, *, scale: float = 1.0, factor
     if scale != 1:
         source += f" x {scale:.3g}"
     return Tolerance(factor * eps * roundings**0.5 * scale, source)
+
+
+def loss_tolerance(dtype: torch.dtype, layers: int, tokens: int) -> Tolerance:
+    """For a mean loss over tokens, relative: their errors have no common direction; the sum is taken in float32."""
+    one, summed = tolerance_for(dtype, layers), tolerance_for(torch.float32, layers)
+    return Tolerance(one.value / tokens**0.5 + summed.value, f"{one.source} / sqrt({tokens} tokens), summed in float32")
+
+
+def larger(one: float, other: float) -> float:
+    """The larger of two differences; what is not a number is larger than any."""
+    return other if math.isnan(other) or other > one else one

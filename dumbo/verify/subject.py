@@ -6,6 +6,7 @@ one model and its trainer (`trainer`); those that do not take a model of their o
 
 from __future__ import annotations
 
+import gc
 import io
 import time
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,8 @@ class Subject:
     command: Command | None = None
     not_isolated: str | None = None
     """Why documents cannot be packed on this model, once `trainer` was made."""
+    shared: dict[str, Any] = field(default_factory=dict)
+    """What one proof has computed and another one needs, by name."""
     alone: dict[int, Alone] = field(default_factory=dict)
     """Documents by themselves, as far as they were looked at (`passes.alone`)."""
 
@@ -236,3 +239,10 @@ class Subject:
                 key = str(row.source)
                 found[key] = None if key in found else row
         return found
+
+    def release(self) -> None:
+        """Lets go of the shared model, before other processes take its place on the device; it is made again when asked for."""
+        if self.__dict__.pop("trainer", None) is not None:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()

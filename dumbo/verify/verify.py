@@ -34,10 +34,13 @@ if TYPE_CHECKING:
 def proofs() -> dict[str, ProofFunction]:
     """Key (`verify.only=[KEY]`) -> proof, in the order in which they run: what is cheap and most often wrong first."""
     from dumbo.verify.accumulation import accumulation
+    from dumbo.verify.determinism import determinism
     from dumbo.verify.gradients import gradients
     from dumbo.verify.loss import loss
     from dumbo.verify.packed import packed
     from dumbo.verify.padding import padding
+    from dumbo.verify.references import references
+    from dumbo.verify.resumed import resumed
     from dumbo.verify.tokenisation import tokenisation
     from dumbo.verify.turns import mask
 
@@ -49,7 +52,9 @@ def proofs() -> dict[str, ProofFunction]:
         "accumulation": accumulation,
         "padding": padding,
         "gradients": gradients,
-        # those that start processes or train follow here
+        "references": references,
+        "determinism": determinism,
+        "resume": resumed,
     }
 
 

@@ -1,0 +1,217 @@
+"""What enters the model first, and what comes of it: three more of the quick proofs (`quick.py`).
+
+tokens          labels stand where their tokens are, no document begins with bos twice, end tokens are labelled
+loss            the trainer's loss of the batch, patched and packed as in training, is that of the unpatched model
+gradient flow   each parameter that is to train gets a finite gradient, and one that is not zero within two steps; no
+                other parameter gets one. Two steps: A's gradient is zero while B is, in an adapter
+
+Loss and gradients come from one pass in training mode without dropout; weights, random state and modes are as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dumbo.errors import ProofFailed
+from dumbo.interfaces import IGNORE
+from dumbo.trainer.feeding import trained_tokens
+from dumbo.verify.mask import ends_untrained, spans_of
+from dumbo.verify.no_dropout import without_dropout
+from dumbo.verify.passes import layers_of
+from dumbo.verify.proof import loss_tolerance
+from dumbo.verify.quick import untouched
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+    from dumbo.trainer.engine import Engine
+    from dumbo.verify.unpatched import Examples, Unpatched
+
+ROOM = 4
+"""Times what rounding explains: a loss further off than that is another one. A run is not to be stopped by chance."""
+STEP = 1e-3
+"""By which weights are moved for the second step: as Adam's first step moves them with that learning rate."""
+MAY_BE_ZERO = ("expert", "trainable_tokens")
+"""In names of parameters that a few tokens need not reach: experts they are not sent to, rows of added tokens."""
+
+
+def tokens_proof(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Looks at a micro batch as it enters the model.
+
+    Args:
+        batch: what `Collate` made.
+
+    Raises:
+        ProofFailed: a label is another token's, a document's first token or its bos twice, an end token has none.
+    """
+    bos = tokenizer.bos_token_id
+    documents = 0
+    for ids, labels in documents_of(batch):
+        documents += 1
+        trained = labels != IGNORE
+        if not (labels[trained] == ids[trained]).all():
+            at = int(np.flatnonzero(trained & (labels != ids))[0])
+            raise ProofFailed(
+                f"The labels of the first batch are not its tokens: at token {at} of a document the label is "
+                f"{tokenizer.convert_ids_to_tokens(int(labels[at]))}, the token {tokenizer.convert_ids_to_tokens(int(ids[at]))}."
+            )
+        if trained[:1].any():
+            raise ProofFailed(
+                "In the first batch a document's first token is trained: the document before would predict it."
+            )
+        if bos is not None and len(ids) > 1 and ids[0] == bos and ids[1] == bos:
+            raise ProofFailed(
+                f"A document of the first batch begins with {tokenizer.bos_token} twice: {_start(ids, tokenizer)}\n"
+                "  Leave it out of the template, or out of the texts."
+            )
+        for _, end in spans_of(trained):
+            if ends_untrained(ids, end, tokenizer):
+                raise ProofFailed(
+                    f"In the first batch {tokenizer.convert_ids_to_tokens(int(ids[end]))}, which ends what is trained, is not "
+                    f"trained: the model would not learn to stop.\n  {_start(ids, tokenizer)}"
+                )
+    return f"labels, bos and end tokens are right in {documents} documents"
+
+
+def documents_of(batch: Mapping[str, Any]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(ids, labels) of each document of a micro batch that bears a label, whatever its layout."""
+    ids, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
+    for row in range(len(ids)):
+        if "position_ids" in batch:
+            starts = np.flatnonzero(batch["position_ids"][row].numpy() == 0).tolist()
+        else:
+            starts = [0]
+        whole = int(batch["attention_mask"][row].sum()) if "attention_mask" in batch else ids.shape[1]
+        for start, end in zip(starts, [*starts[1:], whole], strict=True):
+            if (labels[row, start:end] != IGNORE).any():
+                yield ids[row, start:end], labels[row, start:end]
+
+
+def _start(ids: NDArray[np.int64], tokenizer: PreTrainedTokenizerBase) -> str:
+    return repr(str(tokenizer.decode(ids[:40].tolist(), clean_up_tokenization_spaces=False)))
+
+
+def loss_and_flow_proofs(engine: Engine, examples: Examples, before: Unpatched | None) -> list[str]:
+    """Loss and gradients of the first batch.
+
+    Args:
+        examples: documents of the first batch.
+        before: the model as it was before any patch; None: it is not known.
+
+    Raises:
+        ProofFailed: the loss is another one than the unpatched model's, or a gradient is missing, not finite or too many.
+    """
+    model: Any = engine.model
+    with untouched(engine), without_dropout(model):
+        loss = _passed(engine, examples)
+        said = [_loss_proof(engine, loss, before)]
+        zero = _looked_at(model)
+        if zero:
+            documents = np.concatenate(examples)
+            with _one_step_on(model):
+                _passed(engine, [documents[np.argmax(engine.store.labelled[documents])][None]])
+                zero &= _looked_at(model)
+        model.zero_grad()
+    excused = {name for name in zero if any(part in name for part in MAY_BE_ZERO)}
+    if dead := sorted(zero - excused):
+        raise ProofFailed(
+            f"Gradients do not flow: {_named(dead)} would not learn: {_their(dead)} zero in the first batch, and after a step too."
+        )
+    trained = sum(parameter.requires_grad for parameter in model.parameters())
+    beside = f", {len(excused)} experts or rows of tokens not reached by it" if excused else ""
+    return [*said, f"gradients reach {trained} of {trained} tensors that train{beside}, no other"]
+
+
+def _passed(engine: Engine, examples: Examples) -> float:
+    """A forward and backward pass as the trainer makes them; the gradients stay."""
+    model: Any = engine.model
+    model.train()
+    model.zero_grad()
+    batch = engine.collate(examples)
+    every_rank = trained_tokens(batch) * engine.world.size  # all have the same batch: nothing is to be exchanged
+    items = torch.tensor(max(1, every_rank), device=engine.args.device)
+    inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
+    loss = engine.compute_loss(model, inputs, num_items_in_batch=items)
+    loss.backward()
+    return float(loss.detach())
+
+
+def _loss_proof(engine: Engine, loss: float, before: Unpatched | None) -> str:
+    if before is None or before.loss is None:
+        reason = before.why_not if before is not None else "the model came as it is"
+        return f"first batch's loss not compared: {reason}"
+    model: Any = engine.model
+    dtype = torch.bfloat16 if engine.args.bf16 else model.dtype
+    tokens = max(1, engine.store.trained_tokens(np.concatenate(before.examples)))
+    tolerance = ROOM * loss_tolerance(dtype, layers_of(model), tokens).value * max(1.0, abs(before.loss))
+    difference = abs(loss - before.loss)
+    if not difference <= tolerance:
+        raise ProofFailed(
+            f"The first batch's loss is {loss:.6f}, and of the model before any patch {before.loss:.6f}: {difference:.2g} apart, "
+            f"{tolerance:.1g} allowed ({str(dtype).removeprefix('torch.')}).\n  A patch changes what the model computes: leave "
+            "them out of patch=[…] one by one; dumbo verify names it."
+        )
+    return f"first batch's loss {loss:.4f} = unpatched to {difference:.0e}"
+
+
+def _looked_at(model: Any) -> set[str]:
+    """Names of the parameters whose gradient is zero.
+
+    Raises:
+        ProofFailed: one that trains has none or one that is not finite, one that does not train has one.
+    """
+    named = list(model.named_parameters())
+    stray = [name for name, parameter in named if not parameter.requires_grad and parameter.grad is not None]
+    if stray:
+        raise ProofFailed(f"Gradients flow where nothing is to train: {_named(stray)}.")
+    trained = [(name, parameter.grad) for name, parameter in named if parameter.requires_grad]
+    missing = [name for name, gradient in trained if gradient is None and "expert" not in name]
+    if missing:
+        raise ProofFailed(
+            f"Gradients do not flow: {_named(missing)} would not learn, no gradient reaches {_them(missing)} in the first batch.\n"
+            "  If they are not to train: patch=[freeze] patch.freeze.freeze=[NAME]"
+        )
+    there = [(name, gradient) for name, gradient in trained if gradient is not None]
+    if not there:
+        raise ProofFailed("Nothing trains: no parameter of the model asks for a gradient.")
+    largest = torch.stack([torch.linalg.vector_norm(gradient, torch.inf).float() for _, gradient in there]).cpu()
+    wild = [name for (name, _), number in zip(there, largest.tolist(), strict=True) if not np.isfinite(number)]
+    if wild:
+        raise ProofFailed(f"Gradients of the first batch are not finite: {_named(wild)}.")
+    absent = {name for name, gradient in trained if gradient is None}
+    return absent | {name for (name, _), number in zip(there, largest.tolist(), strict=True) if number == 0}
+
+
+@contextmanager
+def _one_step_on(model: Any) -> Iterator[None]:
+    """Inside, what has a gradient has moved against it; afterwards the weights are as before, bit by bit."""
+    moved = [p for p in model.parameters() if p.grad is not None and p.requires_grad]
+    kept = [parameter.detach().clone() for parameter in moved]
+    with torch.no_grad():
+        for parameter in moved:
+            parameter.sub_(STEP * torch.sign(parameter.grad).to(parameter.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, earlier in zip(moved, kept, strict=True):
+                parameter.copy_(earlier)
+
+
+def _named(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
+
+
+def _them(names: list[str]) -> str:
+    return "it" if len(names) == 1 else "them"
+
+
+def _their(names: list[str]) -> str:
+    return "its gradient is" if len(names) == 1 else "their gradients are"

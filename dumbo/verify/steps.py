@@ -1,0 +1,194 @@
+"""A few steps of training as `train` makes them, on a few short documents: once without a stop, and once stopped and
+gone on with, each part in a process of its own. `determinism.py` and `resumed.py` look at what they give.
+
+    here       2k steps
+    process 1  k steps, then SIGUSR1: a checkpoint is saved, the run is left     (the folder INTERRUPTED)
+    process 2  goes on from the checkpoint, to 2k steps                          (the same folder)
+
+A run's result is its rows of metrics.jsonl and, at the end, a digest of each tensor that trains and of the optimizer's
+state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import signal
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dumbo.errors import Stopped, UserError
+from dumbo.outputs.console import Console
+from dumbo.outputs.run_dir import RunDir
+from dumbo.trainer.saving import bytes_to_save
+from dumbo.verify.apart import apart
+from dumbo.verify.proof import DoesNotApplyError
+
+if TYPE_CHECKING:
+    from dumbo.prepare.store import PreparedSplits
+    from dumbo.trainer.session import Session
+    from dumbo.verify.subject import Subject
+
+HALF = 2
+"""k: steps before the stop."""
+DOCUMENTS = 12
+STRAIGHT, INTERRUPTED = "straight", "interrupted"
+SAMPLE = 1024
+"""So many numbers of a tensor are kept, where equal bits are not to be had."""
+PLAN = {
+    "max_steps": 2 * HALF, "global_batch_size": 2, "micro_batch_size": 1, "log_every": 1, "eval_every": None, "save_every": None,
+    "eval_at_start": False, "load_best_at_end": False, "num_samples": 0, "num_answers": 0, "max_time": None,
+}  # fmt: skip
+"""What is set in the trainer plugin; all else (schedule, optimizer, precision, packing, …) is as chosen."""
+
+Row = dict[str, Any]
+
+
+def straight(subject: Subject) -> dict[str, Any]:
+    """The run without a stop, in this process; made once."""
+    if STRAIGHT not in subject.shared:
+        subject.release()
+        subject.shared[STRAIGHT] = _trained(subject, subject.scratch / STRAIGHT)
+    found: dict[str, Any] = subject.shared[STRAIGHT]
+    return found
+
+
+def first_half(subject: Subject) -> list[Row]:
+    """Rows of the run that is stopped after k steps, from a process of its own; made once."""
+    if INTERRUPTED not in subject.shared:
+        straight(subject)
+        subject.shared[INTERRUPTED] = apart(subject, INTERRUPTED, "interrupted")["rows"]
+    rows: list[Row] = subject.shared[INTERRUPTED]
+    return rows
+
+
+def second_half(subject: Subject) -> dict[str, Any]:
+    """Goes on with it in another process; rows of the steps after the stop, and the digest at the end."""
+    first_half(subject)
+    found = apart(subject, INTERRUPTED, "resumed")
+    return {**found, "rows": [row for row in found["rows"] if row["step"] > HALF]}
+
+
+def interrupted_task(subject: Subject, folder: Path) -> dict[str, Any]:
+    """In a fresh process: k steps, then the signal that SLURM sends before it takes a machine away."""
+    run = _run(subject, folder / "run")
+    run.trackers.append(_StopAfter(HALF))
+    try:
+        _session(subject, run).train()
+    except Stopped:
+        return {"rows": _rows(run)}
+    raise AssertionError("a signal did not stop the run")
+
+
+def resumed_task(subject: Subject, folder: Path) -> dict[str, Any]:
+    """In a fresh process: from the checkpoint to the end."""
+    return _trained(subject, folder, resuming=True)
+
+
+class _StopAfter:
+    """A tracker that asks this process to stop so that step `last` is the last one.
+
+    A row is logged after its step; what is heard then is acted on at the end of the next one.
+    """
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def log(self, row: Row, step: int) -> None:
+        if step == self.last - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def _trained(subject: Subject, folder: Path, *, resuming: bool = False) -> dict[str, Any]:
+    run = _run(subject, folder / "run", resuming=resuming)
+    session = _session(subject, run)
+    session.train()
+    found = {"rows": _rows(run), "state": digest(session)}
+    shutil.rmtree(run.path, ignore_errors=True)
+    return found
+
+
+def _run(subject: Subject, path: Path, *, resuming: bool = False) -> RunDir:
+    path.mkdir(parents=True, exist_ok=True)
+    return RunDir(
+        path=path,
+        console=Console(io.StringIO()),
+        started=time.time(),
+        resuming=resuming,
+        verify_quick=False,
+        attn_implementation=subject.run.attn_implementation,
+    )
+
+
+def _session(subject: Subject, run: RunDir) -> Session:
+    """As the trainer plugin makes it, for these few steps."""
+    plugin = subject.plugins.trainer
+    names = {option.name for option in fields(plugin)}
+    if not hasattr(plugin, "session") or not names >= set(PLAN):
+        raise DoesNotApplyError(f"{type(plugin).__name__} cannot be asked to make a few steps")
+    try:
+        plugin = replace(plugin, **PLAN, packing=subject.packed and subject.not_isolated is None)
+        model = subject.fresh_model()
+        _require_room(subject.scratch, bytes_to_save(model))
+        session: Session = plugin.session(model, subject.tokenizer, _data(subject), run)
+    except UserError as error:
+        raise DoesNotApplyError(f"these few steps cannot be made: {error}") from error
+    return session
+
+
+def _data(subject: Subject) -> PreparedSplits:
+    """The shortest documents that are trained on, in packs of about two."""
+    store = subject.data.train.store
+    trained = [int(document) for document in subject.data.train.documents if store.labelled[document]]
+    chosen = sorted(trained, key=lambda document: (int(store.lengths[document]), document))[:DOCUMENTS]
+    if len(chosen) < 2:
+        raise DoesNotApplyError(f"it takes 2 documents with trained tokens, and the sample has {len(chosen)}")
+    longest = int(store.lengths[np.array(chosen)].max())
+    return replace(subject.only(sorted(chosen)), max_seq_len=min(subject.data.max_seq_len, 2 * longest))
+
+
+def _require_room(folder: Path, needed: float) -> None:
+    free = shutil.disk_usage(folder).free
+    if 3 * needed > free:
+        raise DoesNotApplyError(
+            f"checkpoints take {3 * needed / 2**30:.1f} GiB in {folder.parent}, where {free / 2**30:.1f} GiB are free (TMPDIR=FOLDER)"
+        )
+
+
+def _rows(run: RunDir) -> list[Row]:
+    keys = ("step", "loss", "grad_norm", "lr", "tokens")
+    return [{key: row.get(key) for key in keys} for row in run.metrics() if "loss" in row]
+
+
+# ---- what a run leaves --------------------------------------------------------------------------------------------
+
+
+def digest(session: Session) -> dict[str, dict[str, Any]]:
+    """Name -> hash and some of the numbers of each tensor that trains, and of the optimizer's state of it."""
+    trainer: Any = session.trainer
+    found = {}
+    names = {}
+    for name, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            names[id(parameter)] = name
+            found[name] = _digest(parameter.detach())
+    optimizer = trainer._plain_optimizer
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                found[f"{names.get(id(parameter), 'master')} ({key})"] = _digest(value.detach())
+    return found
+
+
+def _digest(tensor: torch.Tensor) -> dict[str, Any]:
+    flat = tensor.flatten()
+    sample = flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].float().cpu().tolist()
+    data = flat.cpu().contiguous().view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)
+    return {"hash": hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest(), "sample": sample}
