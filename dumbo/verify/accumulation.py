@@ -67,4 +67,6 @@ def _compared(engine: Engine, large: dict[str, torch.Tensor]) -> tuple[float, fl
         apart += float((left - right).double().square().sum())
         norm += float(left.double().square().sum())
         own += float(right.double().square().sum())
-    return (apart / max(norm, 1e-30)) ** 0.5, (own / max(norm, 1e-30)) ** 0.5
+    if norm == 0:
+        return float("nan"), float("nan")  # nothing was compared
+    return (apart / norm) ** 0.5, (own / norm) ** 0.5
