@@ -19,7 +19,7 @@ PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
 WORDS = [
     "model=tiny", f"--config-dir={PLUGINS}", "dataset.limit=4000", "trainer.global_batch_size=128", "trainer.max_seq_len=512",
     "trainer.max_steps=4", "trainer.num_epochs=20", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_every=2",
-    "trainer.save_every=2", "verify.mode=off", "trainer.precision=fp32",
+    "trainer.save_every=2", "verify.mode=off", "performance=off",
 ]  # fmt: skip
 
 
@@ -35,16 +35,17 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("launch", "patches"),
+    ("patches", "words"),
     [
-        ("single", "narrow"),
-        ("single", "narrow,compile"),
-        ("single", "narrow,compile,chunked_loss"),
-        ("fsdp", "narrow"),
+        ("narrow", ["launch=single", "trainer.precision=fp32"]),
+        ("narrow,compile", ["launch=single", "trainer.precision=fp32"]),
+        ("narrow,compile,chunked_loss", ["launch=single", "trainer.precision=bf16", "trainer.cuda_graphs=true"]),
+        ("narrow", ["launch=fsdp", "launch.num_processes=1", "trainer.precision=fp32"]),
     ],
 )
-def test_it_goes_on_in_less_memory(tmp_path: Path, launch: str, patches: str) -> None:
-    words = [f"patch=[{patches}]", f"launch={launch}", *(["launch.num_processes=1"] if launch == "fsdp" else [])]
+def test_it_goes_on_in_less_memory(tmp_path: Path, patches: str, words: list[str]) -> None:
+    words = [f"patch=[{patches}]", *words]
+    tolerance = 1e-2 if "trainer.precision=bf16" in words else 1e-4
     small = run(tmp_path / "small", 8, *words, "patch.narrow.rows=1000000")
     peak = max(row["peak_memory_gib"] for row in rows(tmp_path / "small") if "loss" in row)
     most = round(1024 * 2 * peak) + 64  # a micro batch of 8 fits, one of 64 does not
@@ -54,8 +55,8 @@ def test_it_goes_on_in_less_memory(tmp_path: Path, launch: str, patches: str) ->
     assert found["batch"]["micro"] == halved[-1]["to"] >= small["batch"]["micro"]
     assert found["batch"]["micro"] * found["batch"]["accumulation"] == 128
     assert "CUDA out of memory. Tried to allocate" in found["said"]
-    assert ("once more from the start" if launch == "fsdp" else "it goes on with") in found["said"]
+    assert ("once more from the start" if "launch=fsdp" in words else "it goes on with") in found["said"]
     for mine, wanted in zip(rows(tmp_path / "run"), rows(tmp_path / "small"), strict=True):
         assert mine["step"] == wanted["step"]
         for key in ("loss", "eval_loss", "tokens"):
-            assert mine.get(key, 0) == pytest.approx(wanted.get(key, 0), rel=1e-4)
+            assert mine.get(key, 0) == pytest.approx(wanted.get(key, 0), rel=tolerance)
