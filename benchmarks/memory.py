@@ -1,7 +1,7 @@
 """Memory that `dumbo plan` predicts beside what the same command takes, each in a process of its own.
 
-    python -m benchmarks.memory --shapes smollm135 llama1b --out benchmarks/results/NAME.json
-    python -m benchmarks.memory --shapes tiny --longest 64 --packs 2 --out /tmp/smoke.json        # works on a CPU
+    python -m benchmarks.memory --shapes smollm135 llama1b
+    python -m benchmarks.memory --small --out /tmp/smoke        # works on a CPU
 
 Random weights and documents (`made_up.py`). On a GPU what is measured is torch.cuda.max_memory_allocated over the whole
 command, on a CPU the peak of resident memory over what it was after the imports.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.made_up import SHAPES, write
-from benchmarks.record import Record
+from benchmarks.record import RESULTS, Record
 
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
@@ -135,11 +135,12 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--longest", type=int, help="max_seq_len; that of the shape otherwise")
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
     parser.add_argument("--folder", type=Path, help="where models lie meanwhile; a disk in memory is quickest")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--small", action="store_true", help="one row of a tiny shape")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for the result")
     asked = parser.parse_args(words)
-    record = Record(
-        asked.out.stem, "Memory at the peak, predicted by dumbo plan and measured, in bytes", asked.out.parent
-    )
+    if asked.small:
+        asked.shapes, asked.work, asked.variants, asked.packs, asked.longest = ["tiny"], ["lora"], ["plain"], 2, 64
+    record = Record("memory", "Memory at the peak, predicted by dumbo plan and measured, in bytes", asked.out)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
@@ -151,8 +152,9 @@ def main(words: list[str] | None = None) -> None:
                 for variant in asked.variants:
                     rows.append(row(folder, shape, work, variant, asked))
                     record.facts["rows"] = rows
-                    record.write()
+                    file = record.write()
                     print(_shown(rows[-1]), flush=True)
+    print(file)
 
 
 def _shown(one: dict[str, Any]) -> str:

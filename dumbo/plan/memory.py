@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dumbo.prepare.store import PreparedSplits
 
 MIB = 1 << 20
-FIXED = {"cpu": 32 * MIB, "cuda": 80 * MIB}
+FIXED = {"cpu": 36 * MIB, "cuda": 80 * MIB}
 """What libraries take once: on a CPU code and buffers that are touched first in training, on a GPU cuBLAS' workspaces."""
 SCATTERED_FULL, SCATTERED_ADAPTERS = 0.27, 0.6
 """On a CPU glibc gives what is freed back to the system in part, less where small gradients and states lie between: this

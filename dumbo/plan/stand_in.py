@@ -23,6 +23,7 @@ from dumbo.outputs.run_dir import RunDir
 from dumbo.patch import auto, order
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile, decoder_layers
+from dumbo.patch.liger import Liger
 from dumbo.plan.fused import fused_chunk_loss, keep_as_compiled
 from dumbo.trainer.chunks import chunk_loss
 from dumbo.trainer.precision import dtype_for
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
     from dumbo.check import Plugins
     from dumbo.prepare.store import PreparedSplits
+
+LIGERS_CHUNK = 1024
+"""Tokens whose logits Liger's fused loss holds at once, about (it goes by the ratio of width and vocabulary)."""
 
 
 @dataclass
@@ -53,14 +57,6 @@ class StandIn:
         """(all, those that train)."""
         every = list(self.model.parameters())
         return sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad)
-
-    def bytes_of(self, trainable: bool | None = None) -> int:
-        """Of the weights; True: of those that train, False: of the others."""
-        return sum(
-            p.numel() * p.element_size()
-            for p in self.model.parameters()
-            if trainable is None or p.requires_grad == trainable
-        )
 
 
 def chosen_patches(plugins: Plugins, tokenizer: Any, data: PreparedSplits, ranks: int) -> dict[str, Any]:
@@ -94,17 +90,23 @@ def stand_in(plugins: Plugins, tokenizer: PreTrainedTokenizerBase, patches: Mapp
     model: Any = skeleton.to(dtype_for(plugins, usable))
     found = StandIn(model, left_out={name: reason for name, reason in reasons.items() if reason is not None})
     for name, patch in usable.items():
-        if isinstance(patch, Compile):
-            for layer in decoder_layers(found.model):
-                keep_as_compiled(layer)
-            found.evidence[name] = f"{len(decoder_layers(found.model))} layers compiled ({patch.backend})"
-        else:
-            rehearsed = (
-                _Chunks(chunk_size=patch.chunk_size) if isinstance(patch, ChunkedLoss) and patch.compiled else patch
-            )
-            found.model = rehearsed.apply(found.model)
-            found.evidence[name] = order.evidence(rehearsed, found.model)
+        found.model, found.evidence[name] = _rehearsed(patch, found.model)
     return found
+
+
+def _rehearsed(patch: Any, model: Any) -> tuple[Any, str]:
+    """A model with a patch, or with what takes its memory; and what shows that it took. Kernels need real tensors."""
+    if isinstance(patch, Compile | Liger):
+        layers = decoder_layers(model) if isinstance(patch, Compile) or patch.swiglu else []
+        for layer in layers:
+            keep_as_compiled(layer)
+        if isinstance(patch, Liger) and patch.fused_linear_cross_entropy:
+            model = _Chunks(chunk_size=LIGERS_CHUNK).apply(model)
+        return model, "its kernels are predicted by what they keep"
+    if isinstance(patch, ChunkedLoss) and patch.compiled:
+        patch = _Chunks(chunk_size=patch.chunk_size)
+    model = patch.apply(model)
+    return model, order.evidence(patch, model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ TINY = ("trainer.max_seq_len=512",)
 SMOLLM = ("model=smollm_gguf", "trainer.max_seq_len=256", "trainer.global_batch_size=4", "trainer.micro_batch_size=2")
 CASES = {
     "tiny full": (*TINY, "trainer.global_batch_size=8", "trainer.micro_batch_size=8"),
-    "tiny lora padded": (*TINY, "patch=lora", "trainer.packing=false", "trainer.global_batch_size=64", "trainer.micro_batch_size=64"),
+    "tiny lora padded": (*TINY, "patch=lora", "trainer.packing=false", "trainer.global_batch_size=256", "trainer.micro_batch_size=256"),
     "smollm full": SMOLLM,
     "smollm lora": (*SMOLLM, "patch=lora"),
     "smollm lora checkpointed": (*SMOLLM, "patch=[lora,gradient_checkpointing]"),

@@ -98,3 +98,11 @@ def test_chart(tmp_path):
     drawing = xml.etree.ElementTree.parse(tmp_path / "chart.svg").getroot()
     texts = [element.text for element in drawing if element.tag.endswith("text")]
     assert texts[1:] == ["dumbo, 2 cores", "2.50 M", "TRL SFTTrainer, 2 cores", "400 k"]
+
+
+@pytest.mark.full
+def test_memory(tmp_path):
+    [row] = run("memory", tmp_path)["rows"]
+    assert row["shape"] == "tiny"
+    assert row["predicted"] == sum(row["parts"].values())
+    assert row["measured"] > 2**20
