@@ -17,8 +17,8 @@ VERBS = {
     "train": "prepare the data, train, evaluate, save (the default)",
     "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
     "chat": 'ask a run\'s model: dumbo chat run=last chat.prompt="…"',
-    "export": "a run's model as a plain Hugging Face folder, proven to be the same: dumbo export run=last export.to=FOLDER",
     "doctor": "versions, devices, which kernels are usable here and why not",
+    "export": "a run's model as a plain Hugging Face folder, proven to be the same: dumbo export run=last export.to=FOLDER",
 }
 LATER_VERBS = ("verify", "plan", "evaluate", "report", "sweep")
 
