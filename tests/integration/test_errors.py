@@ -216,7 +216,7 @@ VALUES = [
 ]  # fmt: skip
 WORDS = [
     case("trian", "'trian' is neither a verb, nor a file, nor an override. Did you mean 'train'?"),
-    case("evaluate run=last", "'evaluate' is not built yet", "train, preview, chat, doctor"),
+    case("evaluate run=last", "'evaluate' is not built yet", "train, preview, chat, report"),
     case("trainer.lr", "'trainer.lr' lacks its value: trainer.lr=VALUE"),
     case(["preview", "two words"], "'two words' is no override"),
     case(["patch=[liger,", "lora]"], "A list has no spaces in it: patch=[liger,lora]"),
