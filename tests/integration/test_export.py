@@ -245,7 +245,6 @@ CHANGED = {"rows_fingerprint": "another"}
     ("kept", {}, True, 8, ["into the ids they were trained with", "8 rows of the prepared training data"]),
     ("store", GONE, True, 2, ["2 rows of the run's samples (its prepared data is no longer here)"]),
     ("changed", CHANGED, True, 0, ["not rendered once more", "its data set is not here (it has changed since)"]),
-    ("both", {**GONE, **CHANGED}, True, 0, ["the run's samples", "it has changed since"]),
     ("nothing", GONE, False, 0, ["made-up texts (neither the run's prepared data nor samples are here)"]),
 ])  # fmt: skip
 def test_what_is_no_longer_there_is_said(
