@@ -103,7 +103,7 @@ def same_losses(subject: Subject, documents: list[int], differences: list[torch.
     """Root mean square of the differences of tokens' losses from those of the documents alone, and how much is allowed."""
     scale = float(np.mean([alone(subject, document).scale for document in documents]))
     allowed = tolerance_for(subject.dtype, layers_of(subject.trainer.model), scale=scale, factor=2)
-    return _rms(torch.cat(differences)), allowed
+    return _rms(torch.cat(differences)), replace(allowed, source=f"{allowed.source}, the size of logits")
 
 
 def _rms(numbers: torch.Tensor) -> float:

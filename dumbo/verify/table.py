@@ -59,9 +59,9 @@ class Table:
     def closed(self, found: list[Proof], seconds: float, file: Path) -> None:
         """How many held, in which time, and where it is written."""
         counts = {result: sum(proof.passed is result for proof in found) for result in RESULTS}
+        failed = f", {counts[False]} FAILED" if counts[False] else ""
         out = f", {counts[None]} left out" if counts[None] else ""
-        verdict = "all hold" if not counts[False] else f"{counts[False]} FAILED"
-        self.console.row("result", f"{counts[True]} of {len(found)} proofs hold{out}; {verdict}, in {seconds:.0f} s")
+        self.console.row("result", f"{counts[True]} of {len(found)} proofs hold{failed}{out}, in {seconds:.0f} s")
         self.console.row("", short(file))
 
 
