@@ -319,3 +319,26 @@ def test_doctor_names_the_device(tmp_path: Path) -> None:
     assert kernels["varlen attention"].startswith("usable (ran two documents, forward and backward"), kernels
     assert kernels["isolated packing"].startswith("usable, pack leak 0"), kernels
     assert kernels["isolated packing"].endswith("ran in bf16"), kernels
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["patch=[liger,lora,gradient_checkpointing]"],
+        ["patch=[liger]", "trainer.precision=fp32"],
+        ["patch=[compile,chunked_loss]"],
+        ["patch=[compile,lora]"],
+    ],
+    ids=" ".join,
+)
+def test_patches_are_the_reference_and_runs_go_on(words: list[str], tmp_path: Path) -> None:
+    """Kernels, varlen attention and compiled layers against a process without them; a stop and another process."""
+    only = "verify.only=[references,determinism,resume]"
+    done = subprocess.run(
+        [sys.executable, "-m", "dumbo", "verify", only, *words, f"run_dir={tmp_path}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    proofs = json.loads((tmp_path / "verify.json").read_text())["proofs"]
+    assert [proof["name"] for proof in proofs if proof["passed"] is not True] == []
+    assert len(proofs) == 5
