@@ -285,6 +285,7 @@ CASES: list[tuple[Plant, str, list[str], str]] = [
     (not_in_the_optimizer, "gradients", [], "not in the optimizer"),
     (base_trains_beside_lora, "gradients", ["patch=[lora]"], "train, though they should not"),
 ]
+NAMES = {id(value): name for name, value in list(globals().items()) if callable(value)}
 OFTEN = 4
 """So many of them run at every commit."""
 
@@ -292,7 +293,7 @@ OFTEN = 4
 @pytest.mark.parametrize(
     ("plant", "key", "overrides", "said"),
     [
-        pytest.param(*case, id=getattr(case[0], "__name__", "plant"), marks=[] if number < OFTEN else pytest.mark.full)
+        pytest.param(*case, id=NAMES[id(case[0])], marks=[] if number < OFTEN else pytest.mark.full)
         for number, case in enumerate(CASES)
     ],
 )
