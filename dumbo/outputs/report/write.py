@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dumbo.errors import UserError
-from dumbo.outputs.report.folder import Folder, read
 
 if TYPE_CHECKING:
+    from dumbo.outputs.report.folder import Folder
     from dumbo.outputs.run_dir import RunDir
 
 FILE = "report.html"
@@ -41,6 +41,8 @@ def report_on(run: RunDir) -> bool:
     """At a run's end, however it ended. Returns whether there is a page: a full disk must not change how a run ends."""
     if not run.writes:
         return False
+    from dumbo.outputs.report.folder import read  # numpy: not before a run has said its first line
+
     try:
         write_page(read(run.path), run.path / FILE)
     except UserError as error:
