@@ -25,7 +25,8 @@ NOT_KEPT = ("run_dir", "resume", "repeat", "run")
 
 
 def with_recorded(command: Command) -> Command:
-    """The command with the words of the run that it repeats, resumes or evaluates in front of its own."""
+    """The command with the words of the run that it repeats, resumes or evaluates in front of its own; `last`: the newest."""
+    command = _with_last(command)
     if command.verb == "evaluate":
         return _evaluated(command)
     repeated = typed_text(command.overrides, "repeat")
@@ -35,6 +36,18 @@ def with_recorded(command: Command) -> Command:
     if resumed not in (None, "auto"):
         return _merged(command, Path(str(resumed)), "resume")
     return command
+
+
+def _with_last(command: Command) -> Command:
+    """`resume=last` and `repeat=last` as the folder that it means."""
+
+    def named(word: str) -> str:
+        key = key_of(word)
+        if key not in ("resume", "repeat") or typed_text([word], key) != "last":
+            return word
+        return f"{key}={value_text(str(find_run('last', key)))}"
+
+    return replace(command, overrides=tuple(named(word) for word in command.overrides))
 
 
 def _evaluated(command: Command) -> Command:

@@ -77,6 +77,7 @@ def test_the_folder_is_as_documented(first_run: tuple[Path, str, float, float]) 
         "metrics.jsonl",
         "checkpoints",
         "model",
+        "samples.json",
         "samples.md",
         "report.html",
         "dumbo.log",
