@@ -231,7 +231,6 @@ WORDS = [
     case("--config-dir=nowhere", "there is no folder 'nowhere'"),
     case("--info trianer", "there is no group 'trianer'. Did you mean 'trainer'?"),
     case("preview -m trainer.seed=1,2", "cannot sweep over preview"),
-    case("chat run=last", 'chat.prompt="…"'),
     case("chat run=last chat.prompt=hello", "there is no run below outputs/", "run=FOLDER"),
     case("chat run=nowhere chat.prompt=hello", "'nowhere' is not a run's folder"),
     case("resume=nowhere", "resume: 'nowhere' is not a run's folder", "resume=FOLDER"),

@@ -32,7 +32,7 @@ def test_predicted_is_what_is_taken(case: str, data: Path, request: pytest.Fixtu
             "dataset=gsm8k",
             f"dataset.path={data / 'gsm8k' / 'train.jsonl'}",
             "dataset.limit=200",
-            "dataset.eval_limit=0",
+            "dataset.eval_fraction=0",
         ]
     wanted, found = predicted(words)["peak"], measured(words)
     print(
