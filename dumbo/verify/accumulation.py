@@ -14,7 +14,7 @@ import torch
 from dumbo.trainer.feeding import trained_tokens
 from dumbo.verify.loss import by_hand, examples_of
 from dumbo.verify.passes import layers_of, training
-from dumbo.verify.proof import Proof, measured, tolerance_for
+from dumbo.verify.proof import Proof, measured, rms_tolerance
 
 if TYPE_CHECKING:
     from dumbo.trainer.engine import Engine
@@ -43,7 +43,7 @@ def accumulation(subject: Subject) -> Proof:
         f"gradients of {len(large)} tensors: {len(parts)} micro batches of {' and '.join(map(str, counts))} trained tokens, "
         f"and one batch of {items}",
         difference,
-        tolerance_for(subject.dtype, layers_of(engine.model)),
+        rms_tolerance(subject.dtype, layers_of(engine.model)),
         f"Two micro batches give {ratio:.4f} times the gradient of one large batch, or one of another direction: a step "
         "depends on trainer.micro_batch_size.\nWrite trainer.micro_batch_size as large as trainer.global_batch_size until it is mended.",
     )

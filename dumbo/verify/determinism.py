@@ -44,12 +44,16 @@ def allowed(subject: Subject) -> Tolerance:
 
 
 def apart_by(one: list[Row], other: list[Row]) -> float:
-    """The largest relative difference of two runs' numbers; inf where the steps are not the same ones, nan stays."""
+    """The largest relative difference of two runs' losses and gradient norms; nan stays. Inf where the steps are not the
+    same ones, or their learning rates or tokens: no order of sums changes those.
+    """
     if [row["step"] for row in one] != [row["step"] for row in other] or not one:
         return float("inf")
     largest = 0.0
     for mine, theirs in zip(one, other, strict=True):
-        for key in ("loss", "grad_norm", "lr", "tokens"):
+        if any(mine[key] != theirs[key] for key in ("lr", "tokens")):
+            return float("inf")
+        for key in ("loss", "grad_norm"):
             a, b = (float("nan") if row[key] is None else float(row[key]) for row in (mine, theirs))
             largest = larger(largest, 0.0 if a == b else abs(a - b) / max(abs(a), abs(b), 1e-12))
     return largest

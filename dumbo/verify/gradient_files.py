@@ -76,15 +76,19 @@ def compared_gradients(model: Any, reference: Mapping[str, Kept]) -> dict[str, A
     Returns:
         gradients: the largest relative difference, nan where one is not finite.
         worst: whose it is.
-        compared, derived: how many tensors; how many of them are an adapter's.
+        trained, compared, derived: how many tensors train; how many of them have a counterpart, and how many of those are
+            an adapter's.
     """
     base = base_of(model)
     least = NEGLIGIBLE * max((kept.norm for kept in reference.values()), default=0.0)
-    worst, largest, counted, derived = "none", 0.0, 0, 0
+    worst, largest, trained, counted, derived = "none", 0.0, 0, 0, 0
     for name, parameter in base.named_parameters():
         if not parameter.requires_grad:
             continue
-        kept = reference.get(name.replace(".base_layer.", ".").replace(".modules_to_save.default.", "."))
+        trained += 1
+        kept = reference.get(_unwrapped(name))
+        if kept is not None and _no_longer_shared(base, parameter):
+            continue
         if kept is None:
             found = _of_adapter(model, name, parameter, reference, least)
             derived += found is not None
@@ -97,7 +101,21 @@ def compared_gradients(model: Any, reference: Mapping[str, Kept]) -> dict[str, A
         counted += 1
         if not math.isnan(largest) and larger(largest, found) != largest:
             worst, largest = name, found
-    return {"gradients": largest, "worst": worst, "compared": counted, "derived": derived}
+    return {"gradients": largest, "worst": worst, "trained": trained, "compared": counted, "derived": derived}
+
+
+def _no_longer_shared(base: Any, parameter: torch.nn.Parameter) -> bool:
+    """Whether it is an embedding that the head shared (peft saves a copy of its own): the reference has the sum of both."""
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is None or not getattr(base.config.get_text_config(), "tie_word_embeddings", False):
+        return False
+    return head.weight is not parameter and any(parameter is own for own in embedding.parameters())
+
+
+def _unwrapped(name: str) -> str:
+    """A parameter's name in the model that nothing is wrapped around."""
+    plain = name.replace("_orig_mod.", "")
+    return plain.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
 
 
 def _of_adapter(
@@ -109,14 +127,17 @@ def _of_adapter(
         return None
     layer = name.partition(part)[0]
     module: Any = base_of(model).get_submodule(layer)
-    kept, down, up = reference.get(f"{layer}.weight"), module.lora_A["default"].weight, module.lora_B["default"].weight
-    if kept is None or getattr(module, "fan_in_fan_out", False):
+    down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+    kept = reference.get(_unwrapped(f"{layer}.weight"))
+    transposed = getattr(module, "fan_in_fan_out", False)  # GPT-2's layers hold (in, out)
+    if kept is None or (transposed and kept.rows is not None):
         return None
     if "lora_A" in part:
         if bool((up != 0).any()):
             return None
         return 0.0 if parameter.grad is None or not bool((parameter.grad != 0).any()) else torch.inf
-    wanted = _scale(model) * kept.values @ down.detach().float().cpu().T
+    weights = kept.values.T if transposed else kept.values
+    wanted = _scale(model) * weights @ down.detach().float().cpu().T
     if parameter.grad is None:
         return torch.inf
     got = kept.of(parameter.grad)

@@ -19,7 +19,7 @@ from dumbo.patch.compile import as_written
 from dumbo.patch.modules import base_of
 from dumbo.trainer.collate import leave_documents_free
 from dumbo.verify.no_dropout import without_dropout
-from dumbo.verify.proof import Tolerance, tolerance_for
+from dumbo.verify.proof import Tolerance, rms_tolerance
 from dumbo.verify.quick import untouched
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def alone(subject: Subject, document: int) -> Alone:
 def same_losses(subject: Subject, documents: list[int], differences: list[torch.Tensor]) -> tuple[float, Tolerance]:
     """Root mean square of the differences of tokens' losses from those of the documents alone, and how much is allowed."""
     scale = float(np.mean([alone(subject, document).scale for document in documents]))
-    allowed = tolerance_for(subject.dtype, layers_of(subject.trainer.model), scale=scale, factor=2)
+    allowed = rms_tolerance(subject.dtype, layers_of(subject.trainer.model), scale=scale, factor=2)
     return _rms(torch.cat(differences)), replace(allowed, source=f"{allowed.source}, the size of logits")
 
 

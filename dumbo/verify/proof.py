@@ -111,6 +111,18 @@ def tolerance_for(dtype: torch.dtype, layers: int, *, scale: float = 1.0, factor
     return Tolerance(factor * eps * roundings**0.5 * scale, source)
 
 
+def rms_tolerance(dtype: torch.dtype, layers: int, *, scale: float = 1.0, factor: float = 4.0) -> Tolerance:
+    """`tolerance_for` the root mean square of many numbers' differences, where no single one stands out.
+
+    Rounding to the nearest errs by eps / sqrt(12) in the mean, the difference of two roundings by eps / sqrt(6), which is
+    0.41 eps: in half precision, where nothing but roundings counts, a factor of 1 leaves room enough.
+
+    Args:
+        factor: in float32, where the sums inside a layer round as coarsely as their results.
+    """
+    return tolerance_for(dtype, layers, scale=scale, factor=factor if dtype == torch.float32 else 1.0)
+
+
 def loss_tolerance(dtype: torch.dtype, layers: int, tokens: int) -> Tolerance:
     """For a mean loss over tokens, relative: their errors have no common direction; the sum is taken in float32."""
     one, summed = tolerance_for(dtype, layers), tolerance_for(torch.float32, layers)

@@ -10,12 +10,14 @@ When all patches together differ, they are applied one after another, in process
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from dumbo.errors import RunFailed
 from dumbo.model.dtype import resolved_precision
 from dumbo.patch.modules import base_of
 from dumbo.trainer.feeding import trained_tokens
@@ -66,15 +68,31 @@ def references(subject: Subject) -> list[Proof]:
             loss_allowed,
             f"The loss is {found['patched']:.6f} with patches, {told['loss']:.6f} without. {fault}",
         ),
-        measured(
-            f"{NAME}, gradients",
-            f"{what}: gradients of {found['compared']} tensors"
-            + (f", {found['derived']} of them of adapters, from those of their layers" if found["derived"] else ""),
-            found["gradients"],
-            gradient_allowed,
-            f"The gradient of {found['worst']} differs most. {fault}",
-        ),
+        _same_gradients(what, found, gradient_allowed, fault),
     ]
+
+
+def _same_gradients(what: str, found: dict[str, Any], allowed: Tolerance, fault: str) -> Proof:
+    """Left out where there was nothing to compare: no difference of nothing is a proof."""
+    if not found["compared"]:
+        return replace(
+            _left_out(
+                NAME,
+                f"none of the {found['trained']} tensors that train has a counterpart in the model without patches",
+            ),
+            name=f"{NAME}, gradients",
+        )
+    of = f"{found['compared']} tensors"
+    if found["compared"] < found["trained"]:
+        of = f"{found['compared']} of {found['trained']} tensors that train (the others have no counterpart)"
+    adapters = f", {found['derived']} of them of adapters, from those of their layers" if found["derived"] else ""
+    return measured(
+        f"{NAME}, gradients",
+        f"{what}: gradients of {of}{adapters}",
+        found["gradients"],
+        allowed,
+        f"The gradient of {found['worst']} differs most. {fault}",
+    )
 
 
 def gradient_tolerance(dtype: torch.dtype, layers: int) -> Tolerance:
@@ -120,6 +138,8 @@ def reference_task(subject: Subject, folder: Path, documents: list[int]) -> dict
         each=lambda loss: (loss / items).backward(),
     )
     norms = written({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, folder / FILE)
+    if not norms:
+        raise RunFailed("The model without patches has no gradient to compare with.")
     del plain, model
     return {"loss": float(total) / items, "norms": norms, "untaken": untaken(subject)}
 

@@ -180,7 +180,8 @@ class OnDevice:
     def __init__(self, model: Any) -> None:
         from accelerate import PartialState
 
-        self.model, self.device = model, PartialState().device
+        self.model = model
+        self.device = torch.empty(0, device=PartialState().device).device  # "cuda" is no other place than "cuda:0"
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         moves = any(tensor.device != self.device for tensor in tensors.values())
         self.tensors = {name: tensor.detach().to(self.device) for name, tensor in tensors.items()} if moves else None

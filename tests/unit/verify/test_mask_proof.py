@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,24 @@ def test_wrong_masks_do_not(
     monkeypatch.setenv("DUMBO_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ProofFailed, match=r"The mask is wrong at .*dummy_conversation.json, "):
         proof(data / TALK[0], tokenizer_of(name), planted())
+
+
+def test_reasoning_typed_into_answers_passes(tmp_path: Path, tokenizer_of: Any) -> None:
+    """Qwen3's template leaves the reasoning of earlier turns out: that is no wrong mask."""
+    file = tmp_path / "reasons.jsonl"
+    said = [
+        ("user", "What is one and one?"), ("assistant", "<think>\nOne more than one.\n</think>\n\nIt is two."),
+        ("user", "And one more?"), ("assistant", "<think>\nTwo and one.\n</think>\n\nThat makes three."),
+    ]  # fmt: skip
+    rows = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in said]} for n in (7, 8)]
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert rows_proven(proof(file, tokenizer_of("qwen3"), Chat())) == 2
+    with pytest.raises(ProofFailed, match="the assistant's turn is not among the trained tokens"):
+        proof(file, tokenizer_of("qwen3"), _FirstUntrained())
+
+
+class _FirstUntrained(Chat):
+    """Trains the last turn alone, and does not say so."""
+
+    def format(self, rows: Any, tokenizer: Any) -> Any:
+        return Chat(loss_on="last").format(rows, tokenizer)

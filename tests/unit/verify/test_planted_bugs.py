@@ -273,6 +273,7 @@ CASES: list[tuple[Plant, str, list[str], str]] = [
     (labels_of_next_token, "mask", [], "another token than the one that stands there"),
     (pack_not_isolated, "packed", [], "changes a document's logits"),
     (first_document_seen_by_all, "packed", [], "depends on what it is packed with"),
+    (mean_per_micro_batch, "accumulation", ["trainer.precision=bf16"], "times the gradient of one large batch"),
     (divided_by_accumulation_too, "accumulation", [], "0.5000 times the gradient"),
     (something_joins_the_loss, "loss", [], "by hand it is"),
     (bos_doubled, "tokenisation", [], r"begins with <\|im_start\|> twice"),
