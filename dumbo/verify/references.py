@@ -96,8 +96,10 @@ def _same_gradients(what: str, found: dict[str, Any], allowed: Tolerance, fault:
 
 
 def gradient_tolerance(dtype: torch.dtype, layers: int) -> Tolerance:
-    """Of one tensor's gradient: forward and backward round, and sums over tokens and widths are taken in float32."""
-    rounded, summed = tolerance_for(dtype, 2 * layers), tolerance_for(torch.float32, 2 * layers, factor=32)
+    """Of one tensor's gradient, the worst of all: forward and backward round, and sums over tokens and widths are taken in
+    float32. Seen on SmolLM2 in bf16, with fused LoRA and chunked loss: 0.04 where 0.17 is allowed.
+    """
+    rounded, summed = tolerance_for(dtype, 2 * layers, factor=2), tolerance_for(torch.float32, 2 * layers, factor=32)
     if dtype == torch.float32:
         return summed
     return Tolerance(rounded.value + summed.value, rounded.source)

@@ -15,7 +15,7 @@ from dumbo.verify.gradient_files import compared_gradients, read, written
 from dumbo.verify.gradients import _faults
 from dumbo.verify.loss import allowed
 from dumbo.verify.proof import Tolerance, rms_tolerance
-from dumbo.verify.references import _same_gradients
+from dumbo.verify.references import _same_gradients, gradient_tolerance
 from dumbo.verify.unpatched import OnDevice
 
 IDS = torch.randint(0, VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -99,10 +99,11 @@ def test_no_order_of_sums_changes_learning_rates_or_tokens() -> None:
 
 
 def test_half_precision_is_allowed_what_its_roundings_make() -> None:
-    """Of 30 layers; seen on a GPU in bf16: 0.004 between accumulations, 1e-7 between losses of 275 tokens."""
+    """Of 30 layers; seen on SmolLM2 in bf16: at most 0.013 between accumulations, 1e-7 between losses of 275 tokens."""
     assert rms_tolerance(torch.bfloat16, 30).value == pytest.approx(2**-7 * 61**0.5)
     assert rms_tolerance(torch.float32, 30).value == pytest.approx(4 * 2**-23 * 61**0.5)
     assert allowed(torch.bfloat16, 275).value == pytest.approx(4 * 2**-7 / 275**0.5, rel=1e-3)
+    assert gradient_tolerance(torch.bfloat16, 30).value == pytest.approx(2 * 2**-7 * 121**0.5, rel=1e-3)  # below 0.2
 
 
 def test_experts_that_no_token_was_sent_to_are_no_fault() -> None:
