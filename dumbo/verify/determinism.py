@@ -30,7 +30,7 @@ def determinism(subject: Subject) -> Proof:
         f"rates and tokens of {HALF} steps",
         difference,
         allowed(subject),
-        f"Loss of step 1 to {HALF}: {_losses(here)} in one run, {_losses(there)} in the other.\nLook for what depends on the "
+        f"Loss of step 1 to {HALF}: {losses_of(here)} in one run, {losses_of(there)} in the other.\nLook for what depends on the "
         "order of a set, on the time, or on random numbers that trainer.seed does not set (a patch or dataset of your own?).",
     )
 
@@ -59,5 +59,6 @@ def apart_by(one: list[Row], other: list[Row]) -> float:
     return largest
 
 
-def _losses(rows: list[Row]) -> str:
-    return ", ".join(f"{row['loss']:.8g}" for row in rows)
+def losses_of(rows: list[Row]) -> str:
+    """Their losses in words; metrics.jsonl has null for what is not a number."""
+    return ", ".join("not a number" if row["loss"] is None else f"{row['loss']:.8g}" for row in rows)

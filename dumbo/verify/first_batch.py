@@ -125,7 +125,7 @@ def loss_and_flow_proofs(engine: Engine, examples: Examples, before: Unpatched |
         )
     trained = sum(parameter.requires_grad for parameter in model.parameters())
     beside = f", {len(excused)} experts or rows of tokens not reached by it" if excused else ""
-    return [*said, f"gradients reach {trained} of {trained} tensors that train{beside}, no other"]
+    return [*said, f"gradients reach {trained - len(excused)} of {trained} tensors that train{beside}, no other"]
 
 
 def _excused(names: set[str]) -> set[str]:
@@ -179,7 +179,7 @@ def _looked_at(model: Any) -> set[str]:
     if missing:
         raise ProofFailed(
             f"Gradients do not flow: {_named(missing)} would not learn, no gradient reaches {_them(missing)} in the first batch.\n"
-            "  If they are not to train: patch=[freeze] patch.freeze.freeze=[NAME]"
+            f"  If they are not to train: {_without(missing)}"
         )
     there = [(name, gradient) for name, gradient in trained if gradient is not None]
     if not there:
@@ -206,6 +206,13 @@ def _one_step_on(model: Any) -> Iterator[None]:
         with torch.no_grad():
             for parameter, earlier in zip(moved, kept, strict=True):
                 parameter.copy_(earlier)
+
+
+def _without(missing: list[str]) -> str:
+    """What to write so that parameters are left out of training (adapters and patch.freeze do not go together)."""
+    if any(".lora_" in name for name in missing):
+        return "patch.lora.target_modules=[NAME,…] with the layers that your data reaches"
+    return "patch=[freeze] patch.freeze.freeze=[NAME]"
 
 
 def _named(names: list[str]) -> str:

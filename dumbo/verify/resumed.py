@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dumbo.verify.determinism import allowed, apart_by, determinism
+from dumbo.verify.determinism import allowed, apart_by, determinism, losses_of
 from dumbo.verify.proof import DoesNotApplyError, Proof, larger, measured
 from dumbo.verify.steps import HALF, first_half, second_half, straight
 
@@ -38,7 +38,7 @@ def resumed(subject: Subject) -> Proof:
         f"rates, and {len(whole['state'])} tensors of weights and optimizer at the end",
         difference,
         allowed(subject),
-        f"After the stop the run is another one: losses {_losses(whole['rows'][HALF:])} without it, {_losses(again['rows'])} after "
+        f"After the stop the run is another one: losses {losses_of(whole['rows'][HALF:])} without it, {losses_of(again['rows'])} after "
         f"it; {worst}.\nDo not rely on resume=… with these plugins.",
     )
 
@@ -59,7 +59,3 @@ def _states_apart(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, st
         largest,
         f"{len(differ)} of {len(one)} tensors differ at the end, most {worst}" if differ else "all tensors equal",
     )
-
-
-def _losses(rows: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{row['loss']:.8g}" for row in rows)

@@ -16,7 +16,7 @@ from small_runs import documents, small_run, splits_of, tiny_tokenizer
 
 import dumbo.cli
 from dumbo.errors import ProofFailed
-from dumbo.verify.first_batch import documents_of, tokens_proof
+from dumbo.verify.first_batch import _looked_at, documents_of, tokens_proof
 
 PLANTED = Path(__file__).parent / "planted"
 WORDS = [
@@ -193,6 +193,25 @@ def test_the_model_is_left_as_it_was(data: Path, tmp_path: Path) -> None:
     )
     assert any("lora_A" in name for name in kept)
     assert any("gradients reach 28 of 28" in proof for proof in run.facts["proofs"])
+
+
+class _Aside(torch.nn.Module):
+    """An adapter that no batch reaches, as on the vision tower of a model that is trained on text."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.register_module(name, torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("lora_A", "patch.lora.target_modules=[NAME,…]"), ("tower", "patch=[freeze]")]
+)
+def test_what_no_gradient_reaches_is_told_how_to_leave_it_out(name: str, remedy: str) -> None:
+    model = torch.nn.ModuleDict({"seen": torch.nn.Linear(2, 2), "aside": _Aside(name)})
+    model["seen"](torch.ones(1, 2)).sum().backward()
+    with pytest.raises(ProofFailed) as failed:
+        _looked_at(model)
+    assert remedy in str(failed.value)
 
 
 def test_planted_bugs_are_those_of_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from small_runs import VOCAB, model_of
 
 from dumbo.patch.lora import LoRA
-from dumbo.verify.determinism import apart_by
+from dumbo.verify.determinism import apart_by, losses_of
 from dumbo.verify.gradient_files import compared_gradients, read, written
 from dumbo.verify.gradients import _faults
 from dumbo.verify.loss import allowed
@@ -96,6 +96,13 @@ def test_no_order_of_sums_changes_learning_rates_or_tokens() -> None:
     assert apart_by([row], [{**row, "loss": 2.02}]) == pytest.approx(0.0099, rel=1e-2)
     for other in ({"lr": 1.001e-3}, {"tokens": 101}, {"step": 2}):
         assert apart_by([row], [{**row, **other}]) == float("inf")
+
+
+def test_a_loss_that_is_no_number_is_said() -> None:
+    """metrics.jsonl has null for it."""
+    row = {"step": 1, "loss": None, "grad_norm": None, "lr": 1e-3, "tokens": 100}
+    assert not apart_by([row], [row]) <= 1.0
+    assert losses_of([row, {**row, "loss": 0.5}]) == "not a number, 0.5"
 
 
 def test_half_precision_is_allowed_what_its_roundings_make() -> None:
