@@ -85,7 +85,9 @@ def _once(model: PreTrainedModel, asker: Asker, chosen: ChatOptions, name: str) 
     )
     reply = asker.tokenizer.decode(answers(model, asker.tokenizer, [prompt], how)[0], skip_special_tokens=True)
     if chosen.format == "json":
-        print(json.dumps({"run": name, "prompt": chosen.prompt, "answer": str(reply).strip()}, ensure_ascii=False))
+        from dumbo.preview import json_line
+
+        print(json_line({"run": name, "prompt": chosen.prompt, "answer": str(reply).strip()}))
     else:
         print(printable(str(reply).strip(), keep="\n"))
     return 0
@@ -95,14 +97,16 @@ def load_folder(folder: Path, *, trusts_code: bool = False) -> tuple[PreTrainedM
     """A model in Hugging Face's format.
 
     Raises:
-        UserError: it brings code, and nobody typed that it may run.
+        UserError: it brings code, and nobody typed that it may run; its weights are no safetensors.
     """
     if not trusts_code:
         refuse_code(folder, TRUST)
+    require_safetensors(folder)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
-    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusts_code), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusts_code, use_safetensors=True)
+    return model, tokenizer
 
 
 def load_run(
@@ -123,6 +127,7 @@ def load_run(
         return load_folder(folder, trusts_code=trusts_code)
     if not trusts_code:
         refuse_code(folder, TRUST)
+    require_safetensors(folder)
     loader = _loader(run, config_dirs, trusts_code)
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -146,6 +151,15 @@ def refuse_code(folder: Path, remedy: str) -> None:
     for file in sorted(folder.glob("*config.json")):
         if _names_code(file):
             raise UserError(f"run: {file} names code of the model's own, which would run.\n{remedy}")
+
+
+def require_safetensors(folder: Path) -> None:
+    """Raises a UserError where a folder holds no safetensors: transformers and peft would look for pickled weights."""
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"run: {folder} has no safetensors weights, and pickled ones are not read from there.\n"
+            "  Save it again with save_pretrained of transformers (or peft), which writes them."
+        )
 
 
 def _names_code(file: Path) -> bool:

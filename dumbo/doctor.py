@@ -18,7 +18,8 @@ from dumbo.options import DoctorOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.surroundings import hardware, versions
 
-EXTRAS = {"gguf": "gguf", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"}
+EXTRAS = {"gguf": "gguf", "tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio",
+          "lm_eval": "evaluate"}  # fmt: skip
 """Optional dependencies: module -> the extra that brings it."""
 
 

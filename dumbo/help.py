@@ -60,8 +60,8 @@ def help_text(command: Command) -> str:
         )
     lines += [
         "",
-        "Keys of a run: run_dir=PATH, resume=auto|RUN, repeat=RUN, sweep_dir=PATH, verify.mode=quick|off,",
-        "performance=auto|off",
+        "Keys of a run: run_dir=PATH, resume=auto|last|RUN, repeat=last|RUN, sweep_dir=PATH, verify.mode=quick|off,",
+        "audit.mode=stop|warn|off, performance=auto|off|[PATCH,…]; of evaluate, chat, export and report: run=last|RUN",
         "",
         "Flags",
         "  --info GROUP          a group's keys, each with what it does (dumbo --info trainer)",

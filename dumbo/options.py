@@ -25,7 +25,7 @@ class VerifyOptions:
         mode: "quick": proofs before step one, in seconds (mask, pack leak, tokens and loss of the first batch, gradient
             flow, accumulation); "off": none.
         num_examples: `dumbo verify` looks at so many rows, the first of each split.
-        only: names of proofs, or their first words; []: all.
+        only: proofs by their keys (mask, packed, …: docs/verify.md); []: all.
         format: of `dumbo verify`: "text" or "json".
     """
 
@@ -231,8 +231,8 @@ class Options:
     Args:
         run_dir: the run's folder; null: outputs/DATE/TIME-NAME-ID.
         sweep_dir: the folder of a sweep (`-m`); null: multirun_outputs/DATE/TIME.
-        resume: "auto" or a run's folder; null: a new run.
-        repeat: a run's folder to do again, with what is typed besides on top.
+        resume: "auto", "last" or a run's folder; null: a new run.
+        repeat: "last" or a run's folder to do again, with what is typed besides on top.
         run: the run that `evaluate`, `chat`, `export` and `report` read: a folder, or "last".
         performance: "auto": on a GPU, patches that make a step faster are added where they are proven right (see FASTER);
             a list of some of them: only these; "off": none. Patches that were chosen stay as they are.

@@ -59,10 +59,10 @@ def refuse_stray(words: Sequence[str], verb: str) -> None:
     stray = next((word for word in words if is_bare(word)), None)
     if stray is None:
         return
-    if stray.lstrip("+").split(".")[0] in KEYS:
-        raise UserError(unknown_word(stray.lstrip("+")))
     if stray in VERBS:
         raise UserError(f"The verb comes first: python -m dumbo {stray} …")
+    if stray.lstrip("+").split(".")[0] in KEYS:
+        raise UserError(unknown_word(stray.lstrip("+")))
     if stray.endswith("]") and any("[" in word and "]" not in word for word in words):
         opened = next(word for word in words if "[" in word and "]" not in word)
         whole = "".join(words[words.index(opened) : words.index(stray) + 1])
@@ -82,6 +82,8 @@ def unknown_word(word: str) -> str:
     """What is said to a word in the verb's place that is none, or to a key without its value."""
     if re.fullmatch(r"[\w@/]+\.[\w.]+", word) and word.split(".")[0] in KEYS:
         return f"'{word}' lacks its value: {word}=VALUE."
+    if word in KEYS and word not in (*GROUPS, "experiment"):
+        return f"'{word}' has keys of its own: {word}.KEY=VALUE (dumbo --cfg all shows them)."
     if word in KEYS:
         return f"'{word}' lacks its choice: {word}=NAME (dumbo --info {word})."
     if word in LATER_VERBS:

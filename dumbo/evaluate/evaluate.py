@@ -52,9 +52,11 @@ def evaluate(plugins: Plugins, composed: Composed, command: Command) -> int:
     results = facts_of(subject, plugins, place, data, started) | found
     results["seconds"] = round(time.monotonic() - began, 1)
     show(console, results)
-    console.row("written", place.write(results))
-    if chosen.format == "json":
-        print(as_json(results))
+    try:
+        console.row("written", place.write(results))
+    finally:  # what was measured is not lost where it cannot be written
+        if chosen.format == "json":
+            print(as_json(results))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import secrets as random_source
@@ -86,12 +87,13 @@ class Place:
         return known not in (None, fingerprint)
 
     def write(self, results: dict[str, Any]) -> str:
-        """evaluation.json, and a line of it in run.json. Returns where it is."""
+        """evaluation.json, and a line of it in run.json. Returns where it is, and where an earlier one is now."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder.absolute()
         run = RunDir(path=path, console=Console(), started=time.time())
         run.claim()
         try:
+            earlier = _moved(path / FILE)
             for name, text in {**self.typed, FILE: json.dumps(finite(results), indent=2, ensure_ascii=False)}.items():
                 run.write(name, text + "\n" * (not text.endswith("\n")))
             if self.run is not None:
@@ -100,7 +102,15 @@ class Place:
                 run.update(evaluation={**told, "at": now(), "file": FILE})
         finally:
             run.release()
-        return short(path / FILE)
+        return short(path / FILE) + (f"\nthe one before it is {short(earlier)} now" if earlier is not None else "")
+
+
+def _moved(file: Path) -> Path | None:
+    """An evaluation that is there already gets a number of its own: what took hours is not written over."""
+    if not file.exists():
+        return None
+    free = next(place for n in itertools.count(1) if not (place := file.with_stem(f"{file.stem}-{n}")).exists())
+    return file.rename(free)
 
 
 def _trained(run: Path, run_dir: str | None) -> Path:

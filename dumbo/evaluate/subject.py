@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dumbo.chat import refuse_code
+from dumbo.chat import refuse_code, require_safetensors
 from dumbo.model.dtype import resolved_precision
 from dumbo.outputs.console import Console
 from dumbo.outputs.runs import read_facts
@@ -33,13 +33,14 @@ def loader_of(plugins: Plugins, run: Path | None) -> Plugins:
     """The plugins with a loader of what the run saved, where it saved a whole model. Adapters need the base's own loader.
 
     Raises:
-        UserError: what was saved brings code, and nobody typed that it may run.
+        UserError: what was saved brings code, and nobody typed that it may run; its weights are no safetensors.
     """
     if run is None:
         return plugins
     trusts_code = bool(getattr(plugins.model, "trust_remote_code", False))
     if not trusts_code:
         refuse_code(run / "model", TRUST)
+    require_safetensors(run / "model")
     if _is_adapter(run):
         return plugins
     from dumbo.model.pretrained import Pretrained

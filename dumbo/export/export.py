@@ -6,7 +6,6 @@ the same ids for training rows? -> card, export.json -> renamed to DIR -> pushed
 
 from __future__ import annotations
 
-import json
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,9 @@ def export(plugins: Plugins, command: Command) -> int:
             facts["pushed"] = push.upload(target)
         console.row("pushed", facts["pushed"])
     if chosen.format == "json":
-        print(json.dumps({**facts, "to": str(target)}, ensure_ascii=False))
+        from dumbo.preview import json_line
+
+        print(json_line({**facts, "to": str(target)}))
     elif not console.fancy:
         console.plain(short(target))
     return 0

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dumbo.chat import refuse_code
+from dumbo.chat import refuse_code, require_safetensors
 from dumbo.errors import UserError
 from dumbo.model.dtype import DTYPES, torch_dtype
 from dumbo.outputs.runs import read_facts
@@ -95,6 +95,7 @@ def load_trained(run: Path, config_dirs: Sequence[Path], *, trusts_code: bool) -
         raise UserError(f"run: {run} has no model/ to export (its status is {facts.get('status')}).")
     if not trusts_code:
         refuse_code(folder, TRUST)
+    require_safetensors(folder)
     from omegaconf import OmegaConf
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -105,7 +106,9 @@ def load_trained(run: Path, config_dirs: Sequence[Path], *, trusts_code: bool) -
     if (folder / "adapter_config.json").is_file():
         model = _with_adapters(folder, config, dtype, config_dirs, trusts_code=trusts_code)
     else:
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trusts_code, dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=trusts_code, dtype="auto", use_safetensors=True
+        )
         dtype = str(model.dtype).removeprefix("torch.")
     return Trained(model.float().eval(), tokenizer, dtype, config)
 

@@ -11,6 +11,8 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import yaml
+
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull, RunFailed
 from dumbo.outputs.places import short, typed
@@ -113,9 +115,16 @@ def _made(run: RunDir, asked: int | str | None) -> list[dict[str, Any]]:
     return [one for one in run.facts.get(KEY, []) if one["asked"] == asked]
 
 
+def _chosen(run: RunDir) -> list[str]:
+    """The patches of the config. What `performance` added stands in run.json only: typed, it would be another config."""
+    file = run.path / "config.yaml"
+    config: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return list(config.get("patch") or {})
+
+
 def _remedy(run: RunDir) -> str:
     """What takes less memory, as it can be typed."""
-    patches = list(run.facts.get("patches", {}))
+    patches = _chosen(run)
     shorter = f"a smaller trainer.max_seq_len, from the start: {typed('repeat', run.path)} trainer.max_seq_len=…"
     log = f"The whole traceback is in {short(run.path / 'dumbo.log')}"
     if "gradient_checkpointing" in patches:

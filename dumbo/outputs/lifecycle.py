@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.failure import explained
@@ -17,9 +16,6 @@ from dumbo.outputs.places import now, short, typed
 from dumbo.outputs.report.write import FILE as REPORT
 from dumbo.outputs.report.write import report_on
 from dumbo.outputs.run_dir import RunDir
-
-if TYPE_CHECKING:
-    pass
 
 
 def silence_libraries(run: RunDir) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from dumbo.outputs.printable import printable
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
 
+HUB_ID = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*")
 SHOWN = (
     "steps",
     "train_loss",
@@ -54,7 +56,7 @@ def card(facts: dict[str, Any], typed: list[str], exported: Sequence[str] = ()) 
         "pipeline_tag": "text-generation",
         "tags": ["dumbo"],
     }
-    if model.get("commit") or "/" in str(model.get("path", "")):
+    if model.get("commit") and HUB_ID.fullmatch(str(model.get("path"))):  # the hub refuses a card that names a folder
         head["base_model"] = str(model["path"])
     lines = [
         "---",
@@ -66,7 +68,7 @@ def card(facts: dict[str, Any], typed: list[str], exported: Sequence[str] = ()) 
     ]
     kind = "An adapter for" if adapter else "Fine-tuned from"
     lines += [
-        f"{kind} `{_cell(model.get('path', model.get('name', '?')))}`, made with dumbo {facts['versions']['dumbo']}.",
+        f"{kind} `{_cell(model.get('path', model.get('name', '?')))}`, made with dumbo {_cell(facts['versions']['dumbo'])}.",
         "",
     ]
     lines += ["```bash", "python -m dumbo " + " ".join(shlex.quote(printable(word)) for word in typed), "```", ""]
@@ -88,7 +90,7 @@ def card(facts: dict[str, Any], typed: list[str], exported: Sequence[str] = ()) 
     lines += ["", "## Export", "", *(f"- {_cell(line)}" for line in exported)] if exported else []
     lines += [
         "",
-        "Versions: " + ", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items()) + ".",
+        "Versions: " + _cell(", ".join(f"{name} {number}" for name, number in facts.get("versions", {}).items())) + ".",
         "",
     ]
     return "\n".join(lines)

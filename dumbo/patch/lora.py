@@ -68,8 +68,13 @@ class LoRA:
             raise UserError(f"{other}: the adapter in patch.lora.path has its own.\n  Leave patch.lora.{other} out.")
 
     def problems(self) -> Iterable[str]:
-        if self.path is not None and not (Path(self.path).expanduser() / "adapter_config.json").is_file():
+        if self.path is None:
+            return
+        folder = Path(self.path).expanduser()
+        if not (folder / "adapter_config.json").is_file():
             yield f"path: '{self.path}' holds no adapter (there is no adapter_config.json in it)."
+        elif not (folder / "adapter_model.safetensors").is_file():
+            yield f"path: '{self.path}' holds no adapter_model.safetensors; pickled weights are not read from there."
 
     def check(self, skeleton: PreTrainedModel) -> None:
         """Names of modules, before weights are loaded."""

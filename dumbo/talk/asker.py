@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Message
+from dumbo.outputs.printable import printable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,7 +88,7 @@ class Asker:
             return
         self._told = True
         print(
-            f"The run's formatter {self._target} does not say how it would ask this: asked as the tokenizer's chat template "
+            f"The run's formatter {printable(self._target)} does not say how it would ask this: asked as the tokenizer's chat template "
             "does." + ("" if self.config_dirs else " Type --config-dir FOLDER to let it run."),
             file=sys.stderr,
         )

@@ -8,6 +8,7 @@ A proof that fails ends the command with exit code 4, after the others have run.
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -86,7 +87,9 @@ def verify(plugins: Plugins, composed: Composed, command: Command) -> int:
         file = write_report(folder, subject, found, time.time() - began)
     table.closed(found, time.time() - began, file)
     if not text:
-        print(file.read_text(encoding="utf-8").strip())
+        from dumbo.preview import json_line
+
+        print(json_line(json.loads(file.read_text(encoding="utf-8"))))
     require_all(found)
     return 0
 

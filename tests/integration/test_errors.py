@@ -227,6 +227,8 @@ WORDS = [
         prepare=files(**{"rows.jsonl": "{}"}),
     ),
     case("model=tiny preview", "The verb comes first: python -m dumbo preview"),
+    case("model=tiny verify", "The verb comes first: python -m dumbo verify"),
+    case("audit", "'audit' has keys of its own: audit.KEY=VALUE"),
     case("--lr=3", "unrecognized arguments: --lr=3", "dumbo --help"),
     case("--config-dir=nowhere", "there is no folder 'nowhere'"),
     case("--info trianer", "there is no group 'trianer'. Did you mean 'trainer'?"),

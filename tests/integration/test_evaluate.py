@@ -88,6 +88,19 @@ def test_what_is_typed_goes_on_top(evaluate, place):
     assert json.loads((place / "adapter" / "evaluation.json").read_text()) == found
 
 
+def test_an_earlier_evaluation_is_kept(tmp_path):
+    from dumbo.evaluate.place import Place
+
+    (tmp_path / "run.json").write_text("{}")
+    place = Place(tmp_path, tmp_path, asks_data=True)
+    said = [place.write({"loss": loss}) for loss in (1.0, 2.0, 3.0)]
+    kept = [json.loads((tmp_path / name).read_text())["loss"] for name in ("evaluation-1.json", "evaluation-2.json")]
+    assert kept == [1.0, 2.0]
+    assert facts(tmp_path)["evaluation"]["loss"] == json.loads((tmp_path / "evaluation.json").read_text())["loss"] == 3
+    assert "evaluation-1.json now" in said[1]
+    assert "now" not in said[0]
+
+
 def test_another_data_set(evaluate, place):
     rows = [{"question": f"{n} + {n}?", "answer": f"Add them.\n#### {2 * n}"} for n in range(6)]
     (place / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

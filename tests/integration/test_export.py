@@ -279,6 +279,7 @@ def test_a_template_that_is_not_the_trained_one_is_refused(capsys: pytest.Captur
     (["export.to=x"], ("Which run? Write run=last, or run=FOLDER.",)),
     (["run=empty", "export.to=x"], ("has no model/ to export (its status is failed)",)),
     (["run=code", "export.to=x"], ("names code of the model's own", "export.trust_remote_code=true")),
+    (["run=pickled", "export.to=x"], ("has no safetensors weights, and pickled ones are not read",)),
     (["run=untemplated", "export.to=x"], ("its chat template is not here", "own-gone.jinja", "Restore it")),
     (["run=lora", "export.to=x", "export.dtype=int8"], ("export.dtype must be one of auto, float32, bfloat16",)),
     (["run=lora", "export.to=x", "export.push='a b/c'"], ("export.push: 'a b/c' is no name of a repository",)),
@@ -290,6 +291,9 @@ def test_refused(words: list[str], texts: tuple[str, ...], capsys: pytest.Captur
     if "run=code" in words:
         config = copy_of("full", "code") / "model" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "auto_map": {"AutoModelForCausalLM": "m.M"}}))
+    if "run=pickled" in words:
+        folder = copy_of("full", "pickled") / "model"
+        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     if "run=untemplated" in words:
         file = copy_of("jinja", "untemplated") / "config.yaml"
         file.write_text(file.read_text().replace("own.jinja", "own-gone.jinja"))

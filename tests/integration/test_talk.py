@@ -180,6 +180,27 @@ def test_what_is_wrong_is_said(talk):
     assert talk(["Hi."], "chat.top_k=0")[0] == 2
 
 
+def test_pickled_weights_are_not_read(talk, model, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(model, tmp_path / "pickled")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    code, out, err, _, _ = talk(["Hi."], folder=folder)
+    assert (code, out) == (2, "")
+    assert "has no safetensors weights" in err
+
+
+def test_an_answer_in_json_steers_no_terminal(model, monkeypatch, capsys):
+    from dumbo import generate
+
+    said = "a\x9b31m\u202eb"
+    monkeypatch.setattr(generate, "answers", lambda model, tokenizer, *rest: [tokenizer(said)["input_ids"]])
+    assert cli.main(["chat", f"run={model}", "chat.prompt=Hi", "chat.format=json"]) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out)["answer"] == said
+    assert out.isascii()
+
+
 def test_the_oldest_turns_go_when_the_context_is_full(talk):
     lines = [f"Turn {n}: " + "word " * 90 for n in range(6)]
     code, out, err, prompts, _ = talk(lines, "chat.system='Stay.'", "chat.format=json")

@@ -194,6 +194,8 @@ def test_an_adapter_of_another_model_is_refused(untied, tmp_path):
     with pytest.raises(UserError, match="holds a IA3 adapter, no LoRA"):
         LoRA(path=str(adapter)).check(untied)
     assert "holds no adapter" in next(iter(LoRA(path=str(tmp_path)).problems()))
+    (adapter / "adapter_model.bin").write_bytes(b"")
+    assert "pickled weights are not read" in next(iter(LoRA(path=str(adapter)).problems()))
 
 
 def test_unknown_module_is_named(tiny):
