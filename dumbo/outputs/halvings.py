@@ -113,9 +113,17 @@ def _made(run: RunDir, asked: int | str | None) -> list[dict[str, Any]]:
     return [one for one in run.facts.get(KEY, []) if one["asked"] == asked]
 
 
+def _chosen(run: RunDir) -> list[str]:
+    """The patches of the config that are applied; what `performance` adds or leaves out is not to be typed."""
+    added = run.facts.get("performance")
+    noted = run.facts.get("patches", {})
+    own = [name for name, said in noted.items() if said.startswith("applied")]
+    return [name for name in own if not isinstance(added, list) or name not in added]
+
+
 def _remedy(run: RunDir) -> str:
     """What takes less memory, as it can be typed."""
-    patches = list(run.facts.get("patches", {}))
+    patches = _chosen(run)
     shorter = f"a smaller trainer.max_seq_len, from the start: {typed('repeat', run.path)} trainer.max_seq_len=…"
     log = f"The whole traceback is in {short(run.path / 'dumbo.log')}"
     if "gradient_checkpointing" in patches:

@@ -1,0 +1,26 @@
+"""What is said where a run's memory is full and its micro batch cannot be smaller."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from dumbo.batch import Batch
+from dumbo.errors import MemoryFull, RunFailed
+from dumbo.outputs.console import Console
+from dumbo.outputs.halvings import halve
+from dumbo.outputs.run_dir import RunDir
+
+
+def test_only_patches_that_were_chosen_are_to_be_typed(tmp_path: Path) -> None:
+    """What `performance` added or left out could not be typed beside the others: Liger and compile, say."""
+    run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
+    run.note_patch("liger", "4 modules")
+    run.left_out("compile", "performance=auto, patch.liger's rope cannot be built inside")
+    run.note_patch("lora", "8 layers")
+    run.note_patch("fused_lora", "8 layers")
+    run.update(performance=["fused_lora"])
+    with pytest.raises(RunFailed, match=r"patch=\[liger,lora,gradient_checkpointing\]'"):
+        halve(run, MemoryFull("full", 3, Batch.of(4, 1, 1), 1))
