@@ -11,8 +11,6 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
-
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull, RunFailed
 from dumbo.outputs.places import short, typed
@@ -116,10 +114,11 @@ def _made(run: RunDir, asked: int | str | None) -> list[dict[str, Any]]:
 
 
 def _chosen(run: RunDir) -> list[str]:
-    """The patches of the config. What `performance` added stands in run.json only: typed, it would be another config."""
-    file = run.path / "config.yaml"
-    config: Any = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return list(config.get("patch") or {})
+    """The patches of the config that are applied; what `performance` adds or leaves out is not to be typed."""
+    added = run.facts.get("performance")
+    noted = run.facts.get("patches", {})
+    own = [name for name, said in noted.items() if said.startswith("applied")]
+    return [name for name in own if not isinstance(added, list) or name not in added]
 
 
 def _remedy(run: RunDir) -> str:

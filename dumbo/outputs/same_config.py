@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 TAKES_EFFECT = (
     "trainer.max_steps", "trainer.num_epochs", "trainer.eval_every", "trainer.eval_at_start", "trainer.load_best_at_end",
     "trainer.num_samples", "trainer.num_answers", "trainer.max_new_tokens", "dataset.path", "dataset.eval_path", "model.path",
-    "trainer.micro_batch_size", "patch.gradient_checkpointing",
+    "trainer.micro_batch_size", "patch.gradient_checkpointing", "performance",
 )  # fmt: skip
 """Keys whose change is taken up on resuming: how long, what is measured, where the same files lie now, and how a step is
-spread over ranks and passes, or what is computed twice for want of memory (which changes no more than the last digits)."""
+spread over ranks and passes, what is computed twice for want of memory, or in a faster way (which changes no more than the
+last digits)."""
 
 
 def _takes_effect(key: str) -> bool:

@@ -48,6 +48,8 @@ def added(
     for name in wanted:
         patch = KINDS[name]()
         reason = _why_not(name, patch, found, skeleton, steps_of(plugins.trainer, data), plugins.launch)
+        if reason is None and name == "compile" and not one_shape(plugins):
+            reason = "batches are not packs on one token axis: their shapes change (patch=[…,compile] does it)"
         if not run.left_out(name, reason and f"performance={plugins.options.performance}, {reason}"):
             found[name] = patch
     run.update(performance=[name for name in found if name not in patches])
@@ -59,6 +61,15 @@ def names(performance: str | list[str]) -> tuple[str, ...]:
     if isinstance(performance, str):
         return FASTER if performance == "auto" else ()
     return tuple(performance)
+
+
+def one_shape(plugins: Plugins) -> bool:
+    """Whether all batches are to have one shape, where that is known: others can take more graphs than torch makes, which
+    would end a run that never asked to be compiled.
+    """
+    asked = str(getattr(plugins.model, "attn_implementation", "auto"))
+    axis = asked in ("auto", "isolated") or asked.startswith("flash_attention")
+    return bool(getattr(plugins.trainer, "packing", False)) and axis
 
 
 def steps_of(trainer: Any, data: PreparedSplits) -> int:
@@ -79,6 +90,8 @@ def _not_here(run: RunDir) -> str | None:
 def _why_not(name: str, patch: Any, others: Mapping[str, Patch], skeleton: Any, steps: int, launch: Any) -> str | None:
     """Why a patch is not added, on one line."""
     reason = patch.unavailable() if hasattr(patch, "unavailable") else None
+    if reason is None and skeleton is None:
+        reason = "the model's plugin has no load_skeleton, which it is checked on (patch=[…] does it)"
     clash = conflicts({**others, name: patch}) + wrapped({name: patch}, launch)
     if reason is None and clash:
         reason = clash[0].splitlines()[0]

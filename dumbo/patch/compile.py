@@ -16,9 +16,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dumbo.errors import RunFailed, UserError
@@ -77,6 +79,8 @@ class Compile:
             return "triton is not installed"
         if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "gcc", "clang", "cc") if name):
             return "no C compiler, which triton needs"
+        if not _python_headers().is_file():
+            return f"no {_python_headers()} (python3-dev), which triton needs"
         return None
 
     def check(self, skeleton: PreTrainedModel) -> None:
@@ -105,6 +109,12 @@ class Compile:
         return f"{len(layers)} layers compiled ({self.backend})"
 
 
+def _python_headers() -> Path:
+    """What triton includes in the C code that starts its kernels, where its `runtime/build.py` looks for it."""
+    scheme = sysconfig.get_default_scheme()
+    return Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]) / "Python.h"
+
+
 def _with_settings(compiled: Any, name: str) -> Any:
     """A compiled layer that is one graph under DDP too, and raises where torch would have run it uncompiled from then on.
 
@@ -123,7 +133,8 @@ def _with_settings(compiled: Any, name: str) -> Any:
         except FailOnRecompileLimitHit as error:
             raise RunFailed(
                 f"patch.compile: {name} needs more than the {config.recompile_limit} graphs that torch makes of "
-                "one kind of layer.\n  Leave compile out of patch=[…] (TORCH_LOGS=recompiles tells what differs from call to call)"
+                "one kind of layer.\n  Leave compile out of patch=[…], or write performance=off where that added it "
+                "(TORCH_LOGS=recompiles tells what differs from call to call)"
             ) from error
         finally:
             config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources = before

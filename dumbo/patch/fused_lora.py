@@ -6,20 +6,28 @@ names and checkpoints stay as they are; only what a layer computes in its forwar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dumbo.errors import UserError
 from dumbo.interfaces import Stage
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+NOT_DONE = {"dropout": "lora_dropout", "use_dora": "use_dora", "bias": "bias"}
+"""Options of `patch.lora`, and their names in an adapter's config."""
+PLAIN = (None, False, 0, "none")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FusedLoRA:
-    """For patch=[…,lora] without dropout and DoRA. Runs on a CPU too. Takes no options."""
+    """For patch=[…,lora] without dropout, DoRA and trained biases. Runs on a CPU too. Takes no options."""
 
     stage: ClassVar[Stage] = Stage.MEMORY
     conflicts: ClassVar[tuple[str, ...]] = ()
@@ -31,12 +39,30 @@ class FusedLoRA:
         if lora is None:
             yield "patch.fused_lora is for the adapters of patch.lora.\n  Write patch=[…,lora,fused_lora], or leave it out"
             return
-        for name in ("dropout", "use_dora"):
-            if getattr(lora, name, None):
+        stored = _stored(lora)
+        for name, value in ((name, getattr(lora, name, None)) for name in NOT_DONE):
+            if value not in PLAIN:
                 yield (
-                    f"patch.fused_lora does not do patch.lora.{name}={getattr(lora, name)}.\n"
+                    f"patch.fused_lora does not do patch.lora.{name}={value}.\n"
                     f"  Leave patch.lora.{name} out, or leave fused_lora out of patch=[…]"
                 )
+        for name, value in ((name, stored.get(name)) for name in NOT_DONE.values()):
+            if value not in PLAIN:
+                yield (
+                    f"patch.fused_lora does not do {name}={value}, which the adapter in patch.lora.path has.\n"
+                    "  Leave fused_lora out of patch=[…]"
+                )
+
+    def check(self, skeleton: PreTrainedModel) -> None:
+        """Whether there are linear layers of torch's own kind (GPT-2 has another)."""
+        from torch import nn
+
+        head = skeleton.get_output_embeddings()
+        if not any(type(module) is nn.Linear and module is not head for module in skeleton.modules()):
+            raise UserError(
+                f"patch.fused_lora: {type(skeleton).__name__} has no torch.nn.Linear beside its output head.\n"
+                "  Leave fused_lora out of patch=[…]"
+            )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         for layer in _plain_layers(model):
@@ -58,8 +84,18 @@ class FusedLoRA:
         return f"{fused} layers add their update inside the product"
 
 
+def _stored(lora: Any) -> dict[str, Any]:
+    """The config of the adapter that `patch.lora.path` goes on from."""
+    path = getattr(lora, "path", None)
+    file = Path(path).expanduser() / "adapter_config.json" if path is not None else None
+    if file is None or not file.is_file():  # `LoRA.problems` says so
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
 def _plain_layers(model: Any) -> list[Any]:
-    """peft's LoRA layers that are one adapter over a torch.nn.Linear."""
+    """peft's LoRA layers that are one adapter over a frozen torch.nn.Linear."""
     from peft.tuners.lora.layer import Linear
     from torch import nn
 
@@ -71,6 +107,7 @@ def _plain_layers(model: Any) -> list[Any]:
         and len(module.lora_A) == 1
         and not module.lora_variant
         and not any(module.lora_bias.values())
+        and not any(parameter.requires_grad for parameter in module.get_base_layer().parameters())
         and all(isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
     ]
 

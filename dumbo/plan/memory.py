@@ -81,7 +81,7 @@ def predict(
 
     from dumbo.patch.chunked_loss import takes_places
     from dumbo.trainer.arguments import training_arguments
-    from dumbo.trainer.collate import Collate
+    from dumbo.trainer.collate import Collate, Room
 
     trainer, device = plugins.trainer, torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = (
@@ -92,7 +92,10 @@ def predict(
     model: Any = found.model
     layout: Any = _layout(plugins, model)
     pad = tokenizer.pad_token_id
-    collate = Collate(data.train.store, layout, pad if pad is not None else 0, None, takes_places(model))
+    room = None
+    if "compile" in found.evidence:  # every batch is as long as there is room for, whatever its packs hold
+        room = Room(batch.micro * data.max_seq_len, data.max_seq_len)
+    collate = Collate(data.train.store, layout, pad if pad is not None else 0, room, takes_places(model))
     inputs = collate(longest(examples_of(trainer, data), data.train, batch.micro))
     inputs.pop("documents")
     layer, scattered = largest_layer(model), _scattered(model) if device.type == "cpu" else 0.0

@@ -66,7 +66,7 @@ class Room:
 
     def of(self, micro: int) -> Room:
         """Room for so many packs or documents."""
-        return Room(micro * self.longest, self.longest)
+        return replace(self, tokens=micro * self.longest)
 
     def holding(self, lengths: Sequence[int]) -> Room:
         """This room, or a larger one, for documents of these lengths."""

@@ -91,8 +91,15 @@ class Graphs:
             return self._replay(kind, inputs, items)
         return self._beside(lambda: self._towards(kind, model, inputs, items))
 
+    @property
+    def hold_memory(self) -> bool:
+        """Whether they have taken any: gradients that stay, a pool of activations."""
+        return self._gradients is not None
+
     def facts(self) -> str:
         """For run.json."""
+        if self.decided is None:
+            return "off: too few passes to see what launching takes"
         if not self.decided:
             return self.said
         captured = sum(kind.proven for kind in self._kinds.values())
@@ -137,7 +144,8 @@ class Graphs:
     def _prove(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         """The batch as written, whose gradients stay, and by the graph.
 
-        A batch whose own numbers are not finite proves nothing: the next one does. A graph that differs ends all of them.
+        A batch whose own numbers are not finite, or that bears no loss, proves nothing: the next one does. A graph that
+        differs ends all of them.
         """
         assert self._gradients is not None
         before = [gradient.clone() for gradient in self._gradients]
@@ -148,7 +156,7 @@ class Graphs:
         apart = _norm([one - other for one, other in zip(written, self._gradients, strict=True)])
         whole = _norm([one - other for one, other in zip(written, before, strict=True)])
         _copy(self._gradients, written)
-        if not (torch.isfinite(loss) & torch.isfinite(whole)):
+        if not (torch.isfinite(loss) & torch.isfinite(whole) & (whole > 0)):
             return loss
         of_loss, of_gradients = float(abs(found - loss) / abs(loss)), float(apart / whole)
         kind.proven = of_loss <= SAME and of_gradients <= SAME
@@ -158,6 +166,7 @@ class Graphs:
                 f"off: a graph's gradients are {of_gradients:.1g} away from those as written, its loss {of_loss:.1g}"
             )
             self._kinds.clear()
+            self._gradients = None  # what the optimizer's step lets go of is not to stay
         return loss
 
     # ---- using it ---------------------------------------------------------------------------------------------

@@ -18,14 +18,23 @@ CPU_SAYS = "DefaultCPUAllocator: can't allocate memory"
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that the GPU's or the CPU's memory is full."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and CPU_SAYS in str(error)
+    """Whether an error, or what it came of (a graph's capture, a compiler), says that the GPU's or the CPU's memory is full."""
+    return _memory_error(error) is not None
+
+
+def _memory_error(error: BaseException | None) -> BaseException | None:
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return error
+        if isinstance(error, RuntimeError) and CPU_SAYS in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def first_line(error: BaseException) -> str:
     """What such an error says, in short."""
+    error = _memory_error(error) or error
     lines = str(error).strip().splitlines()
     text = next((line[line.index(CPU_SAYS) :] for line in lines if CPU_SAYS in line), lines[0] if lines else "")
     return text.split(". GPU ", 1)[0].split(". Error code ", 1)[0].rstrip(".") or type(error).__name__

@@ -2,7 +2,8 @@
 
 A loss and a gradient norm are numbers on the device. To read them is to wait for all that was launched, after which the
 device waits for the next launch. So on a GPU a step's numbers are only sent for, and read when the next step has been
-launched: its row comes one step late. Where training stops anyway (held-out loss, checkpoint, the end) nothing is late.
+launched: its row comes one step late, and its time ends when its numbers are there, not when the step was launched. Where
+training stops anyway (held-out loss, checkpoint, the end) nothing is late.
 
 Public methods of Trainer overridden: log. Private ones, with a test: _maybe_log_save_evaluate. Private ones used:
 _globalstep_last_logged, _total_loss_scalar.
@@ -11,6 +12,7 @@ _globalstep_last_logged, _total_loss_scalar.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,12 +36,17 @@ else:
     _Base = object
 
 
+TIMED = ("tokens_per_s", "mfu", "step_ms")
+"""What a row says of its interval's time."""
+
+
 @dataclass(frozen=True)
 class _SentFor:
     """The numbers of a logged step, on their way to the CPU.
 
     Attributes:
         step, row: of the step; the row lacks loss and norm.
+        interval: since the row before; over when `there` has happened.
         steps: that the loss is a sum of.
         numbers: on the CPU once `there` has happened: that sum, the norm of the step, the norms of `taken`.
         there: None: they are.
@@ -47,6 +54,7 @@ class _SentFor:
 
     step: int
     row: dict[str, Any]
+    interval: Interval
     steps: int
     numbers: torch.Tensor
     there: torch.cuda.Event | None
@@ -101,21 +109,26 @@ class Rows(_Base):
             numbers = vector.clone()
         rate = self._get_learning_rate() if rate is None else rate
         row = self.meter.row({"loss": math.nan, "learning_rate": rate}, self.counters, self.interval)
-        self.interval = Interval()
+        interval, self.interval = self.interval, Interval()
         steps = self.state.global_step - self._globalstep_last_logged
         tr_loss -= tr_loss
         self._globalstep_last_logged = self.state.global_step
-        self._late = _SentFor(self.state.global_step, row, steps, numbers, there, taken, grad_norm is not None)
+        has_norm = grad_norm is not None
+        self._late = _SentFor(self.state.global_step, row, interval, steps, numbers, there, taken, has_norm)
 
     def read_late_row(self) -> None:
         """The row that was sent for, if any."""
         if self._late is None:
             return
         late, self._late = self._late, None
-        if late.there is not None:
+        row = dict(late.row)
+        if late.there is not None and not late.there.query():  # the device is behind: its time counts
             late.there.synchronize()
+            timed = self.meter.row({"loss": math.nan, "learning_rate": math.nan}, self.counters, late.interval)
+            row |= {name: timed[name] for name in TIMED}
+            self.interval.began = time.perf_counter()
         total, *norms = late.numbers.tolist()
-        row = {**late.row, "loss": total / late.steps, "grad_norm": norms.pop(0) if late.has_norm else None}
+        row |= {"loss": total / late.steps, "grad_norm": norms.pop(0) if late.has_norm else None}
         self._total_loss_scalar += total
         self._written(late.step, row, *self.watch.judge(late.taken, norms))
 

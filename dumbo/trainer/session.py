@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,11 +78,13 @@ class Session:
         self._show_plan(trainer, batch, steps)
         if schedule is not None:
             console.row("", schedule)
-        self._prove(trainer)
+        asked = self.sft.micro_batch_size
+        # With room, a proof's batch takes as much as one of training. A model that is not sharded yet is not its matter.
+        with trainer.memory_told(asked) if run.wrapped_in != "FSDP2" else nullcontext():
+            self._prove(trainer)
         answers = Answers(self.model, self.tokenizer, self.data, run, self.sft)
         before = answers.before()
         done = self._steps_done(resume_from)
-        asked = self.sft.micro_batch_size
         with console.training(steps, done) as bar, self.stop.listening(), trainer.memory_told(asked):
             trainer.add_callback(Progress(bar))
             self._bar = bar
@@ -298,6 +301,8 @@ class Session:
         unlike = unlike_documents(self.data.train)
         if len(unlike) < 2:
             return [*proofs, "accumulation not proven: that takes two documents, and there is one"]
+        if getattr(base_of(self.model).config.get_text_config(), "output_router_logits", False):
+            return [*proofs, "accumulation not proven: the router's loss is of each micro batch"]
         tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
         proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
         if takes_places(self.model):

@@ -3,6 +3,7 @@
     the step           whole, with the same documents, from the random state it began with; its gradients are dropped
     the steps after    are cut into micro batches of the new size; the global batch is as before
     the held-out loss  is measured again, likewise
+    CUDA graphs        take memory of their own: where they were left open they are given up first, in the same size
 
 Trainer's loop goes on counting as many passes a step as it began with: a pass may stand for several micro batches.
 What fails elsewhere (the optimizer's step), or where ranks wait for each other, rises: `session.py` turns it into
@@ -99,7 +100,7 @@ class Shrinking(_Base):
                 said = self._out_of_memory(error)
             # Outside of the except block: nothing holds the tensors of the failed pass any more.
             model.zero_grad()
-            self._shrink(self.state.global_step + 1, said)
+            self._make_room(self.state.global_step + 1, said)
             batches = self._from_the_beginning()
 
     def _passes(self, model: Any, batches: Sequence[Any], items: Any) -> torch.Tensor:
@@ -133,7 +134,7 @@ class Shrinking(_Base):
             except Exception as error:
                 said = self._out_of_memory(error)
             model.train(training)
-            self._shrink(self.state.global_step, said)
+            self._make_room(self.state.global_step, said)
 
     @property
     def _alone(self) -> bool:
@@ -145,6 +146,15 @@ class Shrinking(_Base):
         if self.on_full is None or not self._alone or not ran_out(error):
             raise error
         return first_line(error)
+
+    def _make_room(self, step: int, said: str) -> None:
+        """CUDA graphs that nobody asked for are given up first: as written, a micro batch of this size may fit."""
+        if self.cuda_graphs is None and self.graphs is not None and self.graphs.hold_memory:
+            self.graphs, self.cuda_graphs = None, False
+            self.graphs_said = f"off: the memory ran out with them at step {step} ({said})"
+            give_back()
+        else:
+            self._shrink(step, said)
 
     def _shrink(self, step: int, said: str) -> None:
         captured = self.graphs is not None

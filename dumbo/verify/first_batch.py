@@ -159,7 +159,7 @@ def _loss_proof(engine: Engine, loss: float, before: Unpatched | None) -> str:
         raise ProofFailed(
             f"The first batch's loss is {loss:.6f}, and of the model before any patch {before.loss:.6f}: {difference:.2g} apart, "
             f"{tolerance:.1g} allowed ({str(dtype).removeprefix('torch.')}).\n  A patch changes what the model computes: leave "
-            "them out of patch=[…] one by one; dumbo verify names it."
+            "them out of patch=[…] one by one (performance=off: those that it added); dumbo verify names it."
         )
     return f"first batch's loss {loss:.4f} = unpatched to {difference:.0e}"
 

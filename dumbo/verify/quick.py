@@ -113,7 +113,8 @@ def fused_loss_proof(engine: Engine, collate: Collate, examples: Sequence[NDArra
         raise ProofFailed(
             f"Output head and loss in one change the numbers: loss {fused[0]:.6f} and gradient norm {fused[1]:.6f}, from the "
             f"logits {plain[0]:.6f} and {plain[1]:.6f} (tolerance {tolerance:g}).\n"
-            "  Leave chunked_loss out of patch=[…], or write patch.liger.fused_linear_cross_entropy=false"
+            "  Leave chunked_loss out of patch=[…] (performance=off where that added it), or write "
+            "patch.liger.fused_linear_cross_entropy=false"
         )
     return f"fused loss = loss from logits to {difference:.0e}"
 

@@ -49,6 +49,14 @@ def test_gradient_checkpointing_may_be_added(tmp_path: Path) -> None:
         dumbo.run([f"resume={tmp_path / 'run'}", "patch=[lora]", "trainer.max_steps=4"])
 
 
+def test_what_makes_a_step_faster_may_change(tmp_path: Path) -> None:
+    """A run whose record has another default goes on, and one that a patch of performance=auto has ended without it."""
+    stopped(tmp_path / "run", "trainer.max_steps=2", "performance=off")
+    words = (tmp_path / "run" / "overrides.yaml").read_text()
+    (tmp_path / "run" / "overrides.yaml").write_text(words.replace("- performance=off\n", ""))
+    assert dumbo.run([f"resume={tmp_path / 'run'}", "trainer.max_time=null"])["steps"] == 2
+
+
 def test_other_data_is_refused_and_not_written_down(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"question": f"{n} and 1?", "answer": str(n + 1)}) + "\n" for n in range(40)))

@@ -1,4 +1,4 @@
-"""What is said when the memory has run out for good can be typed."""
+"""What is said where a run's memory is full and its micro batch cannot be smaller."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from dumbo.outputs.halvings import halve
 from dumbo.outputs.run_dir import RunDir
 
 
-def test_patches_that_performance_added_are_not_typed(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml").write_text("patch: {lora: {rank: 8}}\n")
-    run = RunDir(path=tmp_path, console=Console(io.StringIO()), started=0.0)
-    run.facts = {"patches": {"lora": "applied", "chunked_loss": "applied", "compile": "left out"}}
-    full = MemoryFull("CUDA out of memory.", step=3, batch=Batch(8, 1, 1, 8), asked=1)
-    with pytest.raises(RunFailed, match=r"'patch=\[lora,gradient_checkpointing\]'"):
-        halve(run, full)
+def test_only_patches_that_were_chosen_are_to_be_typed(tmp_path: Path) -> None:
+    """What `performance` added or left out could not be typed beside the others: Liger and compile, say."""
+    run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
+    run.note_patch("liger", "4 modules")
+    run.left_out("compile", "performance=auto, patch.liger's rope cannot be built inside")
+    run.note_patch("lora", "8 layers")
+    run.note_patch("fused_lora", "8 layers")
+    run.update(performance=["fused_lora"])
+    with pytest.raises(RunFailed, match=r"patch=\[liger,lora,gradient_checkpointing\]'"):
+        halve(run, MemoryFull("full", 3, Batch.of(4, 1, 1), 1))

@@ -85,6 +85,14 @@ def test_a_short_run_is_not_compiled(on_a_gpu: None, chosen: Any) -> None:
     assert chosen("trainer.max_steps=50", "patch=[compile]")[0] == ["chunked_loss", "compile"]
 
 
+@pytest.mark.parametrize("word", ["trainer.packing=false", "model.attn_implementation=sdpa"])
+def test_shapes_that_change_are_not_compiled(on_a_gpu: None, chosen: Any, word: str) -> None:
+    """Past torch's limit of graphs the run would end."""
+    names, said, _ = chosen(word, LONG)
+    assert names == ["chunked_loss"]
+    assert "their shapes change" in " ".join(said.split())
+
+
 def test_a_model_that_cannot_is_left_as_it_is(on_a_gpu: None, chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dumbo.patch import chunked_loss
 
@@ -92,6 +100,13 @@ def test_a_model_that_cannot_is_left_as_it_is(on_a_gpu: None, chosen: Any, monke
     names, said, _ = chosen(LONG)
     assert names == ["compile"]
     assert "patch.chunked_loss: LlamaForCausalLM has hidden_size" in " ".join(said.split())
+
+
+def test_what_cannot_be_checked_is_left_out(on_a_gpu: None, chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("dumbo.model.tiny.Tiny.load_skeleton")
+    names, said, _ = chosen(LONG)
+    assert names == []
+    assert "has no load_skeleton" in " ".join(said.split())
 
 
 def test_steps_are_about_those_that_will_be_made() -> None:

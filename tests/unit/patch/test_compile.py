@@ -19,6 +19,7 @@ import dumbo
 from dumbo.check import check
 from dumbo.compose import compose
 from dumbo.errors import ConfigError, RunFailed, UserError
+from dumbo.patch import compile as compile_patch
 from dumbo.patch.compile import Compile, as_written, compiled_layers, decoder_layers
 from dumbo.patch.lora import LoRA
 from dumbo.trainer import attention, varlen
@@ -48,6 +49,19 @@ def test_decoder_layers_are_found_in_every_architecture(kind: str) -> None:
 def test_inside_an_adapter_too() -> None:
     model = Compile(backend="eager").apply(LoRA().apply(model_of()))
     assert Compile(backend="eager").evidence(model) == "2 layers compiled (eager)"
+
+
+def test_kernels_need_the_headers_of_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without them triton fails at the first kernel, which would end a run that performance=auto has compiled."""
+    assert compile_patch._python_headers().name == "Python.h"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(compile_patch.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compile_patch.shutil, "which", lambda name: name)
+    monkeypatch.setattr(compile_patch, "_python_headers", lambda: tmp_path / "Python.h")
+    assert Compile().unavailable() == f"no {tmp_path / 'Python.h'} (python3-dev), which triton needs"
+    (tmp_path / "Python.h").touch()
+    assert Compile().unavailable() is None
 
 
 def test_no_layers_is_an_error() -> None:

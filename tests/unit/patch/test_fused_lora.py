@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from small_runs import model_of
 
+from dumbo.errors import UserError
 from dumbo.patch.fused_lora import FusedLoRA
 from dumbo.patch.gradient_checkpointing import GradientCheckpointing
 from dumbo.patch.lora import LoRA
@@ -83,10 +86,41 @@ def test_without_adapters_and_merged_it_is_peft_that_computes() -> None:
         ({}, "patch=[…,lora,fused_lora]"),
         ({"lora": LoRA(dropout=0.1)}, "dropout=0.1"),
         ({"lora": LoRA(use_dora=True)}, "use_dora=True"),
+        ({"lora": LoRA(bias="all")}, "bias=all"),
     ],
 )
 def test_what_it_does_not_do_is_refused(others: dict[str, Any], said: str) -> None:
     assert said in "\n".join(FusedLoRA().conflicts_with(others))
+
+
+def test_an_adapter_to_go_on_from_may_have_what_it_does_not_do(tmp_path: Path) -> None:
+    """Its own config says so; performance=auto leaves it out then."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_dropout": 0.05, "use_dora": False, "bias": "none"}))
+    said = list(FusedLoRA().conflicts_with({"lora": LoRA(path=str(tmp_path))}))
+    assert len(said) == 1
+    assert said[0].startswith(
+        "patch.fused_lora does not do lora_dropout=0.05, which the adapter in patch.lora.path has"
+    )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_dropout": 0.0, "bias": "none"}))
+    assert list(FusedLoRA().conflicts_with({"lora": LoRA(path=str(tmp_path))})) == []
+
+
+def test_a_layer_whose_bias_trains_stays_pefts() -> None:
+    """Its gradient would be lost."""
+    model = LoRA(rank=4, bias="all").apply(model_of(attention_bias=True))
+    assert FusedLoRA().evidence(FusedLoRA().apply(model)).startswith("6 layers")
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_model_of_other_linear_layers_is_refused() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=32))
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel has no torch\.nn\.Linear"):
+        FusedLoRA().check(model)
+    FusedLoRA().check(model_of())
 
 
 def test_a_model_without_adapters_is_an_error() -> None:

@@ -12,7 +12,7 @@ from small_runs import documents, small_run, splits_of, store_of
 
 from dumbo.trainer.capturable import why_not
 from dumbo.trainer.collate import Collate, Room
-from dumbo.trainer.graphs import _copies, _key
+from dumbo.trainer.graphs import Graphs, _copies, _key, _Kind
 
 YES: dict[str, Any] = {
     "compiled": True, "chunked": True, "fixed_room": True, "bf16": True, "wrapped_in": "none", "checkpointing": False,
@@ -55,6 +55,11 @@ def test_places_that_bear_a_loss_are_rounded_up(amount: int, places: int) -> Non
     assert Room(8192, 2048).places(amount) == amount
 
 
+def test_halved_batches_come_in_few_kinds_too() -> None:
+    room = Room(8192, 2048, few_kinds=True).of(2)
+    assert (room.tokens, room.longest, room.places(300), room.told(300)) == (4096, 2048, 512, 512)
+
+
 def test_filled_up_places_bear_no_loss(data: Path, tmp_path: Path) -> None:
     """The last token of the axis: nothing follows it. All that bears a loss is still named, once."""
     store = store_of(tmp_path, documents(data, 8))
@@ -85,3 +90,45 @@ def test_without_a_gpu_they_are_left_out_and_that_is_said(data: Path, tmp_path: 
     run = small_run(tmp_path / "run", splits_of(tmp_path, documents(data, 8)), max_steps=1, cuda_graphs=True)
     assert run.facts["cuda_graphs"] == "off: no CUDA device"
     assert "cuda_graphs are left out: no CUDA device" in run.said
+
+
+class Replayed:
+    """What a captured pass is: it reads its inputs where they were, and adds to the gradients."""
+
+    def __init__(self, parameter: torch.nn.Parameter, kind: _Kind, wrong: float = 0.0) -> None:
+        self.parameter, self.kind, self.wrong = parameter, kind, wrong
+
+    def replay(self) -> None:
+        self.kind.loss = one_pass(self.parameter, self.kind.inputs, torch.ones(())) + self.wrong
+
+
+def one_pass(parameter: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+    loss = (parameter * inputs["bears"]).sum()
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize(("wrong", "held"), [(0.0, True), (1.0, False)])
+def test_a_batch_without_a_loss_proves_nothing(monkeypatch: pytest.MonkeyPatch, wrong: float, held: bool) -> None:
+    """The next one does; graphs that differ let go of the gradients that they kept."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    layer = torch.nn.Linear(2, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    graphs = Graphs(layer, one_pass, always=True)
+    graphs._settle_gradients()
+    kind = graphs._kinds["one"] = _Kind(
+        2, inputs={"bears": torch.zeros(1, 2)}, items=torch.ones(()), loss=torch.zeros(())
+    )
+    kind.graph = Replayed(layer.weight, kind, wrong)  # type: ignore[assignment]
+    graphs._prove(kind, layer.weight, {"bears": torch.zeros(1, 2)}, torch.ones(()))
+    assert graphs.decided
+    assert not kind.proven
+    graphs._prove(kind, layer.weight, {"bears": torch.ones(1, 2)}, torch.ones(()))
+    assert kind.proven == graphs.decided == graphs.hold_memory == held
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+
+
+def test_too_few_passes_are_said_to_be_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    assert Graphs(torch.nn.Linear(2, 1), one_pass, always=False).facts().startswith("off: too few passes")

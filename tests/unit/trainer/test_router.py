@@ -103,3 +103,10 @@ def test_experts_are_packed_though_they_share_products(data: Path, tmp_path: Pat
     """How many tokens an expert has depends on the pack: not bitwise the same, and no leak."""
     trainer = trainer_of(tmp_path, data, experts())
     assert trainer.collate.layout == "tokens"
+
+
+def test_a_router_s_loss_is_no_fault_of_the_accumulation(data: Path, tmp_path: Path) -> None:
+    """Two documents in one micro batch and in two have different ones: that proves nothing about the sums."""
+    rows = documents(data, 8, longest=60)
+    run = small_run(tmp_path / "run", splits_of(tmp_path, rows, rows[:2]), model=experts(), verify=True, max_steps=1)
+    assert "accumulation not proven: the router's loss" in " ".join(run.said.split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,36 @@ def test_late_rows_are_the_same_rows(every: int, splits: Any, tmp_path: Path) ->
     assert happened.index("row 4 loss") < happened.index("row 4 eval") < happened.index("step 5")
     assert happened[-2:] == ["row 10 loss", "row 10 eval"]
     assert late.metrics["train_loss"] == pytest.approx(at_once.metrics["train_loss"], rel=1e-6)
+
+
+class Device:
+    """A device that has a step's numbers some time after the step was launched."""
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        time.sleep(0.05)
+
+
+def test_a_late_rows_time_ends_when_its_numbers_are_there(splits: Any, tmp_path: Path) -> None:
+    """Right after a held-out loss too, where nothing before it was waited for."""
+
+    def change(trainer: Any) -> None:
+        send = trainer._send_for
+
+        def sent(*arguments: Any) -> None:
+            send(*arguments)
+            trainer._late = replace(trainer._late, there=Device())
+
+        trainer._send_for = sent
+
+    run, _ = run_of(tmp_path / "run", splits, True, change, max_steps=6, eval_every=3, save_every=None)
+    late = [row for row in run.rows if row["step"] in (1, 2, 4, 5) and "loss" in row]
+    assert len(late) == 4
+    for row in late:
+        assert row["step_ms"] >= 50
+        assert row["tokens_per_s"] <= run.metrics["tokens"] / 0.05
 
 
 def test_a_skipped_step_is_told_of_in_its_own_row(splits: Any, tmp_path: Path) -> None:

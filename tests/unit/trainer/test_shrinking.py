@@ -183,6 +183,43 @@ def test_twice_and_in_the_evaluation(splits: Any, tmp_path: Path) -> None:
     same(run, small_run(tmp_path / "other", splits, **{**options, "micro_batch_size": 1}), exactly=False)
 
 
+def test_a_proof_without_memory_is_for_who_started_it(splits: Any, tmp_path: Path) -> None:
+    with pytest.raises(MemoryFull) as ended:
+        small_run(tmp_path / "run", splits, model=with_room(2), verify=True, **PADDED)
+    assert (ended.value.step, ended.value.batch.micro, ended.value.asked) == (1, 4, 4)
+
+
+class Greedy:
+    """CUDA graphs, as far as memory goes: after some passes they find none."""
+
+    hold_memory = True
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.left = trainer, 3
+
+    def run(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
+        from transformers import Trainer
+
+        self.left -= 1
+        loss = Trainer.training_step(self.trainer, model, inputs, items)
+        if self.left < 0:
+            raise RuntimeError("the capture was ended") from torch.OutOfMemoryError(SAYS)
+        return loss
+
+
+def test_graphs_are_given_up_before_the_size(splits: Any, tmp_path: Path) -> None:
+    """In the second pass of step 2: the step is done again as written, in micro batches of the same size."""
+
+    def graphs(trainer: Any) -> None:
+        trainer.cuda_graphs = None
+        trainer.capture_from_now_on = lambda: setattr(trainer, "graphs", Greedy(trainer))
+
+    run = small_run(tmp_path / "run", splits, before=on_trainer(graphs), **PADDED)
+    same(run, small_run(tmp_path / "other", splits, **PADDED))
+    assert "memory_halvings" not in run.facts
+    assert run.facts["cuda_graphs"].startswith("off: the memory ran out with them at step 2 (CUDA out of memory.")
+
+
 def test_it_ends_at_micro_batch_1(splits: Any, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="with a single example in a micro batch") as ended:
         small_run(tmp_path / "run", splits, model=with_room(0), **PADDED)
