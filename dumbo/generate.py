@@ -45,8 +45,9 @@ class Generation:
 
     def sampling(self) -> dict[str, Any]:
         """How the next token is chosen, as arguments of `generate`."""
-        if self.temperature <= 0:
-            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if self.temperature <= 0:  # what a model's own generation config would change of its likeliest token is off
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, "num_beams": 1,
+                    "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}  # fmt: skip
         return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
 
 
