@@ -263,6 +263,7 @@ def test_chat_trusts_no_base_by_itself(tmp_path: Path, capsys) -> None:
     run = recorded(tmp_path / "old", config=ADAPTER)
     (run / "model").mkdir()
     (run / "model" / "adapter_config.json").write_text("{}")
+    (run / "model" / "adapter_model.safetensors").touch()  # no pickled weights: those are refused first
     assert main(["chat", "run=old", "chat.prompt=hello"]) == 2
     said = capsys.readouterr().err
     assert "model.trust_remote_code=true: code that comes with it would run" in said
@@ -278,6 +279,7 @@ def brings_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
     def make(name: str) -> Path:
         model = recorded(tmp_path / f"of-{name}", config={"model": {"_target_": "dumbo.model.tiny.Tiny"}}) / "model"
         model.mkdir()
+        (model / "model.safetensors").touch()
         (model / f"own_{name}.py").write_text(
             f"import pathlib\npathlib.Path({str(tmp_path / 'pwned')!r}).touch()\nfrom transformers import PretrainedConfig\n"
             "class C(PretrainedConfig):\n    model_type = 'own_x'\n"
