@@ -178,9 +178,10 @@ def try_odd(folder: Path, name: str, path: tuple[Any, ...], value: Any) -> None:
         with pytest.raises(UserError, match="not what a run writes"):
             page_of(folder)
         return
-    run = read(folder)
-    page_of(folder).encode()
-    json.dumps(facts_of(run, folder / "report.html"))
+    page = page_of(folder)
+    page.encode()
+    assert page.rstrip().endswith("</html>"), (name, path, value)
+    assert json.loads(json.dumps(facts_of(read(folder), folder / "report.html"))), (name, path, value)
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -14,7 +14,7 @@ from small_runs import documents, model_of, small_run, splits_of, store_of
 from dumbo.check import check
 from dumbo.compose import compose
 from dumbo.errors import ConfigError, ProofFailed, UserError
-from dumbo.patch.chunked_loss import ChunkedLoss, takes_places
+from dumbo.patch.chunked_loss import ChunkedLoss, takes_places, unlike
 from dumbo.patch.lora import LoRA
 from dumbo.trainer import chunks
 from dumbo.trainer.collate import Collate
@@ -224,7 +224,9 @@ def test_a_model_with_more_than_a_head_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2", "opt", "mixtral", "mamba"])
 def test_others_are_not(kind: str) -> None:
-    ChunkedLoss().check(skeleton(kind))
+    model = skeleton(kind)
+    ChunkedLoss().check(model)
+    assert unlike(model) is None
 
 
 def test_one_whose_forward_pass_is_not_understood_is_refused() -> None:
