@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from dumbo.errors import Stopped, UserError
 from dumbo.outputs.console import Console
@@ -79,9 +80,10 @@ def second_half(subject: Subject) -> dict[str, Any]:
 def interrupted_task(subject: Subject, folder: Path) -> dict[str, Any]:
     """In a fresh process: k steps, then the signal that SLURM sends before it takes a machine away."""
     run = _run(subject, folder / "run")
-    run.trackers.append(_StopAfter(HALF))
+    session = _session(subject, run)
+    session.callbacks = [_StopAfter(HALF)]
     try:
-        _session(subject, run).train()
+        session.train()
     except Stopped:
         return {"rows": _rows(run)}
     raise AssertionError("a signal did not stop the run")
@@ -92,17 +94,16 @@ def resumed_task(subject: Subject, folder: Path) -> dict[str, Any]:
     return _trained(subject, folder, resuming=True)
 
 
-class _StopAfter:
-    """A tracker that asks this process to stop so that step `last` is the last one.
-
-    A row is logged after its step; what is heard then is acted on at the end of the next one.
+class _StopAfter(TrainerCallback):
+    """Asks this process to stop while step `last` computes, so that it is the last one. A row would come too late for that:
+    on a GPU it is written one step late.
     """
 
     def __init__(self, last: int) -> None:
         self.last = last
 
-    def log(self, row: Row, step: int) -> None:
-        if step == self.last - 1:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.last - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
