@@ -45,7 +45,7 @@ FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "
 def words_of(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> list[str]:
     """One row's command line, without how many steps and where."""
     own, more = VARIANTS[variant]
-    patches = [*own, *(["lora"] if work == "lora" else [])]
+    patches = [*own, *asked.patches, *(["lora"] if work == "lora" else [])]
     return [
         "model=pretrained", f"model.path={folder}", "dataset=files",
         f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",
@@ -123,6 +123,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--warmup", type=int, default=40)
     parser.add_argument("--log-every", type=int, default=5)
+    parser.add_argument("--patches", nargs="*", default=[], help="further patches for our rows")
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
     parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile; a disk in memory is quickest")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")

@@ -116,6 +116,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--packs", type=int, default=8, help="packs of max_seq_len tokens a step")
     parser.add_argument("--after", type=int, default=40, help="steps before")
     parser.add_argument("--steps", type=int, default=5, help="steps profiled")
+    parser.add_argument("--patches", nargs="*", default=[], help="further patches")
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
     parser.add_argument("--folder", type=Path, help="where the model lies meanwhile")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
