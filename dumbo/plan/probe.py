@@ -72,6 +72,7 @@ class Probe:
         """As `train.py` does it."""
         plugins, data = task.plugins, task.data
         attention = str(getattr(plugins.model, "attn_implementation", "auto"))
+        _import_first()
         run = RunDir(folder, Console(io.StringIO()), time.time(), verify_quick=False, attn_implementation=attention)
         gauge = meter(task.limit, task.ranks)
         tokenizer = plugins.model.load_tokenizer()
@@ -124,6 +125,15 @@ class Probe:
         assert held_out is None or trainer.held_out is not None, "the last step measures the held-out loss"
 
 
+def _import_first() -> None:
+    """Libraries are not what a micro batch takes: on a CPU their code is counted as memory too."""
+    import accelerate  # noqa: F401
+    import peft  # noqa: F401
+    import polars  # noqa: F401
+
+    import dumbo.trainer.session  # noqa: F401
+
+
 def _ran_out(error: BaseException | None) -> bool:
     """Whether memory is at the bottom of an error."""
     while error is not None:
@@ -157,7 +167,7 @@ def main(words: Sequence[str]) -> int:
             sys.exit(0)
         return found
 
-    bisected(task.sizes, peak)
+    bisected(task.sizes, peak, task.first)
     return 0
 
 

@@ -96,6 +96,39 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     assert "Write patch=[gradient_checkpointing], or a trainer.max_seq_len below 64" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("rows")
+def test_measured_beside_the_prediction(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """On a CPU: the micro batch that is planned, in a process of its own. On a GPU: tests/gpu/test_memory_on_gpu.py."""
+    assert main(["plan", *WORDS, "plan.measure=true", "run_dir=run"]) == 0
+    said = capsys.readouterr().out
+    assert "at the peak, by two steps on the longest batch: the prediction is" in said
+    memory = json.loads(Path("run/plan.json").read_text())["memory"]
+    found = memory["measured"]
+    assert found["tried"] == {"2": found["peak"]}
+    assert found["largest"] == 2
+    assert found["limit"] == memory["available"]
+    assert 5 * 2**20 < found["peak"] < 200 * 2**20
+    assert planned(capsys)["memory"]["measured"] is None
+    assert [file.name for file in Path("run").iterdir()] == ["plan.json"]
+
+
+def test_measured_too_large(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prediction says that it fits; what is measured counts."""
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 2.0**32)
+    monkeypatch.setattr("dumbo.plan.measure.largest_measured", lambda *given, **named: (None, {2: None}, 2**20))
+    assert main(["plan", "trainer.max_seq_len=64", "dataset.limit=50", "launch=single", "plan.measure=true"]) == 2
+    said = capsys.readouterr()
+    assert "measured  micro batch 2 does not fit, 1 MiB may be used" in said.out
+    assert "micro batch 2 did not fit into 1 MiB, measured" in said.err
+    assert "trainer.micro_batch_size=1" in said.err
+
+
+def test_what_is_spread_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch=fsdp", "launch.num_processes=2", "trainer.global_batch_size=4", "dataset.limit=50"]
+    assert main(["plan", *words, "plan.measure=true"]) == 2
+    assert "one process cannot hold what they share" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("steps", "every", "limit", "evaluates", "kept", "at_once"),
     [
