@@ -37,6 +37,7 @@ class Plan:
     """All of it.
 
     Attributes:
+        config_hash: of what changes a run's numbers.
         model: name, parameters, trainable, dtype.
         patches: name -> what shows that it took, or why it is left out.
         memory: predicted.
@@ -45,6 +46,7 @@ class Plan:
         speed: None: not known.
     """
 
+    config_hash: str
     model: dict[str, Any]
     patches: dict[str, str]
     data: PreparedSplits
@@ -69,6 +71,7 @@ class Plan:
         """For programs. Bytes, seconds, tokens."""
         of, measured = self.arithmetic, self.measured
         return {
+            "config_hash": self.config_hash,
             "model": self.model,
             "patches": self.patches,
             "data": {"name": self.data.name, "fingerprint": self.data.fingerprint, "documents": len(self.data.train)},
@@ -117,6 +120,7 @@ def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, 
     """The plan, and the largest micro batch that fits where the one of the config does not (None: none does)."""
     import torch
 
+    from dumbo.outputs.config_hash import config_hash
     from dumbo.outputs.secrets import masked
     from dumbo.outputs.surroundings import hardware
     from dumbo.plan.arithmetic import arithmetic
@@ -155,9 +159,10 @@ def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, 
     whole_state = memory.held["optimizer"] * (ranks if _sharded(plugins, ranks) else 1)
     folder = Path(plugins.options.run_dir or "outputs")
     written = disk(found.model, tokenizer, whole_state, trainer, of.steps, measurable(data.eval), folder)
+    config = masked(composed.cfg)
     typed = plugins.plan.tokens_per_s
-    speed = Speed(typed, "plan.tokens_per_s") if typed else known_speed(masked(composed.cfg), ranks, hardware())
-    plan = Plan(model, patches, data, of, memory, took, chosen, written, speed)
+    speed = Speed(typed, "plan.tokens_per_s") if typed else known_speed(config, ranks, hardware())
+    plan = Plan(config_hash(config), model, patches, data, of, memory, took, chosen, written, speed)
     if plan.fits or (took is not None and torch.cuda.is_available()):
         return plan, None if plan.fits or took is None else took.largest
     return plan, largest_predicted(plugins, tokenizer, data, ranks, below=of.batch.micro)

@@ -19,6 +19,7 @@ from dumbo.outputs.halvings import facts_of, fitting, halve, happened, reminder,
 from dumbo.patch.chunked_loss import takes_places
 from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
+from dumbo.plan.noted import note
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
 from dumbo.trainer.answers import Answers
@@ -279,6 +280,7 @@ class Session:
                      "filled": round(self.packs.filled, 4) if self.packs is not None else None},
             planned_steps=steps,
         )  # fmt: skip
+        note(run, self.sft, self.model, self.data, batch, trainer.examples)
 
     def _prove(self, trainer: SftTrainer) -> None:
         proofs = [*self.run.proofs, self.isolation]
