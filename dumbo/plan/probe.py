@@ -30,6 +30,7 @@ from dumbo.patch import auto, order
 from dumbo.plan.longest import longest_numbers
 from dumbo.plan.measure import Task, bisected
 from dumbo.plan.meter import Full, Meter, meter
+from dumbo.trainer.memory import ran_out
 from dumbo.trainer.precision import dtype_for
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.seeds import seed_all
@@ -97,7 +98,7 @@ class Probe:
         try:
             self._train(micro)
         except Exception as error:
-            if not _ran_out(error):
+            if not ran_out(error):
                 raise
             raise Full(str(error)) from error
         return self.meter.end()
@@ -132,15 +133,6 @@ def _import_first() -> None:
     import polars  # noqa: F401
 
     import dumbo.trainer.session  # noqa: F401
-
-
-def _ran_out(error: BaseException | None) -> bool:
-    """Whether memory is at the bottom of an error."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def main(words: Sequence[str]) -> int:
