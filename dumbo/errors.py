@@ -37,11 +37,12 @@ class MemoryFull(RunFailed):
         step: the optimizer step that it was in, or after which the held-out loss was measured; from 1.
         batch: the arithmetic that did not fit.
         asked: the `trainer.micro_batch_size` of the config.
+        graphs: CUDA graphs that nobody asked for held some of it: the batch may fit without them.
     """
 
-    def __init__(self, text: str, step: int, batch: Batch, asked: int | str) -> None:
+    def __init__(self, text: str, step: int, batch: Batch, asked: int | str, graphs: bool = False) -> None:
         super().__init__(text)
-        self.text, self.step, self.batch, self.asked = text, step, batch, asked
+        self.text, self.step, self.batch, self.asked, self.graphs = text, step, batch, asked, graphs
 
 
 class GateFailed(RuntimeError):

@@ -127,10 +127,13 @@ class PlanOptions:
 
     Args:
         tokens_per_s: how fast it is going to train, all ranks together; null: as an earlier run of the same shape.
+        measure: memory is measured too, in a process of its own that trains two steps on the longest batch; on a GPU with
+            other micro batches too, up to the largest that fits. "auto": on a GPU.
         format: "text" or "json".
     """
 
     tokens_per_s: float | None = None
+    measure: bool | Literal["auto"] = "auto"
     format: Format = "text"
 
     def __post_init__(self) -> None:

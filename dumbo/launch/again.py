@@ -1,6 +1,7 @@
 """A run whose memory was full is started again, from its last checkpoint, with a smaller micro batch.
 
-For what a process cannot mend in its place (`trainer/shrinking.py`): several ranks, or the optimizer's step.
+For what a process cannot mend in its place (`trainer/shrinking.py`): several ranks, or the optimizer's step. Where CUDA
+graphs held memory that nobody asked them to, it is started again without them first, in the size that it has.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from dumbo.errors import MemoryFull
-from dumbo.outputs.halvings import halve, happened
+from dumbo.outputs.halvings import give_up_graphs, halve, happened
 from dumbo.trainer.signals import interruptible
 
 if TYPE_CHECKING:
@@ -35,13 +36,17 @@ def with_less_memory(run: RunDir, attempt: Callable[[], T]) -> T:
             return attempt()
         except MemoryFull as error:
             run.console.log(traceback.format_exc())
-            full = MemoryFull(error.text, error.step, error.batch, error.asked)  # without the frames it came through
+            full = MemoryFull(
+                error.text, error.step, error.batch, error.asked, error.graphs
+            )  # without the frames it came through
         # Outside of the except block: nothing holds the tensors of the attempt that failed.
         with interruptible():
-            smaller = halve(run, full)
+            if full.graphs:
+                give_up_graphs(run, full)
+            how = "without CUDA graphs" if full.graphs else str(halve(run, full))
             saved = any((run.path / "checkpoints").glob("step-*"))
             place = "the last checkpoint" if saved else "the start"
-            run.console.row("memory", f"{happened(full)}:\nonce more from {place}, {smaller}")
+            run.console.row("memory", f"{happened(full)}:\nonce more from {place}, {how}")
             run.start_again()
             _give_back()
 

@@ -49,9 +49,8 @@ def ending_of(error: BaseException) -> Ending:
     if isinstance(error, Stopped):
         return Ending("stopped", error.signal_name, error.exit_code)
     if isinstance(error, MemoryFull):
-        return Ending(
-            "memory", error.text, 1, result={"step": error.step, "batch": asdict(error.batch), "asked": error.asked}
-        )
+        where = {"step": error.step, "batch": asdict(error.batch), "asked": error.asked, "graphs": error.graphs}
+        return Ending("memory", error.text, 1, result=where)
     for kind, cls in KINDS.items():
         if isinstance(error, cls):
             return Ending(kind, str(error), getattr(error, "exit_code", 1))
@@ -87,9 +86,8 @@ def cause(found: Mapping[int, Ending], exit_codes: Mapping[int, int]) -> Excepti
     if first.kind == "memory":
         assert first.result is not None
         where = f"rank {rank}: " if len(found) > 1 else ""
-        return MemoryFull(
-            where + first.text, first.result["step"], Batch(**first.result["batch"]), first.result["asked"]
-        )
+        told = {**first.result, "batch": Batch(**first.result["batch"])}
+        return MemoryFull(where + first.text, **told)
     several = len(found) > 1 and first.kind == "failed"
     return KINDS[first.kind](f"{first.text}\n  (rank {rank})" if several else first.text)
 

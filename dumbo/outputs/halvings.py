@@ -3,6 +3,9 @@
     "memory_halvings": [{"step": 12, "from": 4, "to": 2, "asked": 4}]
 
 `asked` is the config's `trainer.micro_batch_size`: a resumed run keeps the smaller one until another is asked for.
+CUDA graphs that nobody asked for are given up before that, and stay so as long:
+
+    "graphs_given_up": {"step": 12, "text": "CUDA out of memory", "asked": 4}
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 KEY = "memory_halvings"
+GRAPHS = "graphs_given_up"
 MOST = 3
 """So often a run's micro batch is halved."""
 
@@ -79,6 +83,19 @@ def halve(run: RunDir, full: MemoryFull) -> Batch:
     return smaller
 
 
+def give_up_graphs(run: RunDir, full: MemoryFull) -> None:
+    """Records that this run is to go on without CUDA graphs, with the micro batch that it has."""
+    run.update(**{GRAPHS: {"step": full.step, "text": full.text, "asked": full.asked}})
+
+
+def graphs_given_up(run: RunDir, asked: int | str) -> str | None:
+    """Why a run goes on without CUDA graphs; None: it need not."""
+    told = run.facts.get(GRAPHS)
+    if told is None or told["asked"] != asked:
+        return None
+    return f"the memory ran out with them at step {told['step']} ({told['text']})"
+
+
 def facts_of(batch: Batch) -> dict[str, int]:
     """As it stands in run.json."""
     return {"global": batch.global_, "micro": batch.micro, "ranks": batch.ranks, "accumulation": batch.accumulation}
@@ -95,6 +112,9 @@ def by_hand(run: RunDir, full: MemoryFull) -> str:
     Args:
         run: of the rank that it happened to.
     """
+    if full.graphs:
+        again = f"{typed('resume', run.path)} trainer.cuda_graphs=false"
+        return f"{happened(full)}, some of it held by CUDA graphs.\n  Start all processes again with {again}"
     smaller = full.batch.halved()
     if smaller is None:
         return f"{happened(full)}.\n{_remedy(run)}"

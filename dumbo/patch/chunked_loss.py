@@ -15,7 +15,7 @@ from itertools import product
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dumbo.errors import UserError
+from dumbo.errors import RunFailed, UserError
 from dumbo.interfaces import IGNORE, Stage
 from dumbo.patch.compile import Compile
 from dumbo.patch.modules import base_of
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LIGERS_LOSSES = ("fused_linear_cross_entropy", "cross_entropy")
 BETWEEN = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 """Config keys of what some models do between head and loss; `final_logit_softcapping` is honoured."""
+VARIANTS = 16
+"""Graphs of a chunk's loss: with gradients and without, under autocast and not, of any number of tokens, and room for more."""
 SAME = 1e-5
 """Relative difference of two sums of 13 losses in float32."""
 
@@ -102,7 +104,10 @@ class ChunkedLoss:
 
         from dumbo.trainer.chunks import chunk_loss
 
-        return torch.compile(chunk_loss) if self.compiled and Compile().unavailable() is None else chunk_loss
+        if not self.compiled or Compile().unavailable() is not None:
+            return chunk_loss
+        torch.compiler.reset()  # graphs of an earlier run's vocabulary and width would count against the limit of variants
+        return _within_limit(torch.compile(chunk_loss))
 
     def evidence(self, model: PreTrainedModel) -> str:
         """Looks for it in the model.
@@ -150,6 +155,31 @@ def unlike(base: Any) -> str | None:
 def takes_places(model: Any) -> bool:
     """Whether a model's loss wants to know which tokens bear it (`loss_at`)."""
     return "loss_at" in inspect.signature(base_of(model).forward).parameters
+
+
+def _within_limit(compiled: Any) -> Any:
+    """A compiled function that raises where torch would have run it uncompiled from then on, without a word.
+
+    Raises:
+        RunFailed: more graphs than torch makes of one function.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    def called(*arguments: Any) -> Any:
+        before = config.recompile_limit, config.fail_on_recompile_limit_hit
+        config.recompile_limit, config.fail_on_recompile_limit_hit = max(VARIANTS, before[0]), True
+        try:
+            return compiled(*arguments)
+        except FailOnRecompileLimitHit as error:
+            raise RunFailed(
+                f"patch.chunked_loss: the loss of a chunk needs more than {config.recompile_limit} compiled graphs.\n"
+                "  Write patch.chunked_loss.compiled=false (TORCH_LOGS=recompiles tells what differs from call to call)"
+            ) from error
+        finally:
+            config.recompile_limit, config.fail_on_recompile_limit_hit = before
+
+    return called
 
 
 def _forward(own: Any, size: int, of_chunk: Any) -> Any:

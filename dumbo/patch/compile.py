@@ -93,7 +93,7 @@ class Compile:
         base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
         for layer in decoder_layers(model):
             layer.compile(backend=self.backend)
-            layer._compiled_call_impl = _with_settings(layer._compiled_call_impl, type(layer).__name__)
+            layer._compiled_call_impl = with_settings(layer._compiled_call_impl, type(layer).__name__)
         self.evidence(model)
         return model
 
@@ -115,7 +115,7 @@ def _python_headers() -> Path:
     return Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]) / "Python.h"
 
 
-def _with_settings(compiled: Any, name: str) -> Any:
+def with_settings(compiled: Any, name: str) -> Any:
     """A compiled layer that is one graph under DDP too, and raises where torch would have run it uncompiled from then on.
 
     Raises:

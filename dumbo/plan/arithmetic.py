@@ -11,6 +11,7 @@ from dumbo.trainer.sampler import GlobalBatches
 
 if TYPE_CHECKING:
     from dumbo.prepare.store import PreparedSplits
+    from dumbo.trainer.collate import Examples
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,13 @@ class Arithmetic:
         return self.steps / self.epoch_steps
 
 
-def arithmetic(trainer: Any, data: PreparedSplits, batch: Batch) -> Arithmetic:
-    """Of `trainer` on this data."""
-    examples = examples_of(trainer, data)
+def arithmetic(trainer: Any, data: PreparedSplits, batch: Batch, examples: Examples | None = None) -> Arithmetic:
+    """Of `trainer` on this data.
+
+    Args:
+        examples: what is trained on; None: it is packed here.
+    """
+    examples = examples if examples is not None else examples_of(trainer, data)
     epoch_steps = GlobalBatches(len(examples), batch, trainer.seed).steps()
     steps = trainer.max_steps or epoch_steps * trainer.num_epochs
     passes = steps / epoch_steps

@@ -31,6 +31,9 @@ class Ledger(TorchDispatchMode):
         largest: bytes of the largest single storage.
     """
 
+    supports_higher_order_operators = True  # compiled graphs hold some
+    _overlooking = False
+
     def __init__(self) -> None:
         super().__init__()
         self.kind = "weights"
@@ -51,6 +54,21 @@ class Ledger(TorchDispatchMode):
             if isinstance(found, torch.Tensor):
                 self._note(found)
         return out
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """torch.compile goes on under this mode: not while it compiles, but in what it makes."""
+        return True
+
+    @staticmethod
+    @contextmanager
+    def overlooked() -> Iterator[None]:
+        """What is made inside is not counted, by any ledger: in life it is not there as a whole."""
+        before, Ledger._overlooking = Ledger._overlooking, True
+        try:
+            yield
+        finally:
+            Ledger._overlooking = before
 
     @contextmanager
     def making(self, kind: str) -> Iterator[None]:
@@ -73,7 +91,7 @@ class Ledger(TorchDispatchMode):
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known or not size:
+        if key in self._known or not size or Ledger._overlooking:
             return
         self._known[key] = (self.kind, size)
         self.held[self.kind] += size

@@ -41,6 +41,7 @@ class Task:
         sizes: micro batch sizes, smallest first.
         ranks: of the run.
         limit: bytes that may be used at most; None: what is free, on a CPU without a limit.
+        first: the size to begin with; None, or one that is not among them: the middle one.
     """
 
     plugins: Plugins
@@ -48,31 +49,44 @@ class Task:
     sizes: list[int]
     ranks: int
     limit: int | None = None
+    first: int | None = None
 
 
-def bisected(sizes: Sequence[int], peak: Callable[[int], int | None]) -> tuple[int | None, dict[int, int | None]]:
+def bisected(
+    sizes: Sequence[int], peak: Callable[[int], int | None], first: int | None = None
+) -> tuple[int | None, dict[int, int | None]]:
     """The largest size that has a peak, and the peaks of those that were tried. A larger one is taken to need more.
 
     Args:
         sizes: smallest first.
         peak: bytes; None: it does not fit.
+        first: is tried in any case, where it is among them.
     """
     tried: dict[int, int | None] = {}
     fits, over = -1, len(sizes)
     while over - fits > 1:
-        place = (fits + over) // 2
+        place = (fits + over) // 2 if tried or first not in sizes else sizes.index(first)
         tried[sizes[place]] = found = peak(sizes[place])
         fits, over = (place, over) if found is not None else (fits, place)
     return (sizes[fits] if fits >= 0 else None), tried
 
 
 def largest_measured(
-    plugins: Plugins, data: PreparedSplits, sizes: list[int], ranks: int, limit: int | None = None
+    plugins: Plugins,
+    data: PreparedSplits,
+    sizes: list[int],
+    ranks: int,
+    limit: int | None = None,
+    *,
+    first: int | None = None,
+    instead: str = "trainer.micro_batch_size=NUMBER",
 ) -> tuple[int | None, dict[int, int | None], int | None]:
     """The largest size that fits (None: none does), size -> bytes at the peak, and the bytes that could be used.
 
     Args:
         limit: bytes; None: what is free, on a CPU without a limit.
+        first: the size that is wanted to be known in any case.
+        instead: what to write to go on without measuring.
 
     Raises:
         RunFailed: a child failed for another reason than memory.
@@ -80,7 +94,7 @@ def largest_measured(
     tried: dict[int, int | None] = {}
     left, known = list(sizes), limit
     while left:
-        rows = _child(Task(plugins, _detached(data), left, ranks, limit))
+        rows = _child(Task(plugins, _detached(data), left, ranks, limit, first), instead)
         for row in rows:
             tried[row["size"]], known = row["peak"], row["limit"]
         fits = max((size for size, peak in tried.items() if peak is not None), default=0)
@@ -89,14 +103,14 @@ def largest_measured(
     return max((size for size, peak in tried.items() if peak is not None), default=None), tried, known
 
 
-def _child(task: Task) -> list[dict[str, Any]]:
+def _child(task: Task, instead: str) -> list[dict[str, Any]]:
     """One child's sizes and peaks, at least one."""
     try:
         told = pickle.dumps(sys.path) + pickle.dumps(task)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise RunFailed(
-            f"trainer.micro_batch_size=auto measures in a process of its own, and a plugin cannot be sent there ({error}).\n"
-            "  Write trainer.micro_batch_size=NUMBER"
+            f"Memory is measured in a process of its own, and a plugin cannot be sent there ({error}).\n"
+            f"  Write {instead}"
         ) from error
     with tempfile.TemporaryDirectory(prefix="dumbo-probe-") as name:
         folder = Path(name)
@@ -119,8 +133,7 @@ def _child(task: Task) -> list[dict[str, Any]]:
         if code != 0 or not rows:
             last = "\n  ".join((folder / "said").read_text(errors="replace").splitlines()[-LAST_LINES:])
             raise RunFailed(
-                f"trainer.micro_batch_size=auto: measuring failed (exit code {code}):\n  {last}\n"
-                "  Write trainer.micro_batch_size=NUMBER to go on without it"
+                f"Measuring the memory failed (exit code {code}):\n  {last}\n  Write {instead} to go on without it"
             )
         return rows
 

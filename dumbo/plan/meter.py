@@ -1,7 +1,7 @@
 """How much memory this process holds at most, and how much it may: of the GPU where there is one, else of the CPU.
 
 On a GPU torch's allocator is given a limit, and says itself when it is reached. On a CPU the system counts (resident
-memory), and the limit is held against it afterwards.
+memory, over what it was before the model was there), and the limit is held against it afterwards.
 """
 
 from __future__ import annotations
@@ -69,16 +69,18 @@ class CpuMeter:
 
     Attributes:
         limit: bytes; None: none.
+        before: bytes that were there already, which do not count.
     """
 
     limit: int | None = None
+    before: int = 0
 
     def begin(self) -> None:
         with suppress(OSError):  # a container may forbid it: then the peak is that of the whole life
             Path("/proc/self/clear_refs").write_text("5")
 
     def end(self) -> int:
-        peak = resident("VmHWM")
+        peak = max(0, resident("VmHWM") - self.before)
         if self.limit is not None and peak > self.limit:
             raise Full(f"{peak:,} bytes are more than the limit of {self.limit:,}")
         return peak
@@ -97,4 +99,4 @@ def meter(limit: int | None, ranks: int) -> Meter:
         limit: bytes; None: what is free, on a CPU without a limit.
         ranks: of the run, one a GPU.
     """
-    return GpuMeter.with_limit(limit, ranks) if torch.cuda.is_available() else CpuMeter(limit)
+    return GpuMeter.with_limit(limit, ranks) if torch.cuda.is_available() else CpuMeter(limit, resident())

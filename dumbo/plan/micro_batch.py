@@ -4,8 +4,9 @@
     FSDP2     predicted: one process cannot hold what several share
     a CPU     predicted, against the memory that is free, divided by the ranks of this machine
 
-The choice stands in run.json (`micro_batch`), where the other ranks and a resumed run find it. From here on it is as if
-it had been typed: what refuses a typed one refuses it too.
+The choice stands in run.json (`micro_batch`), where the other ranks and a resumed run find it, with what it was made for
+(`circumstances`): where that is another now, it is made again. From here on it is as if it had been typed: what refuses a
+typed one refuses it too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from dumbo.batch import Batch
 from dumbo.errors import RunFailed, UserError
 from dumbo.launch.world import LONG
+from dumbo.plan.circumstances import changes, circumstances
 
 if TYPE_CHECKING:
     from dumbo.check import Plugins
@@ -38,6 +40,7 @@ class Choice:
         how: "measured" or "predicted".
         tried: size -> bytes at the peak; None: it did not fit.
         limit: bytes that it had to fit into.
+        of: what it was made for, by name.
     """
 
     micro: int
@@ -46,6 +49,7 @@ class Choice:
     how: str
     tried: Mapping[int, int | None] = field(default_factory=dict)
     limit: int | None = None
+    of: Mapping[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """For run.json."""
@@ -57,12 +61,14 @@ class Choice:
             "how": self.how,
             "tried": tried,
             "limit": self.limit,
+            "of": dict(self.of),
         }
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> Choice:
         tried = {int(size): peak for size, peak in facts["tried"].items()}
-        return cls(facts["micro"], facts["ranks"], facts["global"], facts["how"], tried, facts["limit"])
+        of = facts.get("of", {})
+        return cls(facts["micro"], facts["ranks"], facts["global"], facts["how"], tried, facts["limit"], of)
 
     def said(self) -> str:
         """A line for the panel."""
@@ -111,8 +117,10 @@ def _told(plugins: Plugins, run: RunDir, tokenizer: Any, data: PreparedSplits, r
     before = run.facts.get(KEY)
     if before is not None:
         choice = Choice.of_facts(before)
-        if (choice.ranks, choice.global_) == (ranks, global_):
+        changed = changes(choice.of, circumstances(plugins))
+        if (choice.ranks, choice.global_) == (ranks, global_) and not changed:
             return choice.micro
+        run.console.row("auto", f"the micro batch is chosen again: {changed or 'the ranks or the global batch differ'}")
     try:
         choice = choose(plugins, tokenizer, data, ranks, run.console)
     except (UserError, RunFailed) as error:
@@ -122,8 +130,13 @@ def _told(plugins: Plugins, run: RunDir, tokenizer: Any, data: PreparedSplits, r
     return choice.micro
 
 
-def choose(plugins: Plugins, tokenizer: Any, data: PreparedSplits, ranks: int, console: Console) -> Choice:
+def choose(
+    plugins: Plugins, tokenizer: Any, data: PreparedSplits, ranks: int, console: Console, *, measure: bool = True
+) -> Choice:
     """The largest size that fits.
+
+    Args:
+        measure: on a GPU; false: it is predicted there too.
 
     Raises:
         UserError: none does.
@@ -132,7 +145,7 @@ def choose(plugins: Plugins, tokenizer: Any, data: PreparedSplits, ranks: int, c
 
     candidates = sizes(plugins.trainer.global_batch_size, ranks)
     sharded = ranks > 1 and getattr(plugins.launch, "wrapper", "none") == "FSDP2"
-    if torch.cuda.is_available() and not sharded:
+    if measure and torch.cuda.is_available() and not sharded:
         from dumbo.plan.measure import largest_measured
 
         with console.status("measuring which micro batch fits, on the longest batch"):
@@ -146,7 +159,7 @@ def choose(plugins: Plugins, tokenizer: Any, data: PreparedSplits, ranks: int, c
             f"trainer.micro_batch_size=auto: the memory is not enough for a single example of the longest batch ({how})."
             f"\n{remedy(plugins)}"
         )
-    return Choice(micro, ranks, plugins.trainer.global_batch_size, how, tried, limit)
+    return Choice(micro, ranks, plugins.trainer.global_batch_size, how, tried, limit, circumstances(plugins))
 
 
 def largest_predicted(

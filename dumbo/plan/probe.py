@@ -30,6 +30,7 @@ from dumbo.patch import auto, order
 from dumbo.plan.longest import longest_numbers
 from dumbo.plan.measure import Task, bisected
 from dumbo.plan.meter import Full, Meter, meter
+from dumbo.trainer.memory import ran_out
 from dumbo.trainer.precision import dtype_for
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.seeds import seed_all
@@ -72,6 +73,7 @@ class Probe:
         """As `train.py` does it."""
         plugins, data = task.plugins, task.data
         attention = str(getattr(plugins.model, "attn_implementation", "auto"))
+        _import_first()
         run = RunDir(folder, Console(io.StringIO()), time.time(), verify_quick=False, attn_implementation=attention)
         gauge = meter(task.limit, task.ranks)
         tokenizer = plugins.model.load_tokenizer()
@@ -96,7 +98,7 @@ class Probe:
         try:
             self._train(micro)
         except Exception as error:
-            if not _ran_out(error):
+            if not ran_out(error):
                 raise
             raise Full(str(error)) from error
         return self.meter.end()
@@ -124,13 +126,13 @@ class Probe:
         assert held_out is None or trainer.held_out is not None, "the last step measures the held-out loss"
 
 
-def _ran_out(error: BaseException | None) -> bool:
-    """Whether memory is at the bottom of an error."""
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _import_first() -> None:
+    """Libraries are not what a micro batch takes: on a CPU their code is counted as memory too."""
+    import accelerate  # noqa: F401
+    import peft  # noqa: F401
+    import polars  # noqa: F401
+
+    import dumbo.trainer.session  # noqa: F401
 
 
 def main(words: Sequence[str]) -> int:
@@ -157,7 +159,7 @@ def main(words: Sequence[str]) -> int:
             sys.exit(0)
         return found
 
-    bisected(task.sizes, peak)
+    bisected(task.sizes, peak, task.first)
     return 0
 
 

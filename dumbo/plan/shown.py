@@ -9,6 +9,7 @@ from dumbo.outputs.run_dir import millions
 
 if TYPE_CHECKING:
     from dumbo.outputs.console import Console
+    from dumbo.plan.measured import Measured
     from dumbo.plan.plan import Plan
 
 
@@ -45,7 +46,7 @@ def show(plan: Plan, console: Console) -> None:
     console.row("batch", f"{of.batch}   {of.steps:,} steps, {epochs} epoch{'s' * (epochs != '1')}")
     packs = f", in packs {100 * of.filled:.1f}% full" if of.filled is not None else ""
     console.row("", f"{of.documents:,.1f} documents a step{packs}")
-    if plan.chosen is not None:
+    if plan.chosen is not None and plan.chosen.how == "predicted":  # what was measured stands beside the memory
         console.row("", plan.chosen.said())
     console.row("tokens", f"{of.tokens:,}, {of.trained_tokens:,} of them trained")
     _memory(plan, console)
@@ -70,6 +71,25 @@ def _memory(plan: Plan, console: Console) -> None:
     for name, count in memory.parts.items():
         if count:
             console.row("", f"{name:<18}{size(count):>9}{_said(plan, name)}")
+    if plan.measured is not None:
+        _measured(plan.measured, memory.peak, console)
+
+
+def _measured(took: Measured, predicted: int, console: Console) -> None:
+    limit = f"{size(took.limit)} may be used" if took.limit is not None else "no limit is known"
+    if took.peak is None:
+        console.row("measured", f"micro batch {took.micro} does not fit, {limit}")
+    else:
+        off = (
+            f"the prediction is {100 * (predicted / took.peak - 1):+.1f}% off" if took.peak else "too little to compare"
+        )
+        console.row("measured", f"{size(took.peak)} at the peak, by two steps on the longest batch: {off}")
+    if len(took.tried) > 1:
+        found = [
+            f"{one}: {size(peak) if peak is not None else 'too large'}" for one, peak in sorted(took.tried.items())
+        ]
+        largest = f"largest micro batch that fits: {took.largest}" if took.largest else "no micro batch fits"
+        console.row("", f"{largest} ({', '.join(found)}; {limit})")
 
 
 def _said(plan: Plan, name: str) -> str:

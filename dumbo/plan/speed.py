@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import statistics
 from collections.abc import Mapping
@@ -32,7 +33,11 @@ class Speed:
 
 
 def known_speed(
-    config: Mapping[str, Any], ranks: int, hardware: Mapping[str, Any], here: Path = Path()
+    config: Mapping[str, Any],
+    ranks: int,
+    hardware: Mapping[str, Any],
+    here: Path = Path(),
+    newest: int | None = None,
 ) -> Speed | None:
     """Of the newest run below `here` with this config, else with this shape, on this hardware.
 
@@ -40,10 +45,14 @@ def known_speed(
         config: resolved and masked.
         ranks: of the run that is planned.
         here: the folder that outputs/ is in.
+        newest: only so many are looked at, by the date in their names; None: all.
     """
     own, shape = config_hash(config), _shape(config)
     best: tuple[bool, str, Speed] | None = None
-    for path in (path for pattern in RUNS for path in here.glob(pattern)):
+    found_at = [path for pattern in RUNS for path in here.glob(pattern)]
+    if newest is not None:
+        found_at = heapq.nlargest(newest, found_at, key=lambda path: path.relative_to(here).parts[1:])
+    for path in found_at:
         facts = facts_if_whole(path.parent)
         if facts.get("batch", {}).get("ranks") != ranks or not _same(facts.get("hardware", {}), hardware):
             continue

@@ -97,6 +97,7 @@ def stand_in(plugins: Plugins, tokenizer: PreTrainedTokenizerBase, patches: Mapp
 def _rehearsed(patch: Any, model: Any) -> tuple[Any, str]:
     """A model with a patch, or with what takes its memory; and what shows that it took. Kernels need real tensors."""
     if isinstance(patch, Compile | Liger):
+        torch.compiler.reset()  # as Compile does: graphs of another model would count against the limit of variants
         layers = decoder_layers(model) if isinstance(patch, Compile) or patch.swiglu else []
         for layer in layers:
             keep_as_compiled(layer)

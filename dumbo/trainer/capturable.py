@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import UserError
+from dumbo.outputs.halvings import graphs_given_up
 from dumbo.patch.chunked_loss import takes_places
 from dumbo.patch.compile import compiled_layers
 from dumbo.verify.no_dropout import has_dropout
@@ -12,19 +13,21 @@ from dumbo.verify.no_dropout import has_dropout
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
     from dumbo.trainer.collate import Layout, Room
+    from dumbo.trainer.sft import Sft
 
 
-def wanted(option: bool | None, model: Any, args: Any, room: Room | None, layout: Layout, run: RunDir) -> bool | None:
+def wanted(sft: Sft, model: Any, args: Any, room: Room | None, layout: Layout, run: RunDir) -> bool | None:
     """`trainer.cuda_graphs` on this machine: None where it is left to what launching takes.
 
     Args:
-        option: as it was set.
+        sft: the trainer's options.
         args: transformers' TrainingArguments.
         room, layout: of the batches.
 
     Raises:
         UserError: they were asked for, and cannot be on this GPU.
     """
+    option = sft.cuda_graphs
     if option is False:
         return False
     reason: str | None = "no CUDA device"
@@ -42,6 +45,8 @@ def wanted(option: bool | None, model: Any, args: Any, room: Room | None, layout
             raise UserError(
                 f"trainer.cuda_graphs=true: {reason}.\n  Write trainer.cuda_graphs=null to leave them out here"
             )
+        if option is None and reason is None:
+            reason = graphs_given_up(run, sft.micro_batch_size)
     elif option:
         run.console.row("", f"cuda_graphs are left out: {reason}")
     run.update(cuda_graphs=f"off: {reason}" if reason else "on where it pays")

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from transformers import TrainerCallback, TrainerState
@@ -41,13 +42,13 @@ from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding, trained_tokens
 from dumbo.trainer.graphs import Graphs
-from dumbo.trainer.masters import keep_masters
+from dumbo.trainer.masters import add_up_over_ranks, keep_masters
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.router import router_part
 from dumbo.trainer.rows import Rows
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import STATE, Saving, seconds_to_save
-from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu
+from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu, wrapper_of
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 
@@ -144,8 +145,14 @@ class Engine(Feeding, Rows, Saving):
         if self.master_weights:
             if self.is_fsdp_enabled:
                 raise UserError("trainer.master_weights is not for sharded models, whose weights are float32 already.")
-            keep_masters(optimizer)
+            by_ddp = dist.is_available() and dist.is_initialized() and not self._adds_up_itself
+            keep_masters(optimizer, added_up_by_ddp=by_ddp)
         return optimizer
+
+    @property
+    def _adds_up_itself(self) -> bool:
+        """Whether micro batches are added up in float32, and DDP has no part in it (`masters.py`)."""
+        return self.master_weights and self.order.batch.accumulation > 1
 
     # ---- loss -------------------------------------------------------------------------------------------------
 
@@ -153,7 +160,12 @@ class Engine(Feeding, Rows, Saving):
         """Forward and backward of a micro batch."""
         # compute_loss divides by the trained tokens of the whole global batch: Trainer must not divide once more.
         self.current_gradient_accumulation_steps = 1
-        if self.graphs is not None:
+        if self._adds_up_itself and wrapper_of(model) == "DDP":
+            with model.no_sync():
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            if self.accelerator.sync_gradients:  # the step's last micro batch
+                add_up_over_ranks(p for p in model.parameters() if p.requires_grad)
+        elif self.graphs is not None:
             loss = self.graphs.run(model, self._prepare_inputs(inputs), num_items_in_batch)
         else:
             loss = super().training_step(model, inputs, num_items_in_batch)

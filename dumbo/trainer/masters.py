@@ -9,11 +9,14 @@ alone it would be rounded away. The optimizer is torch's own; what it steps on a
     its state         holds the masters too, so that a resumed run goes on from the same numbers
 
 A step that the optimizer skips on the device (`bad_numbers.py`) leaves masters and weights as they are.
-Between ranks DDP adds up in buckets of the weights' own dtype: there a step is one micro batch a rank (`refuse`).
+Between ranks DDP adds up in buckets of the weights' own dtype, which is right for one micro batch a rank and step. Where
+there are more, each rank adds up its own in float32 and DDP is kept from it; the sums are added up once, when the last one
+is there (`add_up_over_ranks`): exact, but not beside the backward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,16 +28,15 @@ KEY = "masters"
 """Their place in the optimizer's state_dict, in the order of its parameters."""
 
 
-def refuse(precision: str, wrapped_in: str, accumulation: int) -> None:
+def refuse(precision: str, wrapped_in: str) -> None:
     """What is known before weights are loaded.
 
     Args:
         precision: "bf16" or "fp32", resolved.
         wrapped_in: none, DDP or FSDP2.
-        accumulation: micro batches a rank and step.
 
     Raises:
-        UserError: there would be nothing in half precision, or gradients would be added up in it.
+        UserError: there would be nothing in half precision.
     """
     if precision != "bf16":
         raise UserError(
@@ -46,15 +48,13 @@ def refuse(precision: str, wrapped_in: str, accumulation: int) -> None:
             "trainer.master_weights is not for sharded models, whose weights are float32 already.\n"
             "  Leave it out, or write launch=ddp"
         )
-    if wrapped_in != "none" and accumulation > 1:
-        raise UserError(
-            f"trainer.master_weights on several ranks would add up {accumulation} micro batches in bf16.\n"
-            "  Write a trainer.micro_batch_size of global_batch_size / ranks, or leave trainer.master_weights out"
-        )
 
 
-def keep_masters(optimizer: torch.optim.Optimizer) -> int:
+def keep_masters(optimizer: torch.optim.Optimizer, *, added_up_by_ddp: bool = False) -> int:
     """Gives an optimizer without state float32 masters for its parameters in half precision; returns how many.
+
+    Args:
+        added_up_by_ddp: gradients are of the weights' own dtype, as DDP has them.
 
     Raises:
         UserError: it cannot skip a step on the device, or none of its parameters is in half precision.
@@ -79,7 +79,7 @@ def keep_masters(optimizer: torch.optim.Optimizer) -> int:
             "trainer.master_weights: nothing that trains is in half precision (adapters and model.dtype=float32 are float32).\n"
             "  Leave it out: those weights are their own masters"
         )
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not added_up_by_ddp:
         for weight in weights:
             weight.grad_dtype = torch.float32
 
@@ -115,6 +115,21 @@ def keep_masters(optimizer: torch.optim.Optimizer) -> int:
     optimizer.register_state_dict_post_hook(with_masters)
     optimizer.register_load_state_dict_pre_hook(take_masters)
     return len(masters)
+
+
+def add_up_over_ranks(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """The mean over ranks of each gradient, in its own dtype, in its place. All ranks call this."""
+    import torch.distributed as dist
+
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:  # on this rank: the others have one
+            parameter.grad = torch.zeros_like(parameter, dtype=getattr(parameter, "grad_dtype", None))
+        gradients.append(parameter.grad)
+    on_their_way = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+    for work in on_their_way:
+        work.wait()
+    torch._foreach_div_(gradients, float(dist.get_world_size()))
 
 
 def stepped_on(parameter: Any) -> Any:

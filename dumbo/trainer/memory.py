@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 CPU_SAYS = "DefaultCPUAllocator: can't allocate memory"
+OTHERS_SAY = ("CUDA error: out of memory", "Error [CUDA]: out of memory", "_STATUS_ALLOC_FAILED")
+"""What does not go through torch's allocator: the driver (making a CUDA graph, among others), Triton, cuBLAS and cuDNN."""
 
 
 def ran_out(error: BaseException) -> bool:
@@ -23,12 +25,17 @@ def ran_out(error: BaseException) -> bool:
 
 
 def _memory_error(error: BaseException | None) -> BaseException | None:
-    while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
-            return error
-        if isinstance(error, RuntimeError) and CPU_SAYS in str(error):
-            return error
-        error = error.__cause__ or error.__context__
+    """The error itself, or one of those that it came of or was raised in the handling of."""
+    left, seen = [error], set()
+    while left:
+        if (one := left.pop()) is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, torch.OutOfMemoryError | MemoryError):
+            return one
+        if isinstance(one, RuntimeError) and any(words in str(one) for words in (CPU_SAYS, *OTHERS_SAY)):
+            return one
+        left += [one.__context__, one.__cause__]
     return None
 
 

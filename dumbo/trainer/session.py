@@ -16,10 +16,11 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull
 from dumbo.launch.world import DISK
-from dumbo.outputs.halvings import facts_of, fitting, halve, happened, reminder, settled
+from dumbo.outputs.halvings import facts_of, fitting, give_up_graphs, halve, happened, reminder, settled
 from dumbo.patch.chunked_loss import takes_places
 from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
+from dumbo.plan.noted import note
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
 from dumbo.trainer.answers import Answers
@@ -170,9 +171,9 @@ class Session:
             save_beside=self._saves_beside(trainer.args.device),
             master_weights=self.sft.master_weights,
             prefetch=self.sft.prefetch and trainer.args.device.type == "cuda",
-            cuda_graphs=wanted(self.sft.cuda_graphs, self.model, trainer.args, room, self.layout, run),
+            cuda_graphs=wanted(self.sft, self.model, trainer.args, room, self.layout, run),
         )
-        trainer.on_full = self._on_full
+        trainer.on_full, trainer.on_graphs = self._on_full, self._on_graphs
         trainer.add_callback(Wrapped(trainer, run))
         self.state_memory = StateMemory()
         trainer.add_callback(self.state_memory)
@@ -284,6 +285,7 @@ class Session:
                      "filled": round(self.packs.filled, 4) if self.packs is not None else None},
             planned_steps=steps,
         )  # fmt: skip
+        note(run, self.sft, self.model, self.data, batch, trainer.examples)
 
     def _prove(self, trainer: SftTrainer) -> None:
         proofs = [*self.run.proofs, self.isolation]
@@ -330,6 +332,11 @@ class Session:
         smaller = halve(self.run, full)
         self._bar.note("memory", f"{happened(full)}:\nit goes on with {smaller}")
         return smaller
+
+    def _on_graphs(self, step: int, batch: Batch, said: str) -> None:
+        full = MemoryFull(said, step, batch, self.sft.micro_batch_size, graphs=True)
+        give_up_graphs(self.run, full)
+        self._bar.note("memory", f"{happened(full)}:\nit goes on without CUDA graphs")
 
     # ---- after ------------------------------------------------------------------------------------------------
 

@@ -172,7 +172,7 @@ class Sft:
             )
         batch = settled(run, self.batch(run.ranks), self.micro_batch_size)
         if self.master_weights:
-            refuse(resolved_precision(self.precision), run.wrapped_in, batch.accumulation)
+            refuse(resolved_precision(self.precision), run.wrapped_in)
         args = training_arguments(self, run.path, batch, evaluates=evaluates)
         most_steps = math.ceil(len(data.train) / batch.global_) * self.num_epochs  # packs are fewer than documents
         require_schedule(args, self.max_steps or most_steps)

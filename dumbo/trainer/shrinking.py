@@ -6,8 +6,8 @@
     CUDA graphs        take memory of their own: where they were left open they are given up first, in the same size
 
 Trainer's loop goes on counting as many passes a step as it began with: a pass may stand for several micro batches.
-What fails elsewhere (the optimizer's step), or where ranks wait for each other, rises: `session.py` turns it into
-MemoryFull, and who started the ranks starts them again.
+What fails elsewhere (the optimizer's step), or where ranks wait for each other, rises as MemoryFull (`memory_told`), and
+who started the run starts it again: without CUDA graphs, where they held memory that nobody asked them to.
 
 Public methods of Trainer overridden: training_step, get_batch_samples. Private ones used, with a test: _tr_loss (the sum
 of losses that the loop logs, as it was when the step began).
@@ -55,9 +55,11 @@ class Shrinking(_Base):
     Attributes:
         on_full: told of the step (from 1), the batch that did not fit and what was said; returns the batch to go on
             with, or raises. None: errors rise as they are.
+        on_graphs: told of the step and what was said when CUDA graphs are given up instead.
     """
 
     on_full: Callable[[int, Batch, str], Batch] | None = None
+    on_graphs: Callable[[int, Batch, str], None] | None = None
     _shrunk = False  # since Trainer's loop began
     _looping = False  # inside the loop, where a step has a beginning
     _begin: _Begin | None = None
@@ -149,12 +151,19 @@ class Shrinking(_Base):
 
     def _make_room(self, step: int, said: str) -> None:
         """CUDA graphs that nobody asked for are given up first: as written, a micro batch of this size may fit."""
-        if self.cuda_graphs is None and self.graphs is not None and self.graphs.hold_memory:
+        if self._graphs_can_go:
             self.graphs, self.cuda_graphs = None, False
+            if self.on_graphs is not None:
+                self.on_graphs(step, self.order.batch, said)
             self.graphs_said = f"off: the memory ran out with them at step {step} ({said})"
             give_back()
         else:
             self._shrink(step, said)
+
+    @property
+    def _graphs_can_go(self) -> bool:
+        """Whether CUDA graphs hold memory, and were left open."""
+        return self.cuda_graphs is None and self.graphs is not None and self.graphs.hold_memory
 
     def _shrink(self, step: int, said: str) -> None:
         captured = self.graphs is not None
@@ -193,7 +202,7 @@ class Shrinking(_Base):
             if not ran_out(error):
                 raise
             step = self.state.global_step + (not self._measuring)
-            raise MemoryFull(first_line(error), step, self.order.batch, asked) from error
+            raise MemoryFull(first_line(error), step, self.order.batch, asked, self._graphs_can_go) from error
 
 
 def dealt(batches: list[Any], passes: int) -> list[list[Any]]:

@@ -31,12 +31,12 @@ def run(folder: Path, *words: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def same(run: Path, whole: Path) -> None:
+def same(run: Path, whole: Path, rel: float = 1e-5) -> None:
     """The same losses, norms and held-out losses at the same steps."""
     found, wanted = (
         [number for point in curve(each) for number in point if number is not None] for each in (run, whole)
     )
-    assert found == pytest.approx(wanted, rel=1e-5)
+    assert found == pytest.approx(wanted, rel=rel)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,23 @@ def test_all_ranks_start_again(
     assert found["batch"] == {"global": 8, "micro": 2, "ranks": 2, "accumulation": 2}
     assert f"once more from {place}, global batch 8 = micro 2 x ranks 2 x accumulation 2" in said
     same(tmp_path / "run", whole)
+
+
+@pytest.mark.full
+def test_masters_go_on_with_more_micro_batches(tmp_path: Path) -> None:
+    """DDP adds up one micro batch a step in bf16; after it was halved there are two, added up in float32 beside it."""
+    masters = ("trainer.master_weights=true", "trainer.precision=bf16", "trainer.lr=1e-3", "trainer.warmup_steps=1")
+    said = run(tmp_path, "launch=ddp", *masters, "patch.narrow.after=3", "patch.narrow.rank=1")
+    found = facts(tmp_path / "run")
+    assert found["parallel"] == "DDP"
+    assert found["memory_halvings"] == [{"step": 4, "from": 4, "to": 2, "asked": 4}]
+    assert "once more from the last checkpoint, global batch 8 = micro 2 x ranks 2 x accumulation 2" in said
+    for name, micro, ranks in (("small", 2, 2), ("alone", 4, 1)):
+        (tmp_path / name).mkdir()
+        words = [f"launch.num_processes={ranks}", f"trainer.micro_batch_size={micro}", "patch.narrow.rows=4"]
+        run(tmp_path / name, "launch=ddp", *masters, *words)
+        assert facts(tmp_path / name / "run")["batch"]["accumulation"] == 2
+        same(tmp_path / "run", tmp_path / name / "run", rel=1e-2)
 
 
 @pytest.mark.full

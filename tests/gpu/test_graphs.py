@@ -84,6 +84,40 @@ def test_left_open_they_are_used_where_launching_limits(tmp_path: Path) -> None:
     assert run.facts["cuda_graphs"].startswith("on, launching takes"), run.facts["cuda_graphs"]
 
 
+@pytest.mark.parametrize("real", [True, False], ids=["too large a tensor", "raised"])
+def test_memory_that_runs_out_in_a_capture(real: bool, tmp_path: Path, monkeypatch: Any) -> None:
+    """The step is done again as written, in micro batches of the same size, with the numbers of a run without graphs."""
+
+    def before(session: Any) -> None:
+        make = session._trainer
+
+        def made(batch: Any) -> Any:
+            trainer = make(batch)
+            loss = trainer.compute_loss
+
+            def full(*arguments: Any, **kwargs: Any) -> Any:
+                found = loss(*arguments, **kwargs)
+                if torch.cuda.is_current_stream_capturing():
+                    if real:
+                        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+                    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+                return found
+
+            trainer.compute_loss = full
+            return trainer
+
+        session._trainer = made
+
+    monkeypatch.setattr(graphs, "PAYS", 0.0)  # captured whatever launching takes
+    broken = run_of(tmp_path / "broken", fast(), cuda_graphs=None, before=before)
+    torch.compiler.reset()
+    written = run_of(tmp_path / "written", fast(), cuda_graphs=False)
+    assert broken.facts["cuda_graphs"].startswith("off: the memory ran out with them at step"), broken.facts
+    assert broken.facts["graphs_given_up"]["text"].startswith("CUDA out of memory. Tried to allocate")
+    assert "memory_halvings" not in broken.facts
+    assert broken.losses == pytest.approx(written.losses, rel=2e-3)
+
+
 def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path: Path) -> None:
     """In a replayed pass: weights that were made infinite once give such a gradient, and the documents are named."""
 

@@ -55,6 +55,64 @@ def test_the_optimizers_step(capsys: pytest.CaptureFixture[str], saved: bool) ->
         assert found == pytest.approx(wanted, rel=1e-5)
 
 
+class Holding:
+    """CUDA graphs, as far as memory goes: passes as written, and the optimizer finds none while they are there."""
+
+    hold_memory, decided = True, True
+
+    def __init__(self, trainer: Any) -> None:
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+        self.trainer, self.hook = trainer, register_optimizer_step_pre_hook(self.full)
+
+    def full(self, *arguments: Any) -> None:
+        import torch
+
+        self.hook.remove()
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.")
+
+    def run(self, model: Any, inputs: Any, items: Any) -> Any:
+        from transformers import Trainer
+
+        return Trainer.training_step(self.trainer, model, inputs, items)
+
+    def facts(self) -> str:
+        return "on"
+
+
+def test_graphs_are_given_up_before_the_size(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the optimizer's first step: once more from the start, without them, in the same micro batches."""
+    import dumbo.trainer.session as session
+    from dumbo.outputs.halvings import graphs_given_up
+
+    there: list[Any] = []
+
+    def wanted(sft: Any, model: Any, args: Any, room: Any, layout: Any, run: Any) -> bool | None:
+        return None if graphs_given_up(run, sft.micro_batch_size) is None else False
+
+    def capture(self: Any) -> None:
+        there.append(self.cuda_graphs)
+        self.graphs = Holding(self) if self.cuda_graphs is not False else None
+
+    words = [*WORDS, "trainer.save_every=null", "patch.narrow.rows=4"]
+    with monkeypatch.context() as patched:
+        patched.setattr(session, "wanted", wanted)
+        patched.setattr(session.SftTrainer, "capture_from_now_on", capture)
+        dumbo.run([*words, "run_dir=run"], config_dir=PLUGINS)
+    said = capsys.readouterr().out
+    dumbo.run([*words, "run_dir=other"], config_dir=PLUGINS)
+    run = facts(Path("run"))
+    assert there[:2] == [None, False]
+    assert run["status"] == "finished"
+    assert run["graphs_given_up"]["step"] == 1
+    assert "memory_halvings" not in run
+    assert run["batch"]["micro"] == 4
+    assert "once more from the start, without CUDA graphs" in said
+    assert curve(Path("run")) == curve(Path("other"))
+
+
 def test_what_is_left_to_do_is_said() -> None:
     with pytest.raises(RunFailed, match="with a single example in a micro batch") as ended:
         dumbo.run([*WORDS, "patch.narrow.rows=0", "run_dir=run"], config_dir=PLUGINS)

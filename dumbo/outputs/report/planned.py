@@ -1,5 +1,5 @@
-"""What was planned beside what was measured: plan.json or run.json's `plan` (`dumbo plan`), `planned_steps`, and the
-micro batch that was chosen by memory."""
+"""What was planned beside what was measured: run.json's `plan` (`dumbo/plan/noted.py`) or plan.json, `planned_steps`, and
+the micro batch that was chosen by memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from dumbo.outputs.report.results import took_of
 from dumbo.outputs.report.tables import MOST_ROWS, Row, Section, Table, leaves_of, spoken
 from dumbo.outputs.report.values import duration, figure, gibibytes, plain
 
-SAID_ELSEWHERE = ("model", "patches", "data", "batch")
+SAID_ELSEWHERE = ("model", "patches", "data", "batch", "config_hash")
 """Parts of a plan that the page shows as they came to be."""
-BYTES = ("memory.peak", "memory.parts", "memory.held", "memory.available", "disk", "limit")
+BYTES = ("memory.", "disk.", "limit")
+NO_BYTES = ("memory.device", "memory.fits", "memory.measured.largest", "disk.kept", "disk.fits")
 
 
 def plan(run: Folder) -> Section:
@@ -32,7 +33,7 @@ def plan(run: Folder) -> Section:
         if number is not None and found is not None:
             pairs.append(_pair(name, number, found))
         elif value is not None:
-            rest.append(Row((spoken(name), gibibytes(value) if name.startswith(BYTES) else plain(value))))
+            rest.append(Row((spoken(name), gibibytes(value) if _in_bytes(name) else plain(value))))
     tables = (
         Table("Planned and measured", pairs, ("what", "planned", "measured", "difference"), numbers=(1, 2, 3)),
         Table("Planned besides", rest),
@@ -45,15 +46,22 @@ def _measured(run: Folder) -> dict[str, float | int]:
     found: dict[str, Any] = {name: as_number(value) for name, value in run.facts.at("metrics").values.items()}
     found["steps"] = found.get("steps") or run.numbers.last_step() or None
     found["seconds"] = took_of(run)
+    if (tokens := found.get("tokens")) and (speed := found.get("tokens_per_s")):
+        found["time.seconds"] = tokens / speed  # of training alone, which is what was planned
     if found.get("peak_memory_gib") is None:
         found["peak_memory_gib"] = run.numbers.last("peak_memory_gib")
     if (peak := found["peak_memory_gib"]) is not None:
-        found["memory.peak"] = peak * 2**30
+        before = run.plan.number("memory", "before") or 0  # on a CPU, of the process
+        found["memory.peak"] = peak * 2**30 - before
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _in_bytes(name: str) -> bool:
+    return name.startswith(BYTES) and not name.startswith(NO_BYTES)
+
+
 def _pair(name: str, planned: float, measured: float) -> Row:
-    shown = gibibytes if name.startswith(BYTES) else duration if name.rpartition(".")[2] in ("seconds", "save_seconds") else figure  # fmt: skip
+    shown = gibibytes if _in_bytes(name) else duration if name.rpartition(".")[2] in ("seconds", "save_seconds") else figure  # fmt: skip
     off = f"{100 * (measured - planned) / planned:+.1f}%" if planned else figure(measured - planned)
     return Row((spoken(name), shown(planned), shown(measured), "none" if measured == planned else off))
 

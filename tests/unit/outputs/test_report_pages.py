@@ -119,7 +119,7 @@ def test_the_page_tells_everything(tmp_path: Path) -> None:
         "The run failed.", "The disk is full.", "OSError: https://***@host is full", "0.0781", "from 6.178", "77%", "of 200 planned",
         "1 loss spike · ✕ 1 skipped step", "What is 7 + 10?", "as in the data", "quiz held out 0.27 1.31", "arc.acc 0.31", "pack leak 0",
         "resume fails 3 + 3 steps; state lost", "packed = unpacked holds 24 documents 2.1e-07 1e-05 eps", "truncated 12 look", "15.31%",
-        "memory.peak 2 GiB 0.589 GiB -70.5%", "time.seconds 1 min 0 s 54 s -10.2%", "memory.parts.weights 0.5 GiB",
+        "memory.peak 2 GiB 0.589 GiB -70.5%", "time.seconds 1 min 0 s 43 s -28.2%", "memory.parts.weights 0.5 GiB",
         "4 too large may be used 4 GiB chosen 2", "global batch 16 = micro 2 × ranks 4 × accumulation 2", "4 to 2", "99.33%",
         "trainer.lr 0.0001 0.003 the command line", "model.hidden_size 128 64", "patch.lora.rank 16 8", "verify.mode quick off",
         "python -m dumbo patch=lora trainer.lr=3e-3", f"python -m dumbo resume={tmp_path}", "c0ffee, with changes that are not committed",

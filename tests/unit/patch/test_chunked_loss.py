@@ -13,8 +13,9 @@ from small_runs import documents, model_of, small_run, splits_of, store_of
 
 from dumbo.check import check
 from dumbo.compose import compose
-from dumbo.errors import ConfigError, ProofFailed, UserError
+from dumbo.errors import ConfigError, ProofFailed, RunFailed, UserError
 from dumbo.patch.chunked_loss import ChunkedLoss, takes_places, unlike
+from dumbo.patch.compile import Compile
 from dumbo.patch.lora import LoRA
 from dumbo.trainer import chunks
 from dumbo.trainer.collate import Collate
@@ -270,3 +271,49 @@ def test_ligers_losses_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"patch\.liger\.cross_entropy=false"):
         checked("patch.liger.fused_linear_cross_entropy=false", "patch.liger.cross_entropy=true")
     checked("patch.liger.fused_linear_cross_entropy=false")
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The graphs that are made, by the shape of what the head is given; without a GPU they run as torch's own operations."""
+    made: list[tuple[int, ...]] = []
+    compile_ = torch.compile
+
+    def counted(graph: Any, inputs: Any) -> Any:
+        made.append(tuple(inputs[0].shape))
+        return graph.forward
+
+    monkeypatch.setattr(Compile, "unavailable", lambda self: None)
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=counted))
+    torch.compiler.reset()
+    yield made
+    torch.compiler.reset()
+
+
+def test_each_model_has_graphs_of_its_own(graphs: list[Any], batch: dict[str, Any]) -> None:
+    """More models in one process than torch makes graphs of one function: every one is compiled, and none in free shapes."""
+    from torch._dynamo import config
+
+    for number in range(config.recompile_limit + 3):
+        before = len(graphs)
+        model = model_of(vocab_size=512 + number, hidden_size=32 + 8 * (number % 2))
+        wanted, _ = numbers(model, batch)
+        found, _ = numbers(ChunkedLoss(chunk_size=64).apply(model), batch, skip_logits=True)
+        assert found == pytest.approx(wanted, rel=1e-5)
+        assert len(graphs) == before + 1
+        assert isinstance(graphs[-1][-1], int), "the width is a number that the kernels know"
+    assert config.recompile_limit == 8
+    assert not config.fail_on_recompile_limit_hit
+
+
+def test_more_graphs_than_torch_makes_end_the_run(graphs: list[Any]) -> None:
+    """In place of going on uncompiled without a word."""
+    function = ChunkedLoss()._function()
+
+    def loss_of(width: int) -> None:
+        function(torch.nn.Linear(width, 5), None, torch.ones(3, width), torch.zeros(3, dtype=torch.long))
+
+    for width in range(1, 17):
+        loss_of(width)
+    with pytest.raises(RunFailed, match=r"more than 16 compiled graphs[\s\S]*patch.chunked_loss.compiled=false"):
+        loss_of(17)

@@ -17,6 +17,7 @@ from dumbo.launch.world import World
 from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
 from dumbo.plan import memory as memory_module
+from dumbo.plan.circumstances import changes, circumstances
 from dumbo.plan.measure import Task, bisected, child_environment, largest_measured
 from dumbo.plan.micro_batch import Choice, choose, settled, sizes
 
@@ -36,6 +37,14 @@ def test_bisection_finds_the_largest(most: int) -> None:
     assert found == max((size for size in (1, 2, 3, 4, 6, 12) if size <= most), default=None)
     assert len(tried) <= 3
     assert all((peak is None) == (size > most) for size, peak in tried.items())
+
+
+@pytest.mark.parametrize("first", [1, 4, 12])
+@pytest.mark.parametrize("most", [0, 2, 5, 100])
+def test_a_size_is_tried_in_any_case(first: int, most: int) -> None:
+    found, tried = bisected([1, 2, 3, 4, 6, 12], lambda size: size if size <= most else None, first)
+    assert found == max((size for size in (1, 2, 3, 4, 6, 12) if size <= most), default=None)
+    assert next(iter(tried)) == first
 
 
 def test_a_child_is_nobodys_rank() -> None:
@@ -64,6 +73,10 @@ def test_chosen_recorded_and_kept_on_resume(
     free["bytes"] = 10**12
     assert main(["resume=run", "trainer.max_steps=3"]) == 0
     assert json.loads(Path("run/run.json").read_text())["batch"]["micro"] == 4
+    capsys.readouterr()
+    assert main(["resume=run", "trainer.max_steps=4", "patch=[gradient_checkpointing]"]) == 0
+    assert "the micro batch is chosen again: patch.gradient_checkpointing is new" in capsys.readouterr().out
+    assert json.loads(Path("run/run.json").read_text())["batch"]["micro"] == 8
 
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +101,50 @@ def test_a_settled_batch_is_refused_as_a_typed_one(experiment: Callable[..., Any
     """What run.json says is for other ranks now: chosen anew. What is left is held against the same rules."""
     plugins, tokenizer, data = experiment("trainer.micro_batch_size=auto", "trainer.global_batch_size=6")
     run = RunDir(tmp_path, Console(io.StringIO()), 0.0, world=World())
-    run.update(micro_batch=Choice(3, 1, 6, "measured", {3: 1}).facts())
+    of = circumstances(plugins)
+    run.update(micro_batch=Choice(3, 1, 6, "measured", {3: 1}, None, of).facts())
     assert settled(plugins, run, tokenizer, data).trainer.batch(1).accumulation == 2
-    run.update(micro_batch=Choice(1, 2, 6, "measured", {1: 1}).facts())
+    run.update(micro_batch=Choice(1, 2, 6, "measured", {1: 1}, None, of).facts())
     assert settled(plugins, run, tokenizer, data).trainer.micro_batch_size == 6
+
+
+OF = {
+    "device": "cpu", "device_memory_gib": 64.0, "precision": "fp32", "max_seq_len": 128, "patch.lora": "f00",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"device": "NVIDIA H200"}, "device was cpu, is NVIDIA H200"),
+        ({"device_memory_gib": 32.0}, "device_memory_gib was 64.0, is 32.0"),
+        ({"precision": "bf16"}, "precision was fp32, is bf16"),
+        ({"max_seq_len": 64}, "max_seq_len was 128, is 64"),
+        ({"patch.lora": "ba7"}, "patch.lora has other options"),
+        ({"patch.gradient_checkpointing": "f00"}, "patch.gradient_checkpointing is new"),
+        ({"patch.lora": None}, "patch.lora is left out"),
+        ({}, ""),
+    ],
+)
+def test_what_has_changed(changed: dict[str, Any], said: str) -> None:
+    assert changes(OF, {**OF, **changed}) == said
+
+
+def test_another_device_is_chosen_for_anew(experiment: Callable[..., Any], tmp_path: Path) -> None:
+    plugins, tokenizer, data = experiment("trainer.micro_batch_size=auto", "trainer.global_batch_size=6", "patch=lora")
+    of = circumstances(plugins)
+    heard = io.StringIO()
+    run = RunDir(tmp_path, Console(heard), 0.0, world=World())
+    for recorded in ({**of, "device": "NVIDIA H200"}, {}):
+        run.update(micro_batch=Choice(3, 1, 6, "measured", {3: 1}, None, recorded).facts())
+        assert settled(plugins, run, tokenizer, data).trainer.micro_batch_size == 6
+        assert json.loads((tmp_path / "run.json").read_text())["micro_batch"]["of"] == of
+    said = " ".join(heard.getvalue().split())
+    assert "the micro batch is chosen again: device was NVIDIA H200, is cpu" in said
+    assert "is not recorded" in said
+    before = heard.getvalue()
+    assert settled(plugins, run, tokenizer, data).trainer.micro_batch_size == 6
+    assert heard.getvalue() == before, "nothing has changed since"
 
 
 def test_a_peak_is_measured(experiment: Callable[..., Any], tmp_path: Path) -> None:

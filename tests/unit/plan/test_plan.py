@@ -55,6 +55,18 @@ def test_the_plan_is_what_the_run_does(capsys: pytest.CaptureFixture[str]) -> No
         written = sum(file.stat().st_size for file in Path("outputs/a", folder).rglob("*") if file.is_file())
         assert abs(plan["disk"][name] / written - 1) < 0.05
 
+    noted = facts["plan"]
+    assert noted["source"] == "the start of training"
+    assert {key: noted[key] for key in ("steps", "epochs", "tokens", "trained_tokens")} == {
+        key: plan[key] for key in ("steps", "epochs", "tokens", "trained_tokens")
+    }
+    weights = 4 * PARAMETERS
+    held = noted["memory"]["held"]
+    assert held["gradients"] == weights
+    assert held["optimizer"] == 2 * weights
+    assert weights <= held["weights"] < 1.01 * weights  # and buffers
+    assert noted["time"]["seconds"] is None
+
     again = planned(capsys, "trainer.lr=1e-5")
     logged = [json.loads(line) for line in Path("outputs/a/metrics.jsonl").read_text().splitlines()]
     speeds = sorted(row["tokens_per_s"] for row in logged if "loss" in row)
@@ -75,8 +87,26 @@ def test_as_text_and_into_the_runs_folder(capsys: pytest.CaptureFixture[str]) ->
     assert "compile  left out: no CUDA device" in said
     assert "batch     global batch 4 = micro 2 x ranks 1 x accumulation 2   1 steps, 0.33 epochs" in said
     assert "time      unknown: run some steps" in said
-    assert json.loads(Path("run/plan.json").read_text())["steps"] == 1
+    plan = json.loads(Path("run/plan.json").read_text())
+    assert plan["steps"] == 1
     assert main(words) == 0
+    noted = json.loads(Path("run/run.json").read_text())["plan"]
+    before = noted["memory"].pop("before")
+    assert 100 * 2**20 < before < 4 * 2**30
+    assert noted == {"source": "plan.json", **plan}
+    assert main(["report", "run=run"]) == 0
+    page = Path("run/report.html").read_text()
+    assert page.index("memory.peak") < page.index("Planned besides") < page.index("memory.parts.activations")
+    capsys.readouterr()
+
+    # the same folder of another run: what was planned there is not its plan
+    Path("other").mkdir()
+    Path("run/plan.json").rename("other/plan.json")
+    assert main([*words, "run_dir=other", "trainer.lr=1e-5", "plan.tokens_per_s=10"]) == 0
+    noted = json.loads(Path("other/run.json").read_text())["plan"]
+    assert noted["source"] == "the start of training"
+    assert "peak" not in noted["memory"]
+    assert noted["time"] == {"seconds": noted["tokens"] / 10, "tokens_per_s": 10.0, "source": "plan.tokens_per_s"}
 
 
 @pytest.mark.usefixtures("rows")
@@ -94,6 +124,39 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     monkeypatch.setattr(memory_module, "available_memory", lambda: 1e6)
     assert main(["plan", *WORDS]) == 2
     assert "Write patch=[gradient_checkpointing], or a trainer.max_seq_len below 64" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("rows")
+def test_measured_beside_the_prediction(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """On a CPU: the micro batch that is planned, in a process of its own. On a GPU: tests/gpu/test_memory_on_gpu.py."""
+    assert main(["plan", *WORDS, "plan.measure=true", "run_dir=run"]) == 0
+    said = capsys.readouterr().out
+    assert "at the peak, by two steps on the longest batch: the prediction is" in said
+    memory = json.loads(Path("run/plan.json").read_text())["memory"]
+    found = memory["measured"]
+    assert found["tried"] == {"2": found["peak"]}
+    assert found["largest"] == 2
+    assert found["limit"] == memory["available"]
+    assert 5 * 2**20 < found["peak"] < 200 * 2**20
+    assert planned(capsys)["memory"]["measured"] is None
+    assert [file.name for file in Path("run").iterdir()] == ["plan.json"]
+
+
+def test_measured_too_large(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prediction says that it fits; what is measured counts."""
+    monkeypatch.setattr(memory_module, "available_memory", lambda: 2.0**32)
+    monkeypatch.setattr("dumbo.plan.measure.largest_measured", lambda *given, **named: (None, {2: None}, 2**20))
+    assert main(["plan", "trainer.max_seq_len=64", "dataset.limit=50", "launch=single", "plan.measure=true"]) == 2
+    said = capsys.readouterr()
+    assert "measured  micro batch 2 does not fit, 1 MiB may be used" in said.out
+    assert "micro batch 2 did not fit into 1 MiB, measured" in said.err
+    assert "trainer.micro_batch_size=1" in said.err
+
+
+def test_what_is_spread_cannot_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["launch=fsdp", "launch.num_processes=2", "trainer.global_batch_size=4", "dataset.limit=50"]
+    assert main(["plan", *words, "plan.measure=true"]) == 2
+    assert "one process cannot hold what they share" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,16 @@ import pytest
 import torch
 from small_runs import documents, small_run, splits_of, store_of
 
+from dumbo.batch import Batch
+from dumbo.errors import MemoryFull
+from dumbo.outputs.console import Console
+from dumbo.outputs.halvings import give_up_graphs
+from dumbo.outputs.run_dir import RunDir
+from dumbo.trainer import capturable
 from dumbo.trainer.capturable import why_not
 from dumbo.trainer.collate import Collate, Room
 from dumbo.trainer.graphs import Graphs, _copies, _key, _Kind
+from dumbo.trainer.sft import Sft
 
 YES: dict[str, Any] = {
     "compiled": True, "chunked": True, "fixed_room": True, "bf16": True, "wrapped_in": "none", "checkpointing": False,
@@ -38,6 +47,23 @@ def test_a_run_that_can_be_captured() -> None:
 )
 def test_the_others_say_why(change: dict[str, Any], said: str) -> None:
     assert said in str(why_not(**{**YES, **change}))
+
+
+def test_given_up_they_stay_so_until_another_micro_batch_is_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(capturable, "why_not", lambda **conditions: None)
+    run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
+    args: Any = SimpleNamespace(device=torch.device("cuda"), bf16=True)
+
+    def wanted(**options: Any) -> bool | None:
+        return capturable.wanted(Sft(**options), torch.nn.Linear(1, 1), args, None, "tokens", run)
+
+    assert wanted(micro_batch_size=4) is None
+    assert run.facts["cuda_graphs"] == "on where it pays"
+    give_up_graphs(run, MemoryFull("CUDA out of memory", 3, Batch.of(8, 4, 1), 4, graphs=True))
+    assert wanted(micro_batch_size=4) is False
+    assert run.facts["cuda_graphs"] == "off: the memory ran out with them at step 3 (CUDA out of memory)"
+    assert wanted(micro_batch_size=2) is None
+    assert wanted(micro_batch_size=4, cuda_graphs=True) is True
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from small_runs import documents, model_of, small_run, splits_of
 from dumbo.errors import UserError
 from dumbo.launch.world import World
 from dumbo.model import dtype
-from dumbo.trainer.masters import keep_masters
+from dumbo.trainer.masters import add_up_over_ranks, keep_masters
 from dumbo.trainer.sft import Sft
 
 
@@ -115,10 +115,44 @@ def test_micro_batches_are_added_up_in_float32() -> None:
     assert optimizer.state_dict()["masters"][0].tolist() == pytest.approx([-276.0] * 4, rel=1e-6)
 
 
+def test_beside_ddp_too(tmp_path: Path) -> None:
+    """A group of one rank: its own sum is exact, DDP (which would reduce each in bf16) is kept from it."""
+
+    class Times(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(4).bfloat16())
+            self.unused = torch.nn.Parameter(torch.zeros(2).bfloat16())
+
+        def forward(self, factor: float) -> torch.Tensor:
+            return (self.weight * factor).sum()
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        model = Times()
+        optimizer: Any = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        keep_masters(optimizer)
+        ddp = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        for _ in range(2):
+            for factor in [256.0] + 20 * [1.0]:
+                with ddp.no_sync():
+                    ddp(factor).backward()
+            add_up_over_ranks(model.parameters())
+            assert model.weight.grad is not None
+            assert model.weight.grad.dtype == torch.float32
+            assert model.weight.grad.tolist() == 4 * [276.0]
+            assert model.unused.grad is not None, "another rank may have used it"
+            optimizer.step()
+            ddp.zero_grad()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert optimizer.state_dict()["masters"][0].tolist() == 4 * [-552.0]
+
+
 @pytest.mark.parametrize(
     ("precision", "wrapped_in", "micro", "said"),
     [("auto", "none", 1, r"is for bf16, and the arithmetic here is fp32"), ("bf16", "FSDP2", 2, "not for sharded models"),
-     ("bf16", "DDP", 1, "would add up 2 micro batches in bf16"), ("bf16", "DDP", 2, None), ("bf16", "none", 1, None)],
+     ("bf16", "DDP", 1, None), ("bf16", "DDP", 2, None), ("bf16", "none", 1, None)],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_before_weights_are_loaded(
     precision: Any, wrapped_in: str, micro: int, said: str | None, data: Path, tmp_path: Path, monkeypatch: Any

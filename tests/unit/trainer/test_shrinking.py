@@ -194,8 +194,8 @@ class Greedy:
 
     hold_memory = True
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer, self.left = trainer, 3
+    def __init__(self, trainer: Any, passes: int = 3) -> None:
+        self.trainer, self.left = trainer, passes
 
     def run(self, model: Any, inputs: Any, items: Any) -> torch.Tensor:
         from transformers import Trainer
@@ -218,6 +218,25 @@ def test_graphs_are_given_up_before_the_size(splits: Any, tmp_path: Path) -> Non
     same(run, small_run(tmp_path / "other", splits, **PADDED))
     assert "memory_halvings" not in run.facts
     assert run.facts["cuda_graphs"].startswith("off: the memory ran out with them at step 2 (CUDA out of memory.")
+    assert run.facts["graphs_given_up"] == {"step": 2, "text": SAYS.split(". GPU")[0], "asked": 4}
+    assert "at step 2 with micro batch 4" in run.said
+    assert "it goes on without CUDA graphs" in run.said
+
+
+@pytest.mark.parametrize(("left_open", "goes"), [(None, True), (True, False)])
+def test_graphs_that_hold_memory_in_the_optimizers_step(
+    left_open: bool | None, goes: bool, splits: Any, tmp_path: Path
+) -> None:
+    """Whoever started the run is told that it may fit without them; not where they were asked for."""
+
+    def graphs(trainer: Any) -> None:
+        trainer.cuda_graphs = left_open
+        trainer.capture_from_now_on = lambda: setattr(trainer, "graphs", Greedy(trainer, passes=100))
+        without_memory(trainer)
+
+    with pytest.raises(MemoryFull) as ended:
+        small_run(tmp_path / "run", splits, before=on_trainer(graphs), **PADDED)
+    assert (ended.value.step, ended.value.graphs) == (1, goes)
 
 
 def test_it_ends_at_micro_batch_1(splits: Any, tmp_path: Path) -> None:
@@ -247,23 +266,27 @@ def test_a_resumed_run_keeps_it(splits: Any, tmp_path: Path) -> None:
     assert asked.facts["batch"]["micro"] == 8
 
 
-def test_the_optimizers_step_is_for_who_started_it(splits: Any, tmp_path: Path) -> None:
+def without_memory(trainer: Any) -> None:
+    """The optimizer's step finds none."""
+
     def full(*arguments: Any) -> None:
         raise torch.OutOfMemoryError(SAYS)
 
-    def without_memory(trainer: Any) -> None:
-        create = trainer.create_optimizer
+    create = trainer.create_optimizer
 
-        def creating(*arguments: Any) -> Any:
-            optimizer = create(*arguments)
-            optimizer.register_step_pre_hook(full)
-            return optimizer
+    def creating(*arguments: Any) -> Any:
+        optimizer = create(*arguments)
+        optimizer.register_step_pre_hook(full)
+        return optimizer
 
-        trainer.create_optimizer = creating
+    trainer.create_optimizer = creating
 
+
+def test_the_optimizers_step_is_for_who_started_it(splits: Any, tmp_path: Path) -> None:
     with pytest.raises(MemoryFull) as ended:
         small_run(tmp_path / "run", splits, before=on_trainer(without_memory), **PADDED)
     assert (ended.value.step, ended.value.batch.micro, ended.value.asked) == (1, 4, 4)
+    assert not ended.value.graphs
 
 
 @pytest.mark.parametrize(
@@ -273,6 +296,9 @@ def test_the_optimizers_step_is_for_who_started_it(splits: Any, tmp_path: Path) 
         (MemoryError(), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you "
                       "tried to allocate 400 bytes. Error code 12 (Cannot allocate memory)"), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("out of memory"), False),
     ],
@@ -280,6 +306,21 @@ def test_the_optimizers_step_is_for_who_started_it(splits: Any, tmp_path: Path) 
 def test_what_counts_as_memory(error: Exception, counts: bool) -> None:
     assert ran_out(error) is counts
     assert first_line(error)
+
+
+def test_what_an_error_came_of_counts() -> None:
+    """A capture that ends badly says so over what ended it; a library may give another cause than what it handled."""
+
+    def captured() -> None:
+        try:
+            raise torch.OutOfMemoryError(SAYS)
+        except RuntimeError:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture") from ValueError()
+
+    with pytest.raises(RuntimeError) as ended:
+        captured()
+    assert ran_out(ended.value)
+    assert first_line(ended.value) == SAYS.split(". GPU")[0]
 
 
 def test_torchs_own_words_are_known() -> None:

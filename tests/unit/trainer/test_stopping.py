@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from dumbo.errors import Stopped
 from dumbo.launch.world import World
@@ -76,6 +77,9 @@ def test_another_thread_changes_nothing() -> None:
     assert seen == [before]
 
 
+CPU = SimpleNamespace(device=torch.device("cpu"))
+
+
 def control() -> Any:
     return SimpleNamespace(should_save=False, should_log=False, should_training_stop=False, should_evaluate=True)
 
@@ -98,12 +102,82 @@ def test_time_for_another_step(
     callback = StopCallback(requests, 1000.0 - elapsed, 100.0, lambda: save, lambda: evaluate, World())
     state, wanted = SimpleNamespace(global_step=3, max_steps=10), control()
     callback.began -= -step  # the clock moves on by the step
-    callback.on_step_begin(None, state, wanted)
+    callback.on_step_begin(CPU, state, wanted)
     clock[0] += step
-    callback.on_step_end(None, state, wanted)
+    callback.on_step_end(CPU, state, wanted)
     assert wanted.should_training_stop == wanted.should_save == wanted.should_log == stops
     assert wanted.should_evaluate != stops
     assert requests.reason == ("max_time" if stops else None)
+
+
+class Gpu:
+    """A clock, and a GPU that works off what is launched, later. Stands for torch.cuda in `stop.py`."""
+
+    def __init__(self) -> None:
+        self.now = self.idle_at = 0.0
+
+    def launch(self, launching: float, computing: float) -> None:
+        self.now += launching
+        self.idle_at = max(self.idle_at, self.now) + computing
+
+    def synchronize(self, device: Any = None) -> None:
+        self.now = max(self.now, self.idle_at)
+
+    def current_stream(self, device: Any) -> None: ...
+
+    def Event(self) -> Any:
+        gpu = self
+
+        class Event:
+            def record(self, stream: Any) -> None:
+                self.at = gpu.idle_at
+
+            def synchronize(self) -> None:
+                gpu.now = max(gpu.now, self.at)
+
+        return Event()
+
+
+@pytest.mark.parametrize("log_every", [1, 10, 1000])
+@pytest.mark.parametrize("computing", [0.5, 3.0])
+def test_a_gpu_that_lags_behind_is_in_time(log_every: int, computing: float, monkeypatch: Any) -> None:
+    """Steps are launched in a hundredth of what they take, and only a logged row waits for them."""
+    import dumbo.trainer.stop as module
+
+    gpu, saving, limit = Gpu(), 1.0, 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: gpu.now))
+    monkeypatch.setattr(module.torch, "cuda", gpu)
+    arguments, wanted = SimpleNamespace(device=torch.device("cuda")), control()
+    callback = StopCallback(StopRequests(), 0.0, limit, lambda: saving, lambda: 0.0, World())
+    for step in range(1, 10**6):
+        callback.on_step_begin(arguments, None, wanted)
+        gpu.launch(computing / 100, computing)
+        callback.on_step_end(arguments, SimpleNamespace(global_step=step, max_steps=10**6), wanted)
+        if wanted.should_training_stop:
+            break
+        if step % log_every == 0:
+            gpu.synchronize()
+    gpu.synchronize()
+    ended = gpu.now + saving
+    assert ended <= limit
+    assert ended >= limit - 0.02 * limit - saving - 3 * computing, "it could have made more steps"
+
+
+def test_a_gpu_never_waits_for_the_clock(monkeypatch: Any) -> None:
+    """There is always a step that it has not ended."""
+    import dumbo.trainer.stop as module
+
+    gpu = Gpu()
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: gpu.now))
+    monkeypatch.setattr(module.torch, "cuda", gpu)
+    arguments, state = SimpleNamespace(device=torch.device("cuda")), SimpleNamespace(global_step=1, max_steps=100)
+    callback = StopCallback(StopRequests(), 0.0, 1e6, float, float, World())
+    for _ in range(50):
+        callback.on_step_begin(arguments, state, control())
+        gpu.launch(0.01, 1.0)
+        callback.on_step_end(arguments, state, control())
+        assert gpu.idle_at > gpu.now
+    assert gpu.idle_at == pytest.approx(50.01)
 
 
 def test_without_a_limit_nothing_stops() -> None:
