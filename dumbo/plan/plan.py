@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import UserError
 from dumbo.outputs.console import Console
+from dumbo.outputs.whole_file import writable_folder, write_whole
 
 if TYPE_CHECKING:
     from dumbo.check import Plugins
@@ -75,15 +76,15 @@ def plan(plugins: Plugins, composed: Composed, command: Command) -> int:
     """Makes the plan and shows it.
 
     Raises:
-        UserError: memory or disk are not enough; what to write stands in it.
+        UserError: memory or disk are not enough; what to write stands in it. `run_dir` cannot be written.
     """
+    asked = plugins.options.run_dir
+    folder = writable_folder(asked) if asked is not None else None
     text = plugins.plan.format == "text"
     console = Console() if text else Console(stream=_nowhere())
     found, smaller = made(plugins, composed, console)
-    if plugins.options.run_dir is not None:
-        folder = Path(plugins.options.run_dir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE).write_text(json.dumps(found.facts(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if folder is not None:  # an earlier plan.json goes: a plan is made again at any time
+        write_whole(folder / FILE, json.dumps(found.facts(), indent=2, ensure_ascii=False) + "\n")
     if text:
         from dumbo.plan.shown import show
 
