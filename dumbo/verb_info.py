@@ -30,12 +30,16 @@ def verb_info(topic: str) -> str:
     Args:
         topic: one of TOPICS.
     """
-    section = SECTIONS.get(topic)
+    section: Any = SECTIONS.get(topic)
     lines = [f"{topic}: {VERBS[topic] if topic in VERBS else _first(section)}", ""]
-    for prefix, options in (("", Options), (f"{topic}.", section)):
-        for field in fields(options) if options is not None else ():
+    parts: list[tuple[str, Any]] = [("", Options), *([(f"{topic}.", section)] if section is not None else [])]
+    for prefix, options in parts:
+        for field in fields(options):
             if prefix or field.name in READS.get(topic, ()):
-                lines += _shown(f"{prefix}{field.name}: {_default(getattr(options(), field.name))}", _told(options).get(field.name, ""))
+                lines += _shown(
+                    f"{prefix}{field.name}: {_default(getattr(options(), field.name))}",
+                    _told(options).get(field.name, ""),
+                )
     if topic in COMPOSES:
         groups = "model, patch, dataset, formatter, trainer" + ", launch, tracker" * (topic == "train")
         lines += ["", f"The experiment besides: {groups} (dumbo --info trainer lists a group's keys)"]
