@@ -40,6 +40,7 @@ from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
+from dumbo.verify.head_loss import head_loss_proof
 from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_documents
 from dumbo.verify.unpatched import few
 
@@ -298,6 +299,7 @@ class Session:
             examples = few(first, self.data.train.store, self.model)
         proofs = [tokens_proof(trainer.collate(examples), self.tokenizer)]
         proofs += loss_and_flow_proofs(trainer, examples, before)
+        proofs.append(head_loss_proof(trainer, examples))
         unlike = unlike_documents(self.data.train)
         if len(unlike) < 2:
             return [*proofs, "accumulation not proven: that takes two documents, and there is one"]
