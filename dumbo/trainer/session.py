@@ -136,14 +136,15 @@ class Session:
         if compiled_layers(self.model):
             few_kinds = self.sft.cuda_graphs is not False and takes_places(self.model)
             room = Room(batch.micro * data.max_seq_len, data.max_seq_len, few_kinds)
-        self.layout, self.isolation = choose_layout(
-            self.model,
-            self.sft.packing,
-            run.attn_implementation,
-            bf16=trainer.args.bf16,
-            longest=data.max_seq_len,
-            room=room,
-        )
+        with run.proving():
+            self.layout, self.isolation = choose_layout(
+                self.model,
+                self.sft.packing,
+                run.attn_implementation,
+                bf16=trainer.args.bf16,
+                longest=data.max_seq_len,
+                room=room,
+            )
         trainer.equip(
             store=data.train.store,
             examples=examples,
