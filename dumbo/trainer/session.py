@@ -41,7 +41,7 @@ from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
 from dumbo.verify.head_loss import head_loss_proof
-from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_documents
+from dumbo.verify.quick import ACCUMULATION, accumulation_proof, fused_loss_proof, unlike_documents
 from dumbo.verify.unpatched import few
 
 if TYPE_CHECKING:
@@ -306,7 +306,7 @@ class Session:
             return [*proofs, "accumulation not proven: that takes two documents, and there is one"]
         if getattr(base_of(self.model).config.get_text_config(), "output_router_logits", False):
             return [*proofs, "accumulation not proven: the router's loss is of each micro batch"]
-        tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
+        tolerance = ACCUMULATION[trainer.args.bf16 or str(self.model.dtype) != "torch.float32"]
         proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
         if takes_places(self.model):
             proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
