@@ -33,8 +33,7 @@ from dumbo.outputs.run_dir import RunDir
 from dumbo.trainer.saving import bytes_to_save
 from dumbo.verify.apart import apart
 from dumbo.verify.digests import Moments, digest
-from dumbo.verify.proof import DoesNotApplyError
-from dumbo.verify.subject import RefusedError
+from dumbo.verify.proof import DoesNotApplyError, RefusedError
 
 if TYPE_CHECKING:
     from dumbo.batch import Batch

@@ -149,8 +149,7 @@ def prove(
     Raises:
         RefusedError: `train` would refuse this experiment, so that nothing is left to prove.
     """
-    from dumbo.verify.proof import DoesNotApplyError, Proof, exact
-    from dumbo.verify.subject import RefusedError
+    from dumbo.verify.proof import DoesNotApplyError, Proof, RefusedError, exact
 
     found = [] if found is None else found
     for name, function in chosen.items():

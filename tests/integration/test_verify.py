@@ -121,7 +121,7 @@ def test_smollm_is_proven_in_three_minutes_of_two_cores(
 def test_proofs_at_the_start_take_less_than_two_percent_of_ten_minutes(
     precision: str, smollm_folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By processor time: what else runs on the machine does not count. The clock's seconds stand in run.json."""
+    """By processor time of two cores: what else runs on the machine does not count. The clock's seconds stand in run.json."""
     from dumbo.outputs.run_dir import RunDir
 
     right, taken = RunDir.proving, [0.0]
@@ -154,7 +154,7 @@ def test_proofs_at_the_start_take_less_than_two_percent_of_ten_minutes(
     assert len(facts["proofs"]) == 7
     assert facts["proof_seconds"] > 0
     print(f"{facts['proof_seconds']} s, {taken[0]:.1f} s of processor")
-    assert taken[0] < 0.02 * 600 * torch.get_num_threads()
+    assert taken[0] < 0.02 * 600 * 2
 
 
 def test_only_what_is_no_number_fails() -> None:
