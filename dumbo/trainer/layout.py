@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 2e-2}
-"""How far packed may be from alone, relative to the largest logit: sums in another order, nothing else."""
+"""How far packed may be from alone, relative to the largest logit: sums in another order, nothing else. In bf16 as much as
+`proof.rms_tolerance` allows a model of 30 layers. Seen on random Mixtral and Qwen3-MoE: 4e-7 in float32; 1.5 where packs are
+attended to without borders.
+"""
 
 
 def choose_layout(

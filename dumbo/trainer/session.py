@@ -42,7 +42,8 @@ from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
-from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_documents
+from dumbo.verify.head_loss import head_loss_proof
+from dumbo.verify.quick import ACCUMULATION, accumulation_proof, fused_loss_proof, unlike_documents
 from dumbo.verify.unpatched import few
 
 if TYPE_CHECKING:
@@ -141,14 +142,15 @@ class Session:
         if compiled_layers(self.model):
             few_kinds = self.sft.cuda_graphs is not False and takes_places(self.model)
             room = Room(batch.micro * data.max_seq_len, data.max_seq_len, few_kinds)
-        self.layout, self.isolation = choose_layout(
-            self.model,
-            self.sft.packing,
-            run.attn_implementation,
-            bf16=trainer.args.bf16,
-            longest=data.max_seq_len,
-            room=room,
-        )
+        with run.proving():
+            self.layout, self.isolation = choose_layout(
+                self.model,
+                self.sft.packing,
+                run.attn_implementation,
+                bf16=trainer.args.bf16,
+                longest=data.max_seq_len,
+                room=room,
+            )
         trainer.equip(
             store=data.train.store,
             examples=examples,
@@ -305,12 +307,13 @@ class Session:
             examples = few(first, self.data.train.store, self.model)
         proofs = [tokens_proof(trainer.collate(examples), self.tokenizer)]
         proofs += loss_and_flow_proofs(trainer, examples, before)
+        proofs.append(head_loss_proof(trainer, examples))
         unlike = unlike_documents(self.data.train)
         if len(unlike) < 2:
             return [*proofs, "accumulation not proven: that takes two documents, and there is one"]
         if getattr(base_of(self.model).config.get_text_config(), "output_router_logits", False):
             return [*proofs, "accumulation not proven: the router's loss is of each micro batch"]
-        tolerance = 0.05 if trainer.args.bf16 or str(self.model.dtype) != "torch.float32" else 1e-4
+        tolerance = ACCUMULATION[trainer.args.bf16 or str(self.model.dtype) != "torch.float32"]
         proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
         if takes_places(self.model):
             proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))

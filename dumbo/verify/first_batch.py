@@ -10,7 +10,8 @@ Loss and gradients come from one pass in training mode without dropout; weights,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,10 @@ a run is not to be stopped by chance.
 """
 STEP = 1e-3
 """By which weights are moved for the second step: as Adam's first step moves them with that learning rate."""
-MAY_BE_ZERO = ("expert", "trainable_tokens")
-"""In names of parameters that a few tokens need not reach: experts they are not sent to, rows of added tokens."""
+ONE_OF_MANY = re.compile(r"(experts?)\.\d+\.")
+"""In names of parameters that belong to one expert. Experts in one tensor (all of transformers 5) are reached by any token."""
+ROWS_OF_TOKENS = "trainable_tokens"
+"""In names of peft's parameters for the rows of added tokens, which a few documents need not hold."""
 
 
 def tokens_proof(batch: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -114,24 +117,40 @@ def loss_and_flow_proofs(engine: Engine, examples: Examples, before: Unpatched |
         loss = _passed(engine, examples)
         said = [_loss_proof(engine, loss, before)]
         zero = _looked_at(model)
-        if zero - _excused(zero):  # experts alone are not worth a copy of what trains
+        if zero - excused(zero, _trained(model)):  # experts alone are not worth a copy of what trains
             documents = np.concatenate(examples)
             with _one_step_on(model):
                 _passed(engine, [documents[np.argmax(engine.store.labelled[documents])][None]])
                 zero &= _looked_at(model)
         model.zero_grad()
-    excused = _excused(zero)
-    if dead := sorted(zero - excused):
+    not_reached = excused(zero, _trained(model))
+    if dead := sorted(zero - not_reached):
         raise ProofFailed(
             f"Gradients do not flow: {_named(dead)} would not learn: {_their(dead)} zero in the first batch, and after a step too."
         )
     trained = sum(parameter.requires_grad for parameter in model.parameters())
-    beside = f", {len(excused)} experts or rows of tokens not reached by it" if excused else ""
-    return [*said, f"gradients reach {trained - len(excused)} of {trained} tensors that train{beside}, no other"]
+    beside = f", {len(not_reached)} experts or rows of tokens not reached by it" if not_reached else ""
+    return [*said, f"gradients reach {trained - len(not_reached)} of {trained} tensors that train{beside}, no other"]
 
 
-def _excused(names: set[str]) -> set[str]:
-    return {name for name in names if any(part in name for part in MAY_BE_ZERO)}
+def excused(zero: Collection[str], trained: Collection[str]) -> set[str]:
+    """Of parameters without a gradient, those that a few tokens need not reach: rows of added tokens, and experts, as long as
+    another expert of the same layer is reached.
+
+    Args:
+        zero: their names.
+        trained: of all that train.
+    """
+    reached = {ONE_OF_MANY.sub(r"\1.*.", name) for name in trained if name not in zero}
+    return {
+        name
+        for name in zero
+        if ROWS_OF_TOKENS in name or (ONE_OF_MANY.search(name) and ONE_OF_MANY.sub(r"\1.*.", name) in reached)
+    }
+
+
+def _trained(model: Any) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def _passed(engine: Engine, examples: Examples) -> float:
@@ -177,8 +196,8 @@ def _looked_at(model: Any) -> set[str]:
     if stray:
         raise ProofFailed(f"Gradients flow where nothing is to train: {_named(stray)}.")
     trained = [(name, parameter.grad) for name, parameter in named if parameter.requires_grad]
-    missing = [name for name, gradient in trained if gradient is None and "expert" not in name]
-    if missing:
+    absent = {name for name, gradient in trained if gradient is None}
+    if missing := sorted(absent - excused(absent, _trained(model))):
         raise ProofFailed(
             f"Gradients do not flow: {_named(missing)} would not learn, no gradient reaches {_them(missing)} in the first batch.\n"
             f"  If they are not to train: {_without(missing)}"
@@ -190,7 +209,6 @@ def _looked_at(model: Any) -> set[str]:
     wild = [name for (name, _), number in zip(there, largest.tolist(), strict=True) if not np.isfinite(number)]
     if wild:
         raise ProofFailed(f"Gradients of the first batch are not finite: {_named(wild)}.")
-    absent = {name for name, gradient in trained if gradient is None}
     return absent | {name for (name, _), number in zip(there, largest.tolist(), strict=True) if number == 0}
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dumbo.errors import UserError
+
 if TYPE_CHECKING:
     from dumbo.verify.subject import Subject
 
@@ -56,6 +58,10 @@ ProofFunction = Callable[["Subject"], "Proof | Sequence[Proof]"]
 
 class DoesNotApplyError(Exception):
     """Raised by a proof that means nothing for this experiment; its text says why, and the proof is left out."""
+
+
+class RefusedError(UserError):
+    """What `train` would refuse when it loads or patches the model: there is nothing to be proven then."""
 
 
 def exact(name: str, compared: str, fault: str | None) -> Proof:

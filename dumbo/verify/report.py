@@ -62,8 +62,9 @@ def write_report(
 
     data = subject.data
     failed = any(proof.passed is False for proof in found)
+    proven = ended is None and any(proof.passed for proof in found)
     facts = {
-        "passed": False if failed else None if ended is not None else True,  # null: not all of it is known
+        "passed": False if failed else True if proven else None,  # null: not all of it, or nothing, was proven
         "ended": ended,
         "proofs": [{"state": proof.state, **{key: _finite(value) for key, value in asdict(proof).items()}} for proof in found],
         "seconds": round(seconds, 1),

@@ -34,7 +34,7 @@ from dumbo.outputs.run_dir import RunDir
 from dumbo.trainer.saving import bytes_to_save
 from dumbo.verify.apart import apart
 from dumbo.verify.digests import Moments, digest
-from dumbo.verify.proof import DoesNotApplyError
+from dumbo.verify.proof import DoesNotApplyError, RefusedError
 
 if TYPE_CHECKING:
     from dumbo.batch import Batch
@@ -187,6 +187,8 @@ def _session(subject: Subject, run: RunDir) -> Session:
         model = subject.fresh_model()
         _require_room(subject.scratch, bytes_to_save(model))
         session: Session = plugin.session(model, subject.tokenizer, _data(subject), run)
+    except RefusedError:  # as train would
+        raise
     except UserError as error:
         raise DoesNotApplyError(f"these few steps cannot be made: {error}") from error
     return session

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
 from dumbo.patch import auto, order
 from dumbo.patch.applied import patched_model
-from dumbo.verify.proof import DoesNotApplyError
+from dumbo.verify.proof import DoesNotApplyError, RefusedError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 
 FEW = 4
 """Documents that the proofs with a forward pass look at."""
-
-
-class RefusedError(UserError):
-    """What `train` would refuse when it loads or patches the model: there is nothing to be proven then."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +117,8 @@ class Subject:
         Of the shortest sixth: the shortest and the longest, those with the fewest and the most trained tokens.
         """
         store = self.data.train.store
-
-        def length(document: int) -> tuple[int, int]:
-            return int(store.lengths[document]), document
-
-        def labelled(document: int) -> tuple[int, int]:
-            return int(store.labelled[document]), document
+        length = lambda document: (int(store.lengths[document]), document)  # noqa: E731
+        labelled = lambda document: (int(store.labelled[document]), document)  # noqa: E731
 
         usable = sorted((int(d) for d in self.data.train.documents if store.labelled[d] > 0), key=length)
         short = usable[: max(FEW, len(usable) // 6)]
@@ -157,8 +149,7 @@ class Subject:
     @cached_property
     def run(self) -> RunDir:
         """A folder for those who write into one, and nobody listening."""
-        folder = self.scratch / "run"
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder := self.scratch / "run").mkdir(parents=True, exist_ok=True)
         return RunDir(
             path=folder,
             console=Console(io.StringIO()),
@@ -246,10 +237,9 @@ class Subject:
     def source_rows(self) -> dict[str, Row | None]:
         """Source -> row of the sample as the dataset gave it; None where a source gave several."""
         found: dict[str, Row | None] = {}
-        for row in islice((row for batch in self.splits.train for row in batch), None):
+        for row in chain.from_iterable(self.splits.train):
             if not isinstance(row, BadRow):
-                key = str(row.source)
-                found[key] = None if key in found else row
+                found[str(row.source)] = None if str(row.source) in found else row
         return found
 
     def release(self) -> None:

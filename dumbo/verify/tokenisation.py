@@ -18,7 +18,7 @@ from dumbo.formatter.chat import Chat
 from dumbo.formatter.jinja import Jinja
 from dumbo.interfaces import IGNORE, BadRow, Row
 from dumbo.trainer.saving import save_tokenizer
-from dumbo.verify.proof import EXACT, Proof, exact
+from dumbo.verify.proof import EXACT, DoesNotApplyError, Proof, exact
 from dumbo.verify.turns import is_whole
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ def tokenisation(subject: Subject) -> list[Proof]:
         for document in train.documents
         if is_whole(train, int(document)) and (row := rows.get(str(train.store.source(int(document))))) is not None
     ]
+    if not whole:  # nothing looked at proves nothing
+        raise DoesNotApplyError("no row of the sample is whole: each is cut at trainer.max_seq_len or came in pieces")
     return [_saved(subject, whole), _nothing_added(subject, whole), _ends(subject, whole)]
 
 
@@ -46,7 +48,7 @@ def _saved(subject: Subject, whole: list[tuple[int, Row]]) -> Proof:
     if loaded.chat_template != subject.tokenizer.chat_template:
         fault = "The chat template on disk is not the one that rendered the training data."
     examples = subject.plugins.formatter.format([row for _, row in whole], loaded) if fault is None else []
-    for (document, row), example in zip(whole, examples, strict=False):
+    for (document, row), example in zip(whole, examples, strict=fault is None):
         if isinstance(example, BadRow):
             fault = f"With the tokenizer read from disk the row cannot be formatted any more: {example.problem}."
         elif not np.array_equal(np.asarray(example.input_ids), store.ids(document)):

@@ -149,8 +149,7 @@ def prove(
     Raises:
         RefusedError: `train` would refuse this experiment, so that nothing is left to prove.
     """
-    from dumbo.verify.proof import DoesNotApplyError, Proof, exact
-    from dumbo.verify.subject import RefusedError
+    from dumbo.verify.proof import DoesNotApplyError, Proof, RefusedError, exact
 
     found = [] if found is None else found
     for name, function in chosen.items():
@@ -194,12 +193,14 @@ def _ended(name: str, error: Exception, log: Path | None) -> Proof:
 
 
 def require_all(found: list[Proof]) -> None:
-    """Raises ProofFailed, naming each proof that does not hold."""
+    """Raises ProofFailed, naming each proof that does not hold; also where all were left out, which is no pass."""
     failed = [proof.name + " (an error)" * (proof.error is not None) for proof in found if proof.passed is False]
     if failed:
         raise ProofFailed(
             f"{len(failed)} of {len(found)} proofs do not hold: {', '.join(failed)}. Do not train on this."
         )
+    if not any(proof.passed for proof in found):
+        raise ProofFailed("Nothing was proven: all proofs were left out.\n  Leave verify.only away, or name others.")
 
 
 @contextmanager

@@ -40,8 +40,13 @@ BY_PATCH: list[tuple[str, list[str], str]] = [
     ("gradient_not_finite", ["patch=[planted]"], "Gradients of the first batch are not finite: "),
     ("gradient_zero", ["patch=[lora,planted]"], "would not learn"),
     ("weights_rounded", ["patch=[planted]"], "The first batch's loss is "),
-    ("adapter_not_zero", ["patch=[lora,planted]", *BF16], "off from float32"),
-    ("loss_off_by_a_percent", ["patch=[planted]", *BF16], "off from float32"),
+    ("adapter_not_zero", ["patch=[lora,planted]", *BF16], "is from float32"),
+    ("loss_off_by_a_percent", ["patch=[planted]", *BF16], "is from float32"),
+    (
+        "loss_off_by_a_percent",
+        ["patch=[lora,planted]", "patch.lora.init=random", *BF16],
+        "The loss is not that of the model's logits",
+    ),
 ]
 OFTEN = 2
 
@@ -170,6 +175,20 @@ def test_an_end_token_that_the_mask_has_lost(data: Path, tmp_path: Path) -> None
     rows = [(ids, trained & (np.arange(len(ids)) < len(ids) - 1)) for ids, trained in documents(data, 8)]
     with pytest.raises(ProofFailed, match="would not learn to stop"):
         small_run(tmp_path / "run", splits_of(tmp_path, rows), verify=True, max_steps=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_loss_that_is_a_percent_off_what_the_logits_say(
+    precision: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is known of the model before its patches."""
+    from dumbo.trainer.engine import Engine
+
+    right = Engine.compute_loss
+    monkeypatch.setattr(Engine, "compute_loss", lambda self, *args, **kwargs: right(self, *args, **kwargs) * 1.01)
+    splits = splits_of(tmp_path, documents(data, 8))
+    with pytest.raises(ProofFailed, match=r"The loss is not that of the model's logits: \d\.\d+, and from them"):
+        small_run(tmp_path / "run", splits, verify=True, max_steps=1, precision=precision)
 
 
 def test_the_model_is_left_as_it_was(data: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_what_is_right_passes_and_is_shown(train: Any) -> None:
     assert "trained tokens are the assistant's turns in 64 rows" in shown
     assert "pack leak 0 (isolated attention)" in shown
     assert "accumulation 1 = 2 to " in shown
-    assert len(json.loads(Path("run/run.json").read_text())["proofs"]) == 6
+    assert len(json.loads(Path("run/run.json").read_text())["proofs"]) == 7
 
 
 # ---- the mask ----------------------------------------------------------------------------------------------------

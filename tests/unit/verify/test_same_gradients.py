@@ -11,6 +11,7 @@ from small_runs import VOCAB, model_of
 
 from dumbo.patch.lora import LoRA
 from dumbo.verify.determinism import apart_by, losses_of
+from dumbo.verify.first_batch import excused
 from dumbo.verify.gradient_files import compared_gradients, read, written
 from dumbo.verify.gradients import _faults
 from dumbo.verify.loss import allowed
@@ -114,10 +115,27 @@ def test_half_precision_is_allowed_what_its_roundings_make() -> None:
 
 
 def test_experts_that_no_token_was_sent_to_are_no_fault() -> None:
-    model = torch.nn.ModuleDict(
-        {"experts": torch.nn.Linear(2, 2, bias=False), "mlp": torch.nn.Linear(2, 2, bias=False)}
-    )
+    one = lambda: torch.nn.Linear(2, 2, bias=False)  # noqa: E731
+    model = torch.nn.ModuleDict({"experts": torch.nn.ModuleList([one(), one()]), "mlp": one()})
     wanted = {name: True for name, _ in model.named_parameters()}
     held = {id(p) for p in model.parameters()}
     still = dict.fromkeys(wanted, (True, False))
-    assert _faults(model, wanted, [still, still], held) == ["without a gradient in 2 steps: mlp.weight"]
+    reached = {**still, "experts.1.weight": (True, True)}
+    assert _faults(model, wanted, [still, reached], held) == ["without a gradient in 2 steps: mlp.weight"]
+    assert _faults(model, wanted, [still, still], held) == [
+        "without a gradient in 2 steps: experts.0.weight, experts.1.weight, mlp.weight"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("zero", "trained", "wanted"),
+    [
+        ("mlp.experts.gate_up_proj", ["mlp.gate"], False),  # all experts in one tensor: any token reaches it
+        ("mlp.shared_expert.up_proj.weight", ["mlp.gate"], False),
+        ("1.mlp.experts.3.w1.weight", ["1.mlp.experts.2.w1.weight"], True),
+        ("1.mlp.experts.3.w1.weight", ["2.mlp.experts.2.w1.weight"], False),
+        ("embed.trainable_tokens_delta", [], True),
+    ],
+)
+def test_what_a_few_tokens_need_not_reach(zero: str, trained: list[str], wanted: bool) -> None:
+    assert excused({zero}, [zero, *trained]) == ({zero} if wanted else set())
