@@ -26,6 +26,7 @@ from dumbo.formatter.control_tokens import (
 )
 from dumbo.formatter.encode import Rendered
 from dumbo.formatter.examples import examples_of
+from dumbo.formatter.forms import Forms, Template
 from dumbo.formatter.loss_mask import MaskError, Profile, Render, assistant_spans, profile_of
 from dumbo.formatter.tool_text import as_text
 from dumbo.interfaces import BadRow, Example, Message, Row, Source
@@ -80,12 +81,21 @@ class Conversations:
     special_tokens_in_text: Handling
     tool_calls: Literal["native", "as_text"]
     append_eos: bool = False
+    forms: Forms | None = None
 
     @classmethod
-    def of(cls, render: Render, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Conversations:
-        """Probes the template first. Raises MaskError when it does not render a plain conversation."""
-        safe = _Safe(render)
-        return cls(safe, tokenizer, profile_of(safe, control_pattern(tokenizer)), _abilities(safe), **options)
+    def of(
+        cls, render: Render, tokenizer: PreTrainedTokenizerBase, template: Template | None = None, **options: Any
+    ) -> Conversations:
+        """Probes the template first. Raises MaskError when it does not render a plain conversation.
+
+        Args:
+            template: what `render` renders, for forms of it.
+        """
+        safe, control = _Safe(render), control_pattern(tokenizer)
+        profile, abilities = profile_of(safe, control), _abilities(safe)
+        forms = Forms.of(template, profile, control, reasoning=abilities.reasoning)
+        return cls(safe, tokenizer, profile, abilities, forms=forms, **options)
 
     def format(self, rows: Sequence[Row]) -> list[Example | BadRow]:
         """A batch of rows, each to its example or to why it has none."""
@@ -102,12 +112,12 @@ class Conversations:
             raise RowError("there is no conversation in this row, only text", "Write formatter=text")
         if not any(message["role"] == "assistant" for message in row.messages):
             raise RowError("there is no assistant turn to train on", "Give the row an answer")
-        messages, tools = self._spelled(row)
-        messages, tools, stand_ins, counts = self._control_tokens(messages, tools)
-        plain = self.render(messages, tools=tools, add_generation_prompt=False)
-        _require_said(messages, plain)
-        spans = assistant_spans(self.render, messages, tools, plain, self.profile)
-        self._require_rendered(messages, plain, spans, counts)
+        filled = self.forms.filled(row) if self.forms is not None else None
+        if filled is None or (self.forms is not None and self.forms.due):
+            messages, plain, spans, stand_ins, counts = self._rendered(row)
+            assert filled in (None, (plain, spans)), f"a form of the chat template is wrong: {start_of(row)}"
+        else:
+            messages, (plain, spans), stand_ins, counts = row.messages, filled, None, {}
         unheard = sum(message["role"] == "assistant" and message.get("train") is False for message in messages)
         if unheard and self.loss_on != "field":
             counts["train_marks_ignored"] = unheard
@@ -118,7 +128,17 @@ class Conversations:
                 plain = bare + eos
                 spans[last] = (spans[last][0], len(plain))
         whole = Rendered(plain, self._trained(messages, spans), spans[last], all_tokens=self.loss_on == "all")
-        return stand_ins.restore(whole), counts
+        return (stand_ins.restore(whole) if stand_ins is not None else whole), counts
+
+    def _rendered(self, row: Row) -> tuple[list[Message], str, dict[int, tuple[int, int]], StandIns, dict[str, int]]:
+        """The messages as they were rendered, the rendering, and the span of each assistant turn in it."""
+        messages, tools = self._spelled(row)
+        messages, tools, stand_ins, counts = self._control_tokens(messages, tools)
+        plain = self.render(messages, tools=tools, add_generation_prompt=False)
+        _require_said(messages, plain)
+        spans = assistant_spans(self.render, messages, tools, plain, self.profile)
+        self._require_rendered(messages, plain, spans, counts)
+        return messages, plain, spans, stand_ins, counts
 
     def _spelled(self, row: Row) -> tuple[list[Message], list[dict[str, Any]] | None]:
         """The row's messages in the form the template knows; a RowError where it would drop something."""

@@ -61,7 +61,9 @@ class Jinja:
 
 @functools.lru_cache(maxsize=4)
 def _conversations(jinja: Jinja, tokenizer: PreTrainedTokenizerBase) -> Conversations:
-    template = environment().from_string(without_generation(jinja.text()))
+    text = jinja.text()
+    template = environment().from_string(without_generation(text))
+    given = {"tools": None, "bos_token": tokenizer.bos_token or "", "eos_token": tokenizer.eos_token or ""}
 
     def render(messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
         return template.render(
@@ -76,6 +78,7 @@ def _conversations(jinja: Jinja, tokenizer: PreTrainedTokenizerBase) -> Conversa
         return Conversations.of(
             render,
             tokenizer,
+            (text, template.environment, given),
             loss_on=jinja.loss_on,
             special_tokens_in_text=jinja.special_tokens_in_text,
             tool_calls=jinja.tool_calls,
