@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SKIPPED_NAMED = 20
 """So many skipped rows are named in the store, with what is wrong with each."""
 ALONE = 2
-"""So many batches are formatted before other processes are started: two thousand rows take half a second, and the table
+"""So many batches are formatted before other processes are started: two thousand rows take a quarter of a second, and the table
 of words (formatter/words.py) that they fill is there in each process."""
 
 
