@@ -30,6 +30,8 @@ MOST_FORMS = 512
 LONGEST = 256
 """Messages of the longest conversation that a form is made for."""
 ROLES = ("system", "user", "assistant")
+KEYS = ("role", "content")
+"""Of the messages that forms are made with, in their order, which a template may see."""
 _MARKS = re.compile(f"([{chr(FIRST_MARK)}-{chr(0x10FFFD)}])")
 
 Spans = dict[int, Span]
@@ -120,9 +122,9 @@ class Forms:
         roles: list[str] = []
         contents: list[str] = []
         for message in row.messages:
-            if len(message) != 2 or type(content := message.get("content")) is not str or not self._plain(content):
+            if tuple(message) != KEYS or type(content := message["content"]) is not str or not self._plain(content):
                 return None
-            roles.append(message.get("role", ""))
+            roles.append(message["role"])
             contents.append(content)
         order = tuple(roles)
         form = self._form(order)
