@@ -112,6 +112,8 @@ class Example:
 
 
 RowBatches = Iterable[list[Row | BadRow]]
+"""May also have `in_parts()`: the same batches, some as objects with `rows()`, which makes the rows where they are needed
+(prepare/documents.py: in several processes)."""
 
 
 @dataclass(frozen=True, slots=True)

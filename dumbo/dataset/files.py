@@ -16,9 +16,10 @@ from typing import Literal
 
 from dumbo.cache import content_hash, key_of
 from dumbo.dataset.columns import KNOWN_COLUMNS, Columns, DataFormat, Unseen, recognise
-from dumbo.dataset.reading import Broken, read
+from dumbo.dataset.decoding import NOT_YET_KNOWN, Lines, decoded, rows_of
+from dumbo.dataset.reading import json_lines, read
 from dumbo.errors import UserError
-from dumbo.interfaces import BadRow, Row, Source, Splits
+from dumbo.interfaces import BadRow, Row, Splits
 from dumbo.suggest import did_you_mean
 
 Kind = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "txt"]
@@ -224,6 +225,26 @@ class FileBatches:
                 break
         unseen.stop_if_any()
 
+    def in_parts(self) -> Iterator[list[Row | BadRow] | Lines]:
+        """The same rows, those of JSON lines undecoded where nothing has to be known of each: see `Lines`."""
+        if self.limit is not None or self.columns:
+            yield from self
+            return
+        for file in self.files:
+            if kind_of_file(file, self.kind) == "jsonl":
+                yield from self._lines(file)
+            else:
+                yield from self._file(file, Unseen({}, ""))
+
+    def _lines(self, file: Path) -> Iterator[Lines]:
+        columns: Columns | None = None
+        for lines in json_lines(file):
+            if columns is None:
+                raws = [decoded(line) for _, line in lines]
+                if any(isinstance(raw, Mapping) for raw in raws):
+                    columns = recognise(raws, self.data_format, self.columns, str(file))
+            yield Lines(str(file), lines, columns or NOT_YET_KNOWN)
+
     def _file(self, file: Path, unseen: Unseen) -> Iterator[list[Row | BadRow]]:
         kind = kind_of_file(file, self.kind)
         unit = "row" if kind in ("json", "parquet") else "line"
@@ -231,16 +252,6 @@ class FileBatches:
         for raws in read(file, kind, self.txt_rows):
             if columns is None and any(isinstance(raw, Mapping) for _, raw in raws):
                 columns = recognise((raw for _, raw in raws), self.data_format, self.columns, str(file))
-            batch: list[Row | BadRow] = []
-            for number, raw in raws:
-                source = Source(str(file), number, unit)
-                if isinstance(raw, Broken):
-                    batch.append(BadRow(source, raw.problem, raw.start))
-                else:
-                    unseen.look(raw)
-                    batch += (columns or NOT_YET_KNOWN).rows(raw, source)
-            yield batch
-
-
-NOT_YET_KNOWN = Columns("text", {})
-"""For rows before any that has columns: each of them is bad, whatever the shape."""
+            for _, raw in raws:
+                unseen.look(raw)
+            yield rows_of(raws, columns or NOT_YET_KNOWN, str(file), unit)

@@ -10,30 +10,19 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dumbo.dataset import strict_json
 from dumbo.dataset.columns import SHAPES, start_of
+from dumbo.dataset.decoding import ESCAPED_HALF, HALF, Broken, decoded, holds_half_characters
 from dumbo.errors import UserError
 
 BATCH = 1024
 Raws = list[tuple[int, Any]]
 """Line or row numbers, from 1, and raw rows."""
-ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
-"""An escape of half a UTF-16 character: fine in pairs, no text alone."""
-HALF = "its text holds half a character (an escape \\ud800 to \\udfff without its other half)"
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A line that could not be decoded."""
-
-    problem: str
-    start: str
 
 
 def read(file: Path, kind: str, txt_rows: str) -> Iterator[Raws]:
@@ -42,16 +31,23 @@ def read(file: Path, kind: str, txt_rows: str) -> Iterator[Raws]:
     Raises:
         UserError: the file cannot be read as what it is said to be.
     """
-    import polars as pl
-
     readers = {"jsonl": _jsonl, "json": _json, "parquet": _parquet}
-    try:
+    with _reading(file, kind):
         if kind in readers:
             yield from readers[kind](file)
         elif kind == "txt":
             yield from _txt(file, txt_rows)
         else:
             yield from _separated(file, "\t" if kind == "tsv" else ",")
+
+
+@contextmanager
+def _reading(file: Path, kind: str) -> Iterator[None]:
+    """What goes wrong while a file is read becomes a UserError."""
+    import polars as pl
+
+    try:
+        yield
     except (pl.exceptions.PolarsError, UnicodeDecodeError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "utf" in first.lower():
@@ -89,32 +85,21 @@ def _not_utf8(file: Path) -> str:
 
 
 def _jsonl(file: Path) -> Iterator[Raws]:
-    for lines in _lines(file):
-        batch = [(number, _decoded(line)) for number, line in lines if line and not line.isspace()]
-        if batch:
-            yield batch
+    for lines in json_lines(file):
+        yield [(number, decoded(line)) for number, line in lines]
 
 
-def _decoded(line: str) -> Any:
-    try:
-        value = strict_json.loads(line)
-    except json.JSONDecodeError as error:
-        return Broken(f"this line is not JSON ({error.msg} at character {error.pos + 1})", start_of(line))
-    except RecursionError:
-        return Broken("this line is nested too deep", start_of(line))
-    except ValueError as error:  # a key twice, a number of thousands of digits
-        return Broken(f"this line is not JSON that can be read ({error})", start_of(line))
-    if ESCAPED_HALF.search(line) and _holds_half_characters(value):
-        return Broken(HALF, start_of(line))
-    return value
+def json_lines(file: Path) -> Iterator[list[tuple[int, str]]]:
+    """Batches of (line number from 1, line) of a file of JSON lines, blank ones left out.
 
-
-def _holds_half_characters(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        return True
-    return False
+    Raises:
+        UserError: the file cannot be read as text.
+    """
+    with _reading(file, "jsonl"):
+        for lines in _lines(file):
+            batch = [(number, line) for number, line in lines if line and not line.isspace()]
+            if batch:
+                yield batch
 
 
 def _json(file: Path) -> Iterator[Raws]:
@@ -140,7 +125,7 @@ def _json(file: Path) -> Iterator[Raws]:
     for start in range(0, len(data), BATCH):
         batch: Raws = []
         for number, row in enumerate(data[start : start + BATCH], start + 1):
-            half = halves and _holds_half_characters(row)
+            half = halves and holds_half_characters(row)
             batch.append((number, Broken(HALF, start_of(json.dumps(row))) if half else row))
         yield batch
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dumbo.errors import UserError
 from dumbo.formatter.control_tokens import Handling
 from dumbo.formatter.conversation import Conversations, LossOn
+from dumbo.formatter.forms import Template
 from dumbo.formatter.loss_mask import MaskError, Render
 from dumbo.interfaces import BadRow, Example, Message, Row
 
@@ -54,9 +55,11 @@ def _conversations(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str
         )
 
     try:
+        render, known = template_of(tokenizer)
         return Conversations.of(
-            template_of(tokenizer),
+            render,
             tokenizer,
+            known,
             loss_on=chat.loss_on,
             special_tokens_in_text=chat.special_tokens_in_text,
             tool_calls=chat.tool_calls,
@@ -65,8 +68,8 @@ def _conversations(chat: Chat, tokenizer: PreTrainedTokenizerBase, template: str
         raise UserError(f"The tokenizer's chat template cannot be used for training: {error}.") from error
 
 
-def template_of(tokenizer: PreTrainedTokenizerBase) -> Render:
-    """The tokenizer's chat template.
+def template_of(tokenizer: PreTrainedTokenizerBase) -> tuple[Render, Template]:
+    """The tokenizer's chat template: what renders with it, and itself.
 
     `apply_chat_template` drops keys without a value, renames reasoning and makes inert copies of whatever a message holds,
     which takes longer than the template. For messages that hold a role and a text, all of that changes nothing: they
@@ -76,8 +79,10 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Render:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     apply: Any = tokenizer.apply_chat_template
-    compiled = _compile_jinja_template(tokenizer.get_chat_template())
-    constant = {**dict(compiled.globals), **tokenizer.special_tokens_map, "tools": None, "documents": None}
+    text = tokenizer.get_chat_template()
+    compiled = _compile_jinja_template(text)
+    given = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
+    constant = {**dict(compiled.globals), **given}
 
     def render(messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
         if tools is None and messages and all(map(_is_plain, messages)):
@@ -87,7 +92,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Render:
         assert isinstance(text, str)
         return text
 
-    return render
+    return render, (text, compiled.environment, given)
 
 
 def _is_plain(message: Message) -> bool:

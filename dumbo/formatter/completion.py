@@ -14,9 +14,9 @@ from dumbo.formatter.control_tokens import (
     first_control,
     with_stand_ins,
 )
-from dumbo.formatter.conversation import RowError, start_of
 from dumbo.formatter.encode import Rendered
 from dumbo.formatter.examples import examples_of
+from dumbo.formatter.row_error import RowError, start_of
 from dumbo.formatter.text import bos_of
 from dumbo.interfaces import BadRow, Example, Row, Source
 

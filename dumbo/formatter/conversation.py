@@ -1,6 +1,8 @@
 """Conversations -> examples, for any template: what `formatter=chat` and `formatter=jinja` share.
 
 row -> control tokens in its text? -> render -> spans of the turns -> tokenise the batch -> labels
+
+Rows that hold nothing but texts are put into the template's form instead, where it has one (`forms.py`).
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import jinja2
-
+from dumbo.formatter.abilities import Abilities, Safe, abilities_of
 from dumbo.formatter.control_tokens import (
     CannotEscape,
     Handling,
@@ -26,7 +27,9 @@ from dumbo.formatter.control_tokens import (
 )
 from dumbo.formatter.encode import Rendered
 from dumbo.formatter.examples import examples_of
+from dumbo.formatter.forms import Forms, Template
 from dumbo.formatter.loss_mask import MaskError, Profile, Render, assistant_spans, profile_of
+from dumbo.formatter.row_error import RowError, start_of
 from dumbo.formatter.tool_text import as_text
 from dumbo.interfaces import BadRow, Example, Message, Row, Source
 
@@ -34,29 +37,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LossOn = Literal["assistant", "last", "all", "field"]
-
-TEMPLATE_ERRORS = (
-    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
-)  # fmt: skip
-"""What a template raises when a row is not of the form it knows."""
-
-
-class RowError(ValueError):
-    """Why one row cannot be trained on, and the remedy."""
-
-    def __init__(self, problem: str, remedy: str = "") -> None:
-        super().__init__(problem)
-        self.remedy = remedy
-
-
-@dataclass(frozen=True, slots=True)
-class Abilities:
-    """What a template renders of a conversation; what it does not render, it drops without a word."""
-
-    tool_calls: bool
-    tools: bool
-    reasoning: bool
-    system: bool
 
 
 @dataclass(frozen=True)
@@ -80,12 +60,21 @@ class Conversations:
     special_tokens_in_text: Handling
     tool_calls: Literal["native", "as_text"]
     append_eos: bool = False
+    forms: Forms | None = None
 
     @classmethod
-    def of(cls, render: Render, tokenizer: PreTrainedTokenizerBase, **options: Any) -> Conversations:
-        """Probes the template first. Raises MaskError when it does not render a plain conversation."""
-        safe = _Safe(render)
-        return cls(safe, tokenizer, profile_of(safe, control_pattern(tokenizer)), _abilities(safe), **options)
+    def of(
+        cls, render: Render, tokenizer: PreTrainedTokenizerBase, template: Template | None = None, **options: Any
+    ) -> Conversations:
+        """Probes the template first. Raises MaskError when it does not render a plain conversation.
+
+        Args:
+            template: what `render` renders, for forms of it.
+        """
+        safe, control = Safe(render), control_pattern(tokenizer)
+        profile, abilities = profile_of(safe, control), abilities_of(safe)
+        forms = Forms.of(template, profile, control, reasoning=abilities.reasoning)
+        return cls(safe, tokenizer, profile, abilities, forms=forms, **options)
 
     def format(self, rows: Sequence[Row]) -> list[Example | BadRow]:
         """A batch of rows, each to its example or to why it has none."""
@@ -102,12 +91,13 @@ class Conversations:
             raise RowError("there is no conversation in this row, only text", "Write formatter=text")
         if not any(message["role"] == "assistant" for message in row.messages):
             raise RowError("there is no assistant turn to train on", "Give the row an answer")
-        messages, tools = self._spelled(row)
-        messages, tools, stand_ins, counts = self._control_tokens(messages, tools)
-        plain = self.render(messages, tools=tools, add_generation_prompt=False)
-        _require_said(messages, plain)
-        spans = assistant_spans(self.render, messages, tools, plain, self.profile)
-        self._require_rendered(messages, plain, spans, counts)
+        filled = self.forms.filled(row) if self.forms is not None else None
+        if filled is None:
+            messages, plain, spans, stand_ins, counts = self._rendered(row)
+        else:
+            if self.forms is not None and self.forms.due:
+                self._require_the_same(row, filled)
+            messages, (plain, spans), stand_ins, counts = row.messages, filled, None, {}
         unheard = sum(message["role"] == "assistant" and message.get("train") is False for message in messages)
         if unheard and self.loss_on != "field":
             counts["train_marks_ignored"] = unheard
@@ -118,7 +108,25 @@ class Conversations:
                 plain = bare + eos
                 spans[last] = (spans[last][0], len(plain))
         whole = Rendered(plain, self._trained(messages, spans), spans[last], all_tokens=self.loss_on == "all")
-        return stand_ins.restore(whole), counts
+        return (stand_ins.restore(whole) if stand_ins is not None else whole), counts
+
+    def _rendered(self, row: Row) -> tuple[list[Message], str, dict[int, tuple[int, int]], StandIns, dict[str, int]]:
+        """The messages as they were rendered, the rendering, and the span of each assistant turn in it."""
+        messages, tools = self._spelled(row)
+        messages, tools, stand_ins, counts = self._control_tokens(messages, tools)
+        plain = self.render(messages, tools=tools, add_generation_prompt=False)
+        _require_said(messages, plain)
+        spans = assistant_spans(self.render, messages, tools, plain, self.profile)
+        self._require_rendered(messages, plain, spans, counts)
+        return messages, plain, spans, stand_ins, counts
+
+    def _require_the_same(self, row: Row, filled: tuple[str, dict[int, tuple[int, int]]]) -> None:
+        """A form that errs must not train."""
+        try:
+            _, plain, spans, _, counts = self._rendered(row)
+        except (RowError, MaskError, CannotEscape) as error:
+            raise AssertionError(f"a form takes a row that its chat template refuses: {start_of(row)}") from error
+        assert (plain, spans, counts) == (*filled, {}), f"a form of the chat template is wrong: {start_of(row)}"
 
     def _spelled(self, row: Row) -> tuple[list[Message], list[dict[str, Any]] | None]:
         """The row's messages in the form the template knows; a RowError where it would drop something."""
@@ -217,51 +225,6 @@ def _require_calls(messages: Sequence[Message], plain: str) -> None:
                     )
 
 
-class _Safe:
-    """A template whose refusal of a row is a MaskError, whatever it raised."""
-
-    def __init__(self, render: Render) -> None:
-        self._render = render
-
-    def __call__(
-        self, messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool
-    ) -> str:
-        try:
-            return self._render(messages, tools=tools, add_generation_prompt=add_generation_prompt)
-        except TEMPLATE_ERRORS as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise MaskError(f"the chat template refuses it: {first}") from error
-
-
-def _abilities(render: Render) -> Abilities:
-    user = Message(role="user", content="zqUser7")
-    answer = Message(role="assistant", content="zqText7")
-    function = {"name": "zq_tool7", "arguments": {"zq_key7": "zq_value7"}}
-    call = {"type": "function", "id": "zqcall007", "function": function}
-    calling = Message(role="assistant", content="", tool_calls=[call])
-    result = Message(role="tool", content="zqResult7", name="zq_tool7", tool_call_id="zqcall007")
-    tool = {
-        "type": "function",
-        "function": {"name": "zq_listed7", "description": "d", "parameters": {"type": "object", "properties": {}}},
-    }
-    thinking = Message(role="assistant", content="zqText7", reasoning_content="zqReason7")
-    system = Message(role="system", content="zqSystem7")
-
-    def shows(messages: list[Message], *needles: str, tools: list[dict[str, Any]] | None = None) -> bool:
-        try:
-            text = render(messages, tools=tools, add_generation_prompt=False)
-        except MaskError:
-            return False
-        return all(needle in text for needle in needles)
-
-    return Abilities(
-        tool_calls=shows([user, calling, result, answer], "zq_tool7", "zq_value7", "zqResult7"),
-        tools=shows([user, answer], "zq_listed7", tools=[tool]) or shows([user], "zq_listed7", tools=[tool]),
-        reasoning=shows([user, thinking], "zqReason7"),
-        system=shows([system, user, answer], "zqSystem7"),
-    )
-
-
 def _reasoning_apart(message: Message) -> Message:
     """`<think>…</think>` at the start of an answer becomes its reasoning, for templates that render reasoning."""
     content = message.get("content", "")
@@ -275,13 +238,3 @@ def _reasoning_apart(message: Message) -> Message:
     if thought.strip():
         changed["reasoning_content"] = thought.strip("\n")
     return changed
-
-
-def start_of(row: Row, width: int = 120) -> str:
-    """The beginning of a row, on one line, for error messages."""
-    if row.text is not None:
-        text = row.text
-    else:
-        text = json.dumps(row.messages, ensure_ascii=False)
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -56,26 +56,26 @@ class Jinja:
         return self.template
 
     def format(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Example | BadRow]:
-        return _conversations(self, tokenizer).format(rows)
+        return _conversations(self, tokenizer, tokenizer.bos_token or "", tokenizer.eos_token or "").format(rows)
 
 
 @functools.lru_cache(maxsize=4)
-def _conversations(jinja: Jinja, tokenizer: PreTrainedTokenizerBase) -> Conversations:
-    template = environment().from_string(without_generation(jinja.text()))
+def _conversations(jinja: Jinja, tokenizer: PreTrainedTokenizerBase, bos: str, eos: str) -> Conversations:
+    """For one tokenizer, as long as its bos and eos stay."""
+    text = jinja.text()
+    template = environment().from_string(without_generation(text))
+    given = {"tools": None, "bos_token": bos, "eos_token": eos}
 
     def render(messages: Sequence[Message], *, tools: list[dict[str, Any]] | None, add_generation_prompt: bool) -> str:
         return template.render(
-            messages=list(messages),
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            bos_token=tokenizer.bos_token or "",
-            eos_token=tokenizer.eos_token or "",
+            {**given, "messages": list(messages), "tools": tools, "add_generation_prompt": add_generation_prompt}
         )
 
     try:
         return Conversations.of(
             render,
             tokenizer,
+            (text, template.environment, given),
             loss_on=jinja.loss_on,
             special_tokens_in_text=jinja.special_tokens_in_text,
             tool_calls=jinja.tool_calls,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from dumbo.errors import UserError
 from dumbo.interfaces import BadRow, Formatter, Row, RowBatches
@@ -25,8 +25,17 @@ if TYPE_CHECKING:
 SKIPPED_NAMED = 20
 """So many skipped rows are named in the store, with what is wrong with each."""
 ALONE = 2
-"""So many batches are formatted before other processes are started: two thousand rows take half a second, and the table
+"""So many batches are formatted before other processes are started: two thousand rows take a quarter of a second, and the table
 of words (formatter/words.py) that they fill is there in each process."""
+
+
+class Undecoded(Protocol):
+    """A batch whose rows are made where they are needed (`dataset/files.py` has such)."""
+
+    def rows(self) -> list[Row | BadRow]: ...
+
+
+Batch = list[Row | BadRow] | Undecoded
 
 
 @dataclass
@@ -56,7 +65,8 @@ class DocumentWriter:
         """
         writer = StoreWriter(folder, len(self.tokenizer))
         skipped: list[str] = []
-        for part, bad in self._parts(iter(batches)):
+        in_parts = getattr(batches, "in_parts", None)  # batches that need not become rows in this process
+        for part, bad in self._parts(in_parts() if in_parts is not None else iter(batches)):
             if bad and self.on_bad_row != "skip":
                 raise UserError(str(bad[0]))
             writer.write(part)
@@ -67,13 +77,14 @@ class DocumentWriter:
         progress(writer.rows)
         writer.close({"skipped": skipped, "max_seq_len": self.max_seq_len, "too_long": self.too_long})
 
-    def _parts(self, batches: Iterator[list[Row | BadRow]]) -> Iterator[tuple[Part, list[BadRow]]]:
+    def _parts(self, batches: Iterator[Batch]) -> Iterator[tuple[Part, list[BadRow]]]:
         """The documents of each batch and its bad rows. Few batches are not worth starting processes for."""
         yield from map(self._part, islice(batches, ALONE))
         yield from mapped(self._part, batches, usable())
 
-    def _part(self, batch: list[Row | BadRow]) -> tuple[Part, list[BadRow]]:
-        made = iter(self.formatter.format([row for row in batch if isinstance(row, Row)], self.tokenizer))
-        items = [row if isinstance(row, BadRow) else next(made) for row in batch]
+    def _part(self, batch: Batch) -> tuple[Part, list[BadRow]]:
+        rows = batch if isinstance(batch, list) else batch.rows()
+        made = iter(self.formatter.format([row for row in rows if isinstance(row, Row)], self.tokenizer))
+        items = [row if isinstance(row, BadRow) else next(made) for row in rows]
         part = self._cutting.part([item for item in items if not isinstance(item, BadRow)])
         return part, [item for item in items if isinstance(item, BadRow)]

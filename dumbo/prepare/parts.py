@@ -75,6 +75,6 @@ class PartMaker:
 
 def _hashes(tokens: Tokens) -> NDArray[np.uint64]:
     """(rows,) a hash of each row's tokens."""
-    whole, edges = memoryview(tokens.ids.data).cast("B"), (4 * tokens.edges).tolist()
+    whole, edges = memoryview(tokens.ids.tobytes()), (4 * tokens.edges).tolist()
     found = [hashlib.blake2b(whole[a:b], digest_size=8).digest() for a, b in pairwise(edges)]
     return np.frombuffer(b"".join(found), "<u8").astype(np.uint64)

@@ -10,6 +10,7 @@ A parent that is killed leaves none behind: each ends when its pipe does.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -121,6 +122,7 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parents: list[Con
     """The life of a helper: answers what it is given until there is no more, or no parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its helpers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what was there before the fork is not looked at again: a fifth of a helper's time, and its own copy of it all
     for end in parents:
         end.close()  # else a helper would hold its own pipe, or an earlier one's, open when the parent is gone
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -43,22 +43,14 @@ def test_startup(tmp_path):
 
 
 def test_preparation(tmp_path, data):
-    [row] = run(
-        "prepare",
-        tmp_path,
-        "--without-peers",
-        "--tokenizer",
-        "tiny",
-        "--data",
-        data / "gsm8k" / "train.jsonl",
-        "--cores",
-        1,
-    )["table"]
-    assert row["cores"] == 1
-    ours = row["dumbo"]
-    assert ours["rows"] == 300
-    assert 0 < ours["trained_tokens"] < ours["tokens"]
-    assert ours["second_start_s"] < ours["seconds"]
+    words = ("--without-peers", "--tokenizer", "tiny", "--data", data / "gsm8k" / "train.jsonl", "--cores", 1, 2)
+    table = run("prepare", tmp_path, *words)["table"]
+    assert [row["cores"] for row in table] == [1, 2]
+    for ours in (row["dumbo"] for row in table):
+        assert ours["rows"] == 300
+        assert 0 < ours["trained_tokens"] < ours["tokens"]
+        assert ours["second_start_s"] < ours["seconds"]
+        assert ours["cpu_seconds"] > 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is the extra `bench`")
@@ -75,6 +67,7 @@ def test_memory_watch(tmp_path, data):
     found = run("prepare", tmp_path, *words)
     assert found["rows"] == 7473
     assert found["peak_mib"] > 0
+    assert found["peak_mib_of_all"] > 0
 
 
 def test_step_overhead(tmp_path):

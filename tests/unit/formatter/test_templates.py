@@ -252,7 +252,7 @@ def test_plain_messages_render_as_transformers_renders_them(name, known):
     from dumbo.formatter.chat import template_of
 
     tokenizer = known(name).tokenizer
-    render = template_of(tokenizer)
+    render, _ = template_of(tokenizer)
     said = [
         {"role": "user", "content": " two \n{{ braces }} <|x|> é\U0001f600"},
         {"role": "assistant", "content": "<think>\n7\n</think>\n\nfour"},
