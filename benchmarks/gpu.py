@@ -42,18 +42,23 @@ FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "
          "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single", "performance=off"]  # fmt: skip
 
 
-def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """One row of ours: what it left in run.json and metrics.jsonl."""
-    run = folder / f"{work}-{variant}"
+def words_of(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> list[str]:
+    """One row's command line, without how many steps and where."""
     own, more = VARIANTS[variant]
-    patches = [*own, *(["lora"] if work == "lora" else [])]
-    words = [
+    patches = [*own, *asked.patches, *(["lora"] if work == "lora" else [])]
+    return [
         "model=pretrained", f"model.path={folder}", "dataset=files",
         f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",
         f"trainer.max_seq_len={SHAPES[shape].longest}", f"trainer.global_batch_size={asked.packs}",
-        f"trainer.micro_batch_size={asked.packs}", f"trainer.max_steps={asked.steps}", f"trainer.log_every={asked.log_every}",
-        *more, *asked.words, f"run_dir={run}",
+        f"trainer.micro_batch_size={asked.packs}", f"trainer.log_every={asked.log_every}", *more, *asked.words,
     ]  # fmt: skip
+
+
+def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """One row of ours: what it left in run.json and metrics.jsonl."""
+    run = folder / f"{work}-{variant}"
+    own = words_of(folder, shape, work, variant, asked)
+    words = [*own, f"trainer.max_steps={asked.steps}", f"run_dir={run}"]
     _done([sys.executable, "-m", "dumbo", *words])
     facts = json.loads((run / "run.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -118,6 +123,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--warmup", type=int, default=40)
     parser.add_argument("--log-every", type=int, default=5)
+    parser.add_argument("--patches", nargs="*", default=[], help="further patches for our rows")
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
     parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile; a disk in memory is quickest")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")

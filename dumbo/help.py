@@ -1,4 +1,6 @@
-"""`dumbo --help` and `dumbo --info GROUP`, from the YAML files themselves. Imports nothing heavy; Hydra is not asked."""
+"""`dumbo --help` and `dumbo --info GROUP`, from the YAML files themselves; `--info VERB` from `verb_info.py`. Imports nothing
+heavy; Hydra is not asked.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from dumbo.errors import UserError
 from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.search_path import DumboSearchPath, files_of
 from dumbo.suggest import did_you_mean
+from dumbo.verb_info import TOPICS, verb_info
 from dumbo.words import VERBS
 
 WHAT = {
@@ -64,7 +67,7 @@ def help_text(command: Command) -> str:
         "audit.mode=stop|warn|off, performance=auto|off|[PATCH,…]; of evaluate, chat, export and report: run=last|RUN",
         "",
         "Flags",
-        "  --info GROUP          a group's keys, each with what it does (dumbo --info trainer)",
+        "  --info GROUP | VERB   keys of a group or a verb, each with what it does (dumbo --info trainer)",
         "  --cfg job             the composed config, nothing run          --resolve   with references resolved",
         "  --multirun, -m        a sweep over comma-separated values",
         "  --config-dir DIR      a folder of your own YAML files and plugin modules",
@@ -84,20 +87,23 @@ def choices(group: str) -> list[str]:
 
 
 def info_text(command: Command) -> str:
-    """The keys of a group's choice, as its YAML file explains them; for Hydra's own topics, what Hydra says.
+    """The keys of a group's choice, as its YAML file explains them; a verb's options; for Hydra's own topics, what Hydra says.
 
     Raises:
-        UserError: neither a group, nor GROUP=CHOICE, nor one of Hydra's topics.
+        UserError: neither a group, nor GROUP=CHOICE, nor a verb, nor one of Hydra's topics.
     """
     DumboSearchPath.config_dirs = command.config_dirs
     topic = str(command.info)
     if topic in HYDRA_INFO:
         show([*prepare_hydra(command.config_dirs, command.file), *command.overrides], ["--info", topic])
         return ""
+    if topic in TOPICS:
+        return verb_info(topic)
     group, _, choice = topic.replace(".", "=", 1).partition("=")
     if group not in WHAT:
         raise UserError(
-            f"--info {topic}: there is no group '{group}'.{did_you_mean(group, WHAT)}\n  groups: {', '.join(WHAT)}; of Hydra: {', '.join(HYDRA_INFO)}"
+            f"--info {topic}: there is no group or verb '{group}'.{did_you_mean(group, [*WHAT, *TOPICS])}\n"
+            f"  groups: {', '.join(WHAT)}; verbs: {', '.join(TOPICS)}; of Hydra: {', '.join(HYDRA_INFO)}"
         )
     typed = next((word.split("=", 1)[1].strip("[]") for word in command.overrides if word.startswith(f"{group}=")), "")
     names = choices(group)

@@ -237,8 +237,8 @@ class Options:
         resume: "auto", "last" or a run's folder; null: a new run.
         repeat: "last" or a run's folder to do again, with what is typed besides on top.
         run: the run that `evaluate`, `chat`, `export` and `report` read: a folder, or "last".
-        performance: "auto": on a GPU, patches that make a step faster are added where they are proven right (see FASTER);
-            a list of some of them: only these; "off": none. Patches that were chosen stay as they are.
+        performance: "auto": on a GPU, patches that make a step faster are added where they are proven right (chunked_loss,
+            compile, fused_lora); a list of some of them: only these; "off": none. Patches that were chosen stay as they are.
     """
 
     run_dir: str | None = None

@@ -39,11 +39,14 @@ def with_recorded(command: Command) -> Command:
 
 
 def _with_last(command: Command) -> Command:
-    """`resume=last` and `repeat=last` as the folder that it means."""
+    """`resume=last`, `repeat=last` and `evaluate run=last` as the folder that it means: looked up once, since a run that
+    starts meanwhile would be another last one.
+    """
+    keys = ("run",) if command.verb == "evaluate" else ("resume", "repeat")
 
     def named(word: str) -> str:
         key = key_of(word)
-        if key not in ("resume", "repeat") or typed_text([word], key) != "last":
+        if key not in keys or typed_text([word], key) != "last":
             return word
         return f"{key}={value_text(str(find_run('last', key)))}"
 
@@ -59,7 +62,7 @@ def _evaluated(command: Command) -> Command:
     asked = typed_text(command.overrides, "run")
     if asked is None:
         return command
-    if asked == "last" or not is_model_folder(Path(asked).expanduser()):
+    if not is_model_folder(Path(asked).expanduser()):
         return _merged(command, find_run(asked), "run")
     own = tuple(word for word in command.overrides if key_of(word) != "run")
     if named := [word for word in own if key_of(word) in ("model", "model.path")]:

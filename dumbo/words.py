@@ -83,7 +83,8 @@ def unknown_word(word: str) -> str:
     if re.fullmatch(r"[\w@/]+\.[\w.]+", word) and word.split(".")[0] in KEYS:
         return f"'{word}' lacks its value: {word}=VALUE."
     if word in KEYS and word not in (*GROUPS, "experiment"):
-        return f"'{word}' has keys of its own: {word}.KEY=VALUE (dumbo --cfg all shows them)."
+        shows = "--cfg all" if word == "hydra" else f"--info {word}"
+        return f"'{word}' has keys of its own: {word}.KEY=VALUE (dumbo {shows} shows them)."
     if word in KEYS:
         return f"'{word}' lacks its choice: {word}=NAME (dumbo --info {word})."
     if word in LATER_VERBS:

@@ -26,12 +26,14 @@ MINE = ("mask", "tokenisation", "packed", "loss", "accumulation", "padding", "gr
 
 
 def subject_of(folder: Path, overrides: list[str]) -> Any:
-    """What `dumbo verify OVERRIDES` would prove, on a small tiny model."""
+    """What `dumbo verify OVERRIDES` would prove, on a small tiny model or on the one that they choose."""
     from dumbo.check import check
     from dumbo.compose import compose, prepare_hydra
     from dumbo.verify.subject import Subject
 
-    composed = compose([*prepare_hydra((), None), *SMALL, *overrides])
+    chosen = any(word.startswith("model=") for word in overrides)
+    small = [word for word in SMALL if not (chosen and word.startswith("model."))]
+    composed = compose([*prepare_hydra((), None), *small, *overrides])
     return Subject(check(composed.cfg, composed.choices), folder / "scratch", composed)
 
 

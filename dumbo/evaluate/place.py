@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import secrets as random_source
@@ -18,9 +17,11 @@ import dumbo
 from dumbo.errors import UserError
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import now, short
+from dumbo.outputs.report.write import report_on
 from dumbo.outputs.run_dir import RunDir, finite
 from dumbo.outputs.runs import find_run, is_claimed, read_facts
 from dumbo.outputs.secrets import masked, masked_words
+from dumbo.outputs.whole_file import keep_earlier
 
 if TYPE_CHECKING:
     from dumbo.check import Plugins
@@ -57,7 +58,8 @@ class Place:
         """
         options = plugins.options
         if options.run is not None:
-            return cls(_trained(find_run(options.run), options.run_dir), find_run(options.run), asks_data=True)
+            run = find_run(options.run)
+            return cls(_trained(run, options.run_dir), run, asks_data=True)
         keys = {word.lstrip("+~").partition("=")[0] for word in command.overrides}
         if not keys & {"model", "experiment"}:
             raise UserError(
@@ -87,13 +89,15 @@ class Place:
         return known not in (None, fingerprint)
 
     def write(self, results: dict[str, Any]) -> str:
-        """evaluation.json, and a line of it in run.json. Returns where it is, and where an earlier one is now."""
+        """evaluation.json, a line of it in run.json, and the run's page anew. Returns where it is, and where an earlier one
+        is now.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder.absolute()
         run = RunDir(path=path, console=Console(), started=time.time())
         run.claim()
         try:
-            earlier = _moved(path / FILE)
+            earlier = keep_earlier(path / FILE)
             for name, text in {**self.typed, FILE: json.dumps(finite(results), indent=2, ensure_ascii=False)}.items():
                 run.write(name, text + "\n" * (not text.endswith("\n")))
             if self.run is not None:
@@ -102,15 +106,9 @@ class Place:
                 run.update(evaluation={**told, "at": now(), "file": FILE})
         finally:
             run.release()
+        if self.run is not None:
+            report_on(run)  # once it is released: a run that somebody holds is told of as one that is alive
         return short(path / FILE) + (f"\nthe one before it is {short(earlier)} now" if earlier is not None else "")
-
-
-def _moved(file: Path) -> Path | None:
-    """An evaluation that is there already gets a number of its own: what took hours is not written over."""
-    if not file.exists():
-        return None
-    free = next(place for n in itertools.count(1) if not (place := file.with_stem(f"{file.stem}-{n}")).exists())
-    return file.rename(free)
 
 
 def _trained(run: Path, run_dir: str | None) -> Path:

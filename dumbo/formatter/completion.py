@@ -15,9 +15,10 @@ from dumbo.formatter.control_tokens import (
     with_stand_ins,
 )
 from dumbo.formatter.conversation import RowError, start_of
-from dumbo.formatter.encode import Rendered, crossing, encode, labels_of, token_span, trained_mask
+from dumbo.formatter.encode import Rendered
+from dumbo.formatter.examples import examples_of
 from dumbo.formatter.text import bos_of
-from dumbo.interfaces import BadRow, Example, Row
+from dumbo.interfaces import BadRow, Example, Row, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,25 +41,13 @@ class Completion:
     special_tokens_in_text: Handling = "error"
 
     def format(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Example | BadRow]:
-        rendered: list[tuple[Row, Rendered, dict[str, int]] | BadRow] = []
+        rendered: list[tuple[Source, Rendered, dict[str, int]] | BadRow] = []
         for row in rows:
             try:
-                rendered.append((row, *self._render(row, tokenizer)))
+                rendered.append((row.source, *self._render(row, tokenizer)))
             except (RowError, CannotEscape) as error:
                 rendered.append(BadRow(row.source, str(error), start_of(row), getattr(error, "remedy", "")))
-        encodings = iter(encode([item[1] for item in rendered if not isinstance(item, BadRow)], tokenizer))
-        examples: list[Example | BadRow] = []
-        for item in rendered:
-            if isinstance(item, BadRow):
-                examples.append(item)
-                continue
-            row, text, counts = item
-            encoded = next(encodings)
-            if crossed := crossing(encoded, text):
-                counts["boundary_tokens"] = crossed
-            labels = labels_of(encoded.ids, trained_mask(encoded, text))
-            examples.append(Example(encoded.ids, labels, row.source, token_span(encoded, text.reply), counts))
-        return examples
+        return examples_of(rendered, tokenizer)
 
     def _render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Rendered, dict[str, int]]:
         if not row.messages or row.messages[-1]["role"] != "assistant":

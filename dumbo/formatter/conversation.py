@@ -24,10 +24,11 @@ from dumbo.formatter.control_tokens import (
     strings,
     with_stand_ins,
 )
-from dumbo.formatter.encode import Rendered, crossing, encode, labels_of, token_span, trained_mask
+from dumbo.formatter.encode import Rendered
+from dumbo.formatter.examples import examples_of
 from dumbo.formatter.loss_mask import MaskError, Profile, Render, assistant_spans, profile_of
 from dumbo.formatter.tool_text import as_text
-from dumbo.interfaces import BadRow, Example, Message, Row
+from dumbo.interfaces import BadRow, Example, Message, Row, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,25 +89,13 @@ class Conversations:
 
     def format(self, rows: Sequence[Row]) -> list[Example | BadRow]:
         """A batch of rows, each to its example or to why it has none."""
-        done: list[Example | BadRow | None] = []
-        rendered: list[tuple[int, Row, Rendered, dict[str, int]]] = []
+        rendered: list[tuple[Source, Rendered, dict[str, int]] | BadRow] = []
         for row in rows:
             try:
-                text, counts = self._render_row(row)
+                rendered.append((row.source, *self._render_row(row)))
             except (RowError, MaskError, CannotEscape) as error:
-                done.append(BadRow(row.source, str(error), start_of(row), getattr(error, "remedy", "")))
-                continue
-            rendered.append((len(done), row, text, counts))
-            done.append(None)
-        encodings = encode([text for _, _, text, _ in rendered], self.tokenizer)
-        for (place, row, text, counts), encoded in zip(rendered, encodings, strict=True):
-            mask = trained_mask(encoded, text)
-            if crossed := crossing(encoded, text):
-                counts["boundary_tokens"] = crossed
-            done[place] = Example(
-                encoded.ids, labels_of(encoded.ids, mask), row.source, token_span(encoded, text.reply), counts
-            )
-        return [item for item in done if item is not None]
+                rendered.append(BadRow(row.source, str(error), start_of(row), getattr(error, "remedy", "")))
+        return examples_of(rendered, self.tokenizer)
 
     def _render_row(self, row: Row) -> tuple[Rendered, dict[str, int]]:
         if not row.messages:

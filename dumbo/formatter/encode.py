@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dumbo.formatter.words import Piece, Words
-from dumbo.interfaces import IGNORE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,11 +129,6 @@ def trained_mask(encoded: Encoded, row: Rendered) -> NDArray[np.bool_]:
     return mask
 
 
-def labels_of(ids: NDArray[np.int32], mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """(T,) the id where trained, -100 elsewhere."""
-    return np.where(mask, ids, np.int32(IGNORE))
-
-
 def token_span(encoded: Encoded, span: Span | None) -> tuple[int, int] | None:
     """[first, last + 1) of the tokens that start inside a character span; None when there are none."""
     if span is None:
@@ -145,4 +139,4 @@ def token_span(encoded: Encoded, span: Span | None) -> tuple[int, int] | None:
 
 def crossing(encoded: Encoded, row: Rendered) -> int:
     """How many tokens cross the start of a trained span: they start before it and so are not trained."""
-    return sum(int(((encoded.starts < start) & (encoded.ends > start)).sum()) for start, _ in row.trained)
+    return sum(int(np.count_nonzero((encoded.starts < start) & (encoded.ends > start))) for start, _ in row.trained)

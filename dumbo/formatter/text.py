@@ -15,8 +15,9 @@ from dumbo.formatter.control_tokens import (
     first_control,
     with_stand_ins,
 )
-from dumbo.formatter.encode import Rendered, encode, labels_of, trained_mask
-from dumbo.interfaces import BadRow, Example, Row
+from dumbo.formatter.encode import Rendered
+from dumbo.formatter.examples import examples_of
+from dumbo.interfaces import BadRow, Example, Row, Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,23 +39,10 @@ class Text:
 
     def format(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Example | BadRow]:
         """The bos that the tokenizer itself would add is added, once."""
-        done: list[Example | BadRow | None] = []
-        rendered: list[tuple[int, Row, Rendered, dict[str, int]]] = []
-        for row in rows:
-            item = self._render(row, tokenizer)
-            if isinstance(item, BadRow):
-                done.append(item)
-            else:
-                rendered.append((len(done), row, *item))
-                done.append(None)
-        encodings = encode([text for _, _, text, _ in rendered], tokenizer)
-        for (place, row, text, counts), encoded in zip(rendered, encodings, strict=True):
-            done[place] = Example(
-                encoded.ids, labels_of(encoded.ids, trained_mask(encoded, text)), row.source, None, counts
-            )
-        return [item for item in done if item is not None]
+        rendered = [self._render(row, tokenizer) for row in rows]
+        return examples_of(rendered, tokenizer)
 
-    def _render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Rendered, dict[str, int]] | BadRow:
+    def _render(self, row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[Source, Rendered, dict[str, int]] | BadRow:
         beside = any(message.get("tool_calls") or message.get("reasoning_content") for message in row.messages)
         if beside or row.tools:
             problem = "it holds tool calls, tools or reasoning, which formatter=text has no form for"
@@ -83,7 +71,7 @@ class Text:
         if bos and not text.startswith(bos):
             text = bos + text
         whole = Rendered(text + (str(tokenizer.eos_token or "") if self.append_eos else ""), all_tokens=True)
-        return (stand_ins.restore(whole) if stand_ins else whole), counts
+        return row.source, stand_ins.restore(whole) if stand_ins else whole, counts
 
 
 @functools.lru_cache(maxsize=8)

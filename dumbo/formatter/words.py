@@ -1,9 +1,9 @@
 """Token ids of texts from a table of words: what a byte-level BPE tokenizer makes of a text, several times as fast.
 
 Such a tokenizer cuts a text into words by a regular expression and looks at each word alone, so that a word that was
-seen before need not be looked at again. Here the cutting is done by Python's `re`, all words of a batch are looked up
-in one table, and ids and places come out as arrays, without an object for each token. A word that is new is put to
-the tokenizer's own model: no merge is computed here.
+seen before need not be looked at again. Here the cutting is done by arrays (`cutting.py`; for some patterns by Python's
+`re`), all words of a batch are looked up in one table, and ids and places come out as arrays, without an object for each
+token. A word that is new is put to the tokenizer's own model: no merge is computed here.
 
 Only tokenizers whose every part is known to work like that get a table (`Words.of`), and only texts of characters
 whose class no Unicode version disputes are cut here; all others take the tokenizer's own way. Tests compare both ways
@@ -12,9 +12,7 @@ on real rows with real tokenizers, and on every one of those characters.
 
 from __future__ import annotations
 
-import json
 import re
-import unicodedata
 from array import array
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -22,23 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dumbo.formatter.cutting import PRIVATE_UNITS, Cutter
+from dumbo.formatter.word_patterns import GPT2, GPT2_BETWEEN_DIGITS, STEADY, pattern_of, translated
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Piece = tuple["NDArray[np.int32]", "NDArray[np.int64]", "NDArray[np.int64]"]
 """Token ids (T,), the character where each starts (T,), and where each ends (T,)."""
 
-STEADY = ((0x00, 0x17E), (0x180, 0x24F), (0x2010, 0x2027), (0x2030, 0x205E), (0x20A0, 0x20BF))
-"""Code points assigned long ago that no normalisation changes: Latin, punctuation, currencies (U+017F is an s)."""
-SPACES = "\\t-\\r \\x85\\xa0"
-"""White space among them, inside a class."""
 MOST_TOKENS = 1 << 22
 """The table is emptied when it holds more."""
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""How ByteLevel cuts words."""
-GPT2_BETWEEN_DIGITS = r"\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-"""The same where each digit was taken out before: what stands before a digit is at the end of its text."""
+AT_ONCE = 1 << 16
+"""Characters whose words are looked up in one step: their arrays stay in a core's cache."""
 
 
 class Words:
@@ -46,10 +40,11 @@ class Words:
 
     Args:
         backend: the tokenizer of the library tokenizers.
-        pattern: cuts a text without added tokens into words.
+        pattern: cuts a text without added tokens into words, in Python's `re`.
+        lone_digits: for a `Cutter`, which cuts as the pattern does and faster; None where there is none.
     """
 
-    def __init__(self, backend: Any, pattern: str) -> None:
+    def __init__(self, backend: Any, pattern: str, lone_digits: bool | None = None) -> None:
         from tokenizers import pre_tokenizers
 
         self._backend = backend
@@ -61,37 +56,50 @@ class Words:
         self._added = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
         longest_first = sorted(self._added, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})").split
+        self._lone_digits = lone_digits if len(self._added) < PRIVATE_UNITS else None
         self._empty()
 
     @classmethod
     def of(cls, backend: Any) -> Words | None:
         """The table of a tokenizer; None where it does more than cut words and merge bytes."""
-        pattern = _pattern_of(_state(backend.pre_tokenizer))
-        if pattern is None or not _merges_bytes(backend.model) or not _keeps_places(_state(backend.post_processor)):
+        known = pattern_of(backend)
+        pattern = translated(known) if known is not None else None
+        if pattern is None:
             return None
-        normalizer = _state(backend.normalizer)
-        if normalizer is not None and normalizer["type"] != "NFC":
-            return None
-        added = backend.get_added_tokens_decoder().values()
-        if any(token.lstrip or token.rstrip or token.single_word or token.normalized for token in added):
-            return None
-        return cls(backend, pattern)
+        return cls(backend, pattern, {GPT2: False, GPT2_BETWEEN_DIGITS: True}.get(str(known)))
 
     def encode(self, texts: Sequence[str]) -> list[Piece | None]:
         """Each text's tokens; None where the tokenizer itself has to look at it."""
+        found: list[Piece | None] = [None] * len(texts)
         if self._backend.truncation is not None or self._backend.padding is not None:
-            return [None] * len(texts)
+            return found
         if len(self._ids) > MOST_TOKENS:
             self._empty()
+        group: list[int] = []
+        chars = 0
+        for number, text in enumerate(texts):
+            if text.isascii() or self._strange(text) is None:
+                group.append(number)
+                chars += len(text)
+            if group and (chars > AT_ONCE or number == len(texts) - 1):
+                pieces = self._pieces([texts[number] for number in group])
+                for place, piece in zip(group, pieces, strict=True):
+                    found[place] = piece
+                group, chars = [], 0
+        return found
+
+    def _pieces(self, texts: Sequence[str]) -> list[Piece | None]:
+        parts = [self._split(text) for text in texts]
+        if self._cutter is not None:
+            return self._gathered(texts, *self._cutter.cut(parts))
         words: list[str] = []
         bounds = [0]
-        for text in texts:
-            if text.isascii() or self._strange(text) is None:
-                for place, part in enumerate(self._split(text)):
-                    if place & 1:
-                        words.append(part)
-                    elif part:
-                        words += self._find(part)
+        for text in parts:
+            for place, part in enumerate(text):
+                if place & 1:
+                    words.append(part)
+                elif part:
+                    words += self._find(part)
             bounds.append(len(words))
         numbers = np.fromiter(map(self._numbers.__getitem__, words), np.int64, len(words))
         return self._gathered(texts, numbers, np.asarray(bounds))
@@ -124,9 +132,15 @@ class Words:
         self._ids, self._starts, self._ends = array("i"), array("i"), array("i")
         self._first, self._counts, self._chars = array("q"), array("q"), array("q")
         self._arrays: dict[str, NDArray[Any]] = {}
+        self._cutter = (
+            Cutter(self._added, self._numbers.__getitem__, lone_digits=self._lone_digits)
+            if self._lone_digits is not None
+            else None
+        )
 
     def _look(self, word: str) -> int:
         """A new word's number; the tokenizer's model says what its tokens are."""
+        self._arrays = {}  # views of the lists, which cannot grow while there are any
         number = len(self._first)
         self._first.append(len(self._ids))
         self._chars.append(len(word))
@@ -139,7 +153,6 @@ class Words:
             self._ids.append(token)
             self._starts.append(start)
             self._ends.append(end)
-        self._arrays = {}
         return number
 
     def _tokens(self, word: str) -> list[tuple[int, int, int]]:
@@ -158,10 +171,14 @@ class Words:
     def _as_arrays(self) -> dict[str, NDArray[Any]]:
         if not self._arrays:
             columns = {"ids": self._ids, "starts": self._starts, "ends": self._ends}
-            self._arrays = {name: np.array(column, dtype=np.int32) for name, column in columns.items()}
+            self._arrays = {name: _view(column, np.int32) for name, column in columns.items()}
             columns = {"first": self._first, "counts": self._counts, "chars": self._chars}
-            self._arrays |= {name: np.array(column, dtype=np.int64) for name, column in columns.items()}
+            self._arrays |= {name: _view(column, np.int64) for name, column in columns.items()}
         return self._arrays
+
+
+def _view(column: array[int], dtype: Any) -> NDArray[Any]:
+    return np.frombuffer(column, dtype) if column else np.zeros(0, dtype)
 
 
 class _Numbers(dict[str, int]):
@@ -174,84 +191,3 @@ class _Numbers(dict[str, int]):
     def __missing__(self, word: str) -> int:
         number = self[word] = self._look(word)
         return number
-
-
-# ---- which tokenizers work like that --------------------------------------------------------------------------
-
-
-def _state(part: Any) -> dict[str, Any] | None:
-    """A part of a tokenizer as tokenizer.json has it."""
-    return json.loads(part.__getstate__()) if part is not None else None
-
-
-def _merges_bytes(model: Any) -> bool:
-    """Whether a model is BPE without chance and without marks of its own on words."""
-    affixes = ("continuing_subword_prefix", "end_of_word_suffix")
-    return (
-        type(model).__name__ == "BPE"
-        and not model.dropout
-        and not model.byte_fallback
-        and not any(getattr(model, affix) for affix in affixes)
-    )
-
-
-def _keeps_places(state: dict[str, Any] | None) -> bool:
-    """Whether what follows the model leaves the tokens' places alone (trimming moves them past spaces)."""
-    if state is None:
-        return True
-    if state["type"] == "Sequence":
-        return all(_keeps_places(part) for part in state["processors"])
-    return state["type"] == "TemplateProcessing" or (state["type"] == "ByteLevel" and not state["trim_offsets"])
-
-
-def _pattern_of(state: dict[str, Any] | None) -> str | None:
-    """The words of a pre-tokenizer as a pattern of Python's `re`; None where it is of another kind."""
-    if state is None:
-        return None
-    parts = state["pretokenizers"] if state["type"] == "Sequence" else [state]
-    last = parts[-1]
-    if last["type"] != "ByteLevel" or last["add_prefix_space"]:
-        return None
-    if len(parts) == 1:
-        return _translated(GPT2) if last["use_regex"] else None
-    if len(parts) != 2:
-        return None
-    first = parts[0]
-    if first == {"type": "Digits", "individual_digits": True} and last["use_regex"]:
-        return _translated(GPT2_BETWEEN_DIGITS)
-    isolated = first["type"] == "Split" and first["behavior"] == "Isolated" and not first["invert"]
-    if isolated and "Regex" in first["pattern"] and not last["use_regex"]:
-        return _translated(first["pattern"]["Regex"])
-    return None
-
-
-def _translated(pattern: str) -> str | None:
-    r"""An Oniguruma pattern in Python's `re`, over STEADY; None where it uses more than \p{L}, \p{N} and \s."""
-    plain = re.sub(r"\\p\{\w+\}", "P", pattern)
-    if re.search(r"[}+*?]\+|&&|\[\[|\(\?(?!:|i:|!|=)", plain):
-        return None  # possessive repeats, set operations, other groups: the two engines might read them differently
-    classes = {"\\p{L}": _class("L"), "\\p{N}": _class("N"), "\\s": SPACES}
-    done, inside = [], False
-    for token in re.findall(r"\\p\{\w+\}|\\.|.", pattern, re.DOTALL):
-        if token in classes:
-            done.append(classes[token] if inside else f"[{classes[token]}]")
-        elif token == "\\S" and not inside:
-            done.append(f"[^{SPACES}]")
-        elif token.startswith("\\") and token not in ("\\r", "\\n"):
-            return None
-        else:
-            inside = (inside or token == "[") and token != "]"
-            done.append(token)
-    return "".join(done)
-
-
-def _class(category: str) -> str:
-    """The steady characters of a Unicode category, as ranges inside a class."""
-    points = [point for a, b in STEADY for point in range(a, b + 1) if unicodedata.category(chr(point))[0] == category]
-    ranges: list[list[int]] = []
-    for point in points:
-        if ranges and ranges[-1][1] == point - 1:
-            ranges[-1][1] = point
-        else:
-            ranges.append([point, point])
-    return "".join(f"{chr(a)}-{chr(b)}" for a, b in ranges)

@@ -200,11 +200,16 @@ def _folder(plugins: Plugins, config: Mapping[str, Any], name: str) -> tuple[Pat
         raise UserError(
             f"run_dir: there is a run in {asked} already.\n  Go on with it: resume={asked}, or write another run_dir=FOLDER."
         )
-    if asked.is_dir() and any(
-        entry.name not in (".lock", "dumbo.log", "verify.json", "plan.json") for entry in asked.iterdir()
-    ):
+    if asked.is_dir() and not all(_may_be_there(entry.name) for entry in asked.iterdir()):
         raise UserError(f"run_dir: the folder {asked} is not empty, and no run's.\n  Write another run_dir=FOLDER.")
     return asked, False
+
+
+def _may_be_there(name: str) -> bool:
+    """Whether a file may lie in a folder before its run: `verify` and `plan` leave such ones."""
+    return name in (".lock", "dumbo.log", "plan.json", "verify.log") or (
+        name.startswith("verify") and name.endswith(".json")
+    )
 
 
 def _unfinished(config: Mapping[str, Any]) -> Path | None:

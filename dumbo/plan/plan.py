@@ -9,13 +9,13 @@ What does not fit ends with exit code 2 and what to write instead, after the pla
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import UserError
 from dumbo.outputs.console import Console
+from dumbo.outputs.whole_file import writable_folder, write_whole
 
 if TYPE_CHECKING:
     from dumbo.check import Plugins
@@ -90,13 +90,15 @@ def plan(plugins: Plugins, composed: Composed, command: Command) -> int:
     """Makes the plan and shows it.
 
     Raises:
-        UserError: memory or disk are not enough; what to write stands in it.
+        UserError: memory or disk are not enough; what to write stands in it. `run_dir` cannot be written.
     """
+    asked = plugins.options.run_dir
+    folder = writable_folder(asked) if asked is not None else None
     text = plugins.plan.format == "text"
     console = Console() if text else Console(stream=_nowhere())
     found, smaller = made(plugins, composed, console)
-    if plugins.options.run_dir is not None:
-        _write(Path(plugins.options.run_dir).expanduser(), found)
+    if folder is not None:  # an earlier plan.json goes: a plan is made again at any time
+        write_whole(folder / FILE, json.dumps(found.facts(), indent=2, ensure_ascii=False) + "\n")
     if text:
         from dumbo.plan.shown import show
 
@@ -106,14 +108,6 @@ def plan(plugins: Plugins, composed: Composed, command: Command) -> int:
     if faults := _faults(found, smaller, plugins):
         raise UserError("\n".join(faults))
     return 0
-
-
-def _write(folder: Path, found: Plan) -> None:
-    """Whole, or as it was before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{FILE}.{os.getpid()}"
-    aside.write_text(json.dumps(found.facts(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(folder / FILE)
 
 
 def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, int | None]:

@@ -41,6 +41,9 @@ def formatter_fingerprint(formatter: Formatter) -> str:
         *sorted((package / "dataset").glob("*.py")),
         here / "prepare.py",
         here / "documents.py",
+        here / "parts.py",
+        here / "pieces.py",
+        here / "counting.py",
         here / "fingerprints.py",
         here / "store.py",
     ]

@@ -16,7 +16,8 @@ from dumbo.patch.compile import as_written
 from dumbo.patch.modules import base_of
 from dumbo.trainer import attention
 from dumbo.trainer.collate import Layout, Room
-from dumbo.verify.pack_leak import Leak, has_experts, lengths_past, probe_alone, probe_packing
+from dumbo.verify.experts import allowed_by_experts, has_experts, root_mean_square
+from dumbo.verify.pack_leak import Leak, lengths_past, probe_alone, probe_experts, probe_packing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,6 +57,11 @@ def choose_layout(
         alone = probe_alone(
             model, vocab_size, bf16, sizes
         )  # by the model's own attention: any other must give the same
+        dtype = torch.bfloat16 if bf16 else model.dtype
+        allowed = 0.0  # bit by bit, but for what experts do
+        if has_experts(model):
+            noise = probe_experts(model, vocab_size, bf16, sizes)
+            allowed = allowed_by_experts(noise, dtype, root_mean_square(alone)).value
     tried: list[str] = []
     for layout, implementation in _candidates(attn_implementation, before):
         if implementation == attention.NAME:
@@ -69,8 +75,9 @@ def choose_layout(
         except attention.CannotIsolate as error:
             tried.append(f"{implementation}: {error}")
             continue
-        if _isolated(found, torch.bfloat16 if bf16 else model.dtype, has_experts(model)):
-            return layout, f"pack leak {found.leak:.1g} ({base.config._attn_implementation} attention)"
+        if _isolated(found, dtype, allowed):
+            beside = f", experts may make {allowed:.0e}" if allowed else ""
+            return layout, f"pack leak {found.spread:.1g} ({base.config._attn_implementation} attention{beside})"
         tried.append(f"{implementation}: leak {found.leak:.2g}, {found.against_alone:.1g} from alone")
     if base._can_set_attn_implementation():
         base.set_attn_implementation(before)
@@ -105,7 +112,5 @@ def _candidates(asked: str, own: str) -> list[tuple[Layout, str]]:
     return [("rows", asked)]
 
 
-def _isolated(found: Leak, dtype: torch.dtype, experts: bool) -> bool:
-    allowed = TOLERANCE.get(dtype, 2e-2)
-    leak = found.leak <= allowed * found.largest if experts else found.leak == 0.0
-    return leak and found.against_alone <= allowed
+def _isolated(found: Leak, dtype: torch.dtype, allowed: float) -> bool:
+    return found.spread <= allowed and found.against_alone <= TOLERANCE.get(dtype, 2e-2)

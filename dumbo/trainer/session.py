@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ from dumbo.verify.quick import accumulation_proof, fused_loss_proof, unlike_docu
 from dumbo.verify.unpatched import few
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
     from dumbo.outputs.run_dir import RunDir
     from dumbo.prepare.store import PreparedSplits
@@ -58,7 +59,7 @@ class SftTrainer(Shrinking, Engine, Trainer):
 
 @dataclass
 class Session:
-    """Everything one call of `Sft.train` needs."""
+    """Everything one call of `Sft.train` needs; `callbacks` are added to Trainer's."""
 
     sft: Sft
     model: PreTrainedModel
@@ -66,6 +67,7 @@ class Session:
     data: PreparedSplits
     run: RunDir
     stop: StopRequests = field(default_factory=StopRequests)
+    callbacks: Sequence[TrainerCallback] = ()
 
     def train(self) -> dict[str, Any]:
         """The whole of it. Returns the final metrics."""
@@ -111,7 +113,10 @@ class Session:
 
     def equipped(self, batch: Batch) -> SftTrainer:
         """Trainer with its data, ready to train; `verify` proves on the same."""
-        return self._trainer(batch)
+        trainer = self._trainer(batch)
+        for callback in self.callbacks:
+            trainer.add_callback(callback)
+        return trainer
 
     def _trainer(self, batch: Batch) -> SftTrainer:
         run, data = self.run, self.data

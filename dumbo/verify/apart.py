@@ -37,6 +37,8 @@ RANKS = (
 FOREIGN = ("ACCELERATE_", "FSDP_")
 """A user's own accelerate configuration."""
 TASK = "task.json"
+LINES = 200
+"""Of what a process said, so many are kept where it fails."""
 TIMEOUT = 3600
 """Seconds after which a process that says nothing is given up."""
 
@@ -69,20 +71,26 @@ def apart(subject: Subject, name: str, task: str, **details: Any) -> dict[str, A
     environment |= {"DUMBO_LAUNCHER": str(os.getpid()), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     said = folder / "said.txt"
     with said.open("ab") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "dumbo.verify.child"],
-            env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=TIMEOUT, check=False,
-        )  # fmt: skip
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "dumbo.verify.child"],
+                env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, timeout=TIMEOUT, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as late:
+            raise RunFailed(f"A process of verify ({name}) was not done after {TIMEOUT} s, and was ended.") from late
     return _answer(folder, done.returncode, said)
 
 
 def _answer(folder: Path, code: int, said: Path) -> dict[str, Any]:
     ending = endings(folder).get(0)
     (folder / "end-0.json").unlink(missing_ok=True)
+    lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     if ending is None:
-        last = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+        last = lines[-5:]
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise RunFailed("\n  ".join([f"A process of verify ({folder.name}) {how} and said:", *last]))
-    if ending.kind != "done":
-        raise KINDS[ending.kind](f"{ending.text}\n  (in a process of its own: {folder.name})")
+    if ending.kind != "done":  # memory, stopped: this run has no use for what is said beside them
+        error = KINDS.get(ending.kind, RunFailed)(f"{ending.text}\n  (in a process of its own: {folder.name})")
+        error.add_note("\n".join(["What the process said:", *lines[-LINES:]]))  # with the traceback, into verify.log
+        raise error
     return dict(ending.result or {})

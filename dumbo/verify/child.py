@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 def tasks() -> dict[str, Callable[..., dict[str, Any]]]:
     """Name -> a function (Subject, folder, details) that returns what is to be handed back."""
     from dumbo.verify.references import compared_task, reference_task
-    from dumbo.verify.steps import interrupted_task, resumed_task
+    from dumbo.verify.steps import again_task, interrupted_task, resumed_task
 
     return {
         "reference": reference_task,
         "compared": compared_task,
         "interrupted": interrupted_task,
         "resumed": resumed_task,
+        "again": again_task,
     }
 
 

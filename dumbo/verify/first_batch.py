@@ -23,8 +23,8 @@ from dumbo.trainer.feeding import trained_tokens
 from dumbo.verify.mask import ends_untrained, spans_of
 from dumbo.verify.no_dropout import without_dropout
 from dumbo.verify.passes import layers_of
-from dumbo.verify.proof import loss_tolerance
 from dumbo.verify.quick import untouched
+from dumbo.verify.rounding import of_mean_loss
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from dumbo.verify.unpatched import Examples, Unpatched
 
 ROOM = 4
-"""Times what rounding explains: a loss further off than that is another one. A run is not to be stopped by chance."""
+"""Times what rounding explains: a loss further off than that is another one. Where nothing is measured (float32), of a bound;
+a run is not to be stopped by chance.
+"""
 STEP = 1e-3
 """By which weights are moved for the second step: as Adam's first step moves them with that learning rate."""
 MAY_BE_ZERO = ("expert", "trainable_tokens")
@@ -153,15 +155,15 @@ def _loss_proof(engine: Engine, loss: float, before: Unpatched | None) -> str:
     model: Any = engine.model
     dtype = torch.bfloat16 if engine.args.bf16 else model.dtype
     tokens = max(1, engine.store.trained_tokens(np.concatenate(before.examples)))
-    tolerance = ROOM * loss_tolerance(dtype, layers_of(model), tokens).value * max(1.0, abs(before.loss))
+    allowed = of_mean_loss(dtype, layers_of(model), tokens, before.loss, before.error, room=ROOM)
     difference = abs(loss - before.loss)
-    if not difference <= tolerance:
+    if not difference <= allowed.value:
         raise ProofFailed(
             f"The first batch's loss is {loss:.6f}, and of the model before any patch {before.loss:.6f}: {difference:.2g} apart, "
-            f"{tolerance:.1g} allowed ({str(dtype).removeprefix('torch.')}).\n  A patch changes what the model computes: leave "
+            f"{allowed.value:.1g} allowed ({allowed.source}).\n  A patch changes what the model computes: leave "
             "them out of patch=[…] one by one (performance=off: those that it added); dumbo verify names it."
         )
-    return f"first batch's loss {loss:.4f} = unpatched to {difference:.0e}"
+    return f"first batch's loss {loss:.4f} = unpatched to {difference:.0e} of {allowed.value:.0e}"
 
 
 def _looked_at(model: Any) -> set[str]:

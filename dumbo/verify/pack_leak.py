@@ -14,6 +14,7 @@ import torch
 
 from dumbo.patch.modules import base_of
 from dumbo.trainer.collate import Collate, Layout, Room, leave_documents_free
+from dumbo.verify.experts import composition_noise, root_mean_square
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 LENGTHS = (19, 24, 13)
 """Tokens of the first, the middle and the last document of the pack."""
 FIRST, MIDDLE, LAST, OTHER = range(4)
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-"""Config keys that count the experts of a layer."""
 REACHES = ("sliding_window", "attention_chunk_size")
 """Config keys that say how far a token sees. Some models keep that in their mask alone, which packs go without."""
 
@@ -46,12 +45,12 @@ class Leak:
     Attributes:
         leak: largest change of a logit in the other documents when one document is replaced; 0 when isolated.
         against_alone: largest difference of a logit between packed and alone, relative to the largest logit.
-        largest: logit, of the last document alone.
+        spread: root mean square of the changes of a document's logits, of the one where it is larger.
     """
 
     leak: float
     against_alone: float
-    largest: float = 1.0
+    spread: float = 0.0
 
 
 class _Documents:
@@ -108,18 +107,18 @@ def probe_packing(
     with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second], bf16, lengths, room)
     start = lengths[FIRST] + lengths[MIDDLE]
     end = start + lengths[LAST]
-    outside = [*range(lengths[FIRST]), *range(start, end)]
-    leak = float((with_middle[outside] - with_other[outside]).abs().max())
-    largest = alone.abs().max()
-    return Leak(leak, float((with_middle[start:end] - alone).abs().max() / largest), float(largest))
+    changes = [with_middle[one] - with_other[one] for one in (slice(lengths[FIRST]), slice(start, end))]
+    against_alone = float((with_middle[start:end] - alone).abs().max() / alone.abs().max())
+    leak = float(np.max([float(each.abs().max()) for each in changes]))  # nan stays
+    return Leak(leak, against_alone, float(np.max([root_mean_square(each) for each in changes])))
 
 
-def has_experts(model: Any) -> bool:
-    """Whether tokens are dealt out to experts: how many of them share a product then depends on the other documents, and
-    sums are taken in another order. What is bitwise the same elsewhere is the same but for rounding there.
-    """
-    config = base_of(model).config.get_text_config()
-    return any((getattr(config, key, None) or 0) > 1 for key in EXPERTS)
+def probe_experts(
+    model: PreTrainedModel, vocab_size: int, bf16: bool = False, lengths: tuple[int, int, int] = LENGTHS
+) -> float:
+    """The noise of experts on the last document, in a padded batch with the attention that the model has now."""
+    kept = torch.from_numpy(_Documents(vocab_size, lengths).ids(LAST))
+    return composition_noise(lambda batch: _passed(model, batch, bf16), [kept], vocab_size)
 
 
 def _logits(
@@ -136,17 +135,19 @@ def _logits(
     batch = Collate(documents, layout, 0, room)([np.array(pack) for pack in packs])
     if room is not None and "logits_to_keep" in inspect.signature(base_of(model).forward).parameters:
         batch["logits_to_keep"] = torch.arange(sum(lengths))
-    moved = {
-        key: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-        if key not in ("labels", "documents")
-    }
+    moved = {key: value for key, value in batch.items() if key not in ("labels", "documents")}
     if room is not None:
         leave_documents_free(moved)
+    return _passed(model, moved, bf16)[0]
+
+
+def _passed(model: PreTrainedModel, batch: dict[str, Any], bf16: bool) -> torch.Tensor:
+    """(B, T, V) in float32, in evaluation mode."""
+    moved = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     was_training = model.training
     model.eval()
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16 or model.dtype == torch.bfloat16)
     with torch.no_grad(), autocast:
-        logits: torch.Tensor = model(**moved).logits[0].float()
+        logits: torch.Tensor = model(**moved).logits.float()
     model.train(was_training)
     return logits

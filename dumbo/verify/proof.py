@@ -31,6 +31,7 @@ class Proof:
         source: where the tolerance comes from (dtype, length), or "exact".
         passed: None: it does not apply here, and `detail` says why ("left out").
         detail: when it failed: what is wrong and what to do.
+        error: the kind of exception that ended it before it had proven anything; `passed` is False then.
     """
 
     name: str
@@ -40,6 +41,14 @@ class Proof:
     source: str
     passed: bool | None
     detail: str = ""
+    error: str | None = None
+
+    @property
+    def state(self) -> str:
+        """pass, fail, left out or error."""
+        if self.error is not None:
+            return "error"
+        return {True: "pass", False: "fail", None: "left out"}[self.passed]
 
 
 ProofFunction = Callable[["Subject"], "Proof | Sequence[Proof]"]

@@ -25,7 +25,8 @@ from dumbo.verify.apart import apart
 from dumbo.verify.gradient_files import Kept, compared_gradients, read, written
 from dumbo.verify.loss import examples_of
 from dumbo.verify.passes import layers_of, training
-from dumbo.verify.proof import DoesNotApplyError, Proof, Tolerance, exact, loss_tolerance, measured, tolerance_for
+from dumbo.verify.proof import DoesNotApplyError, Proof, Tolerance, exact, measured, tolerance_for
+from dumbo.verify.rounding import error_of_mean, of_mean_loss
 from dumbo.verify.took import untaken
 from dumbo.verify.unpatched import OnDevice, smoothing_of, starts_elsewhere, sum_of_losses
 
@@ -52,7 +53,8 @@ def references(subject: Subject) -> list[Proof]:
     told = apart(subject, ALONE, "reference", documents=documents)
     found = compared(subject, documents, told["loss"], read(subject.scratch / ALONE / FILE, told["norms"]))
     dtype, layers, tokens = subject.dtype, layers_of(subject.trainer.model), found["tokens"]
-    loss_allowed, gradient_allowed = loss_tolerance(dtype, layers, tokens), gradient_tolerance(dtype, layers)
+    loss_allowed = of_mean_loss(dtype, layers, tokens, told["loss"], told["error"])
+    gradient_allowed = gradient_tolerance(dtype, layers)
     fault = ""
     if not (found["loss"] <= loss_allowed.value and found["gradients"] <= gradient_allowed.value):
         fault = _guilty(subject, documents, loss_allowed.value, gradient_allowed.value, told)
@@ -63,7 +65,7 @@ def references(subject: Subject) -> list[Proof]:
         *([_took(told["untaken"], list(subject.patches))] if subject.patches else []),
         measured(
             f"{NAME}, loss",
-            f"{what}: the trainer's loss of {where}",
+            f"{what}: the trainer's loss of {where}, in nats",
             found["loss"],
             loss_allowed,
             f"The loss is {found['patched']:.6f} with patches, {told['loss']:.6f} without. {fault}",
@@ -132,22 +134,20 @@ def reference_task(subject: Subject, folder: Path, documents: list[int]) -> dict
     plain = OnDevice(model.to(OnDevice(model).device))
     store = subject.data.train.store
     items = store.trained_tokens(np.array(documents))
-    total = sum_of_losses(
-        plain,
-        [(store.ids(document), store.trained(document)) for document in documents],
-        bf16=resolved_precision(getattr(subject.plugins.trainer, "precision", "auto")) == "bf16",
-        smoothing=smoothing_of(subject.plugins.trainer),
-        each=lambda loss: (loss / items).backward(),
-    )
+    pairs = [(store.ids(document), store.trained(document)) for document in documents]
+    bf16 = resolved_precision(getattr(subject.plugins.trainer, "precision", "auto")) == "bf16"
+    smoothing = smoothing_of(subject.plugins.trainer)
+    total = sum_of_losses(plain, pairs, bf16=bf16, smoothing=smoothing, each=lambda loss: (loss / items).backward())
     norms = written({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, folder / FILE)
     if not norms:
         raise RunFailed("The model without patches has no gradient to compare with.")
+    error = error_of_mean(plain, pairs, smoothing) if bf16 else None
     del plain, model
-    return {"loss": float(total) / items, "norms": norms, "untaken": untaken(subject)}
+    return {"loss": float(total) / items, "error": error, "norms": norms, "untaken": untaken(subject)}
 
 
 def compared(subject: Subject, documents: list[int], loss: float, reference: dict[str, Kept]) -> dict[str, Any]:
-    """What trains, against the reference: relative differences of the loss and of the worst gradient."""
+    """What trains, against the reference: the difference of the loss in nats, and the relative one of the worst gradient."""
     engine = subject.trainer
     with training(engine) as model:
         batch = engine.collate(examples_of(engine, documents))
@@ -159,7 +159,7 @@ def compared(subject: Subject, documents: list[int], loss: float, reference: dic
         found = compared_gradients(model, reference)
         model.zero_grad()
     patched = float(own.detach())
-    return {"tokens": tokens, "patched": patched, "loss": abs(patched - loss) / max(abs(loss), 1e-12), **found}
+    return {"tokens": tokens, "patched": patched, "loss": abs(patched - loss), **found}
 
 
 def compared_task(subject: Subject, folder: Path, documents: list[int], only: list[str], told: Any) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""verify.json: every proof with its numbers, beside what it was proven on."""
+"""verify.json: every proof with its numbers, beside what it was proven on. verify.log: tracebacks, where an error ended one."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,14 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dumbo.errors import UserError
 from dumbo.outputs.places import now
+from dumbo.outputs.whole_file import keep_earlier, writable_folder, write_whole
 
 if TYPE_CHECKING:
     from dumbo.verify.proof import Proof
     from dumbo.verify.subject import Subject
 
 FILE = "verify.json"
+LOG = "verify.log"
 
 
 @contextmanager
@@ -32,36 +32,40 @@ def report_folder(run_dir: str | None, choices: Mapping[str, Any]) -> Iterator[P
         UserError: it cannot be made or written.
     """
     if run_dir is not None:
-        folder = Path(run_dir).expanduser()
+        asked = Path(run_dir).expanduser()
     else:
         name = f"{datetime.now():%H-%M-%S}-verify-{choices.get('model', 'model')}-{secrets.token_hex(2)}"
-        folder = Path("outputs") / datetime.now().strftime("%Y-%m-%d") / name
-    made = not folder.exists()
+        asked = Path("outputs") / datetime.now().strftime("%Y-%m-%d") / name
+    made = not asked.exists()
+    folder = writable_folder(asked)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"run_dir: the folder {folder} cannot be written ({error.strerror}).\n  Write run_dir=FOLDER for another one."
-        ) from error
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"run_dir: the folder {folder} cannot be written.\n  Write run_dir=FOLDER for another one.")
-    try:
-        yield folder.absolute()
+        yield folder
     finally:
         if made and not any(folder.iterdir()):
             folder.rmdir()
 
 
-def write_report(folder: Path, subject: Subject, found: Sequence[Proof], seconds: float) -> Path:
-    """Writes verify.json, whole or not at all, and returns its path."""
+def write_report(
+    folder: Path, subject: Subject, found: Sequence[Proof], seconds: float, ended: str | None = None
+) -> tuple[Path, Path | None]:
+    """Writes verify.json, whole or not at all; an earlier one stays, as verify-1.json and so on.
+
+    Args:
+        ended: what kept the others from running (Ctrl-C, a signal); None: all have run.
+
+    Returns:
+        where it is, and where the earlier one is now.
+    """
     from dumbo.outputs.config_hash import config_hash
     from dumbo.outputs.secrets import masked
     from dumbo.outputs.surroundings import hardware, versions
 
     data = subject.data
+    failed = any(proof.passed is False for proof in found)
     facts = {
-        "passed": not any(proof.passed is False for proof in found),
-        "proofs": [{key: _finite(value) for key, value in asdict(proof).items()} for proof in found],
+        "passed": False if failed else None if ended is not None else True,  # null: not all of it is known
+        "ended": ended,
+        "proofs": [{"state": proof.state, **{key: _finite(value) for key, value in asdict(proof).items()}} for proof in found],
         "seconds": round(seconds, 1),
         "model": str(getattr(subject.plugins.model, "name", type(subject.plugins.model).__name__)),
         "patches": {**dict.fromkeys(subject.patches, "applied"), **subject.run.facts.get("patches", {})},
@@ -75,12 +79,10 @@ def write_report(folder: Path, subject: Subject, found: Sequence[Proof], seconds
         "versions": versions(),
         "hardware": hardware(),
         "when": now(),
-    }
-    file = folder / FILE
-    aside = folder / f".{FILE}.{os.getpid()}"
-    aside.write_text(json.dumps(facts, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    aside.replace(file)
-    return file
+    }  # fmt: skip
+    earlier = keep_earlier(folder / FILE)
+    write_whole(folder / FILE, json.dumps(facts, ensure_ascii=False, default=str) + "\n")
+    return folder / FILE, earlier
 
 
 def _finite(value: Any) -> Any:

@@ -5,33 +5,39 @@ gone on with, each part in a process of its own. `determinism.py` and `resumed.p
     process 1  k steps, then SIGUSR1: a checkpoint is saved, the run is left     (the folder INTERRUPTED)
     process 2  goes on from the checkpoint, to 2k steps                          (the same folder)
 
-A run's result is its rows of metrics.jsonl and, at the end, a digest of each tensor that trains and of the optimizer's
-state.
+and, where the machine does not compute the same bits twice (`noise.py`),
+
+    process 3  2k steps once more                                                (the folder AGAIN)
+    here       2k steps with another seed                                        (the folder OTHER)
+
+A run's result is its rows of metrics.jsonl and digests of what trains: as its first step begins, after k steps, at the end.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from transformers import TrainerCallback
 
 from dumbo.errors import Stopped, UserError
 from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
 from dumbo.trainer.saving import bytes_to_save
 from dumbo.verify.apart import apart
+from dumbo.verify.digests import Moments, digest
 from dumbo.verify.proof import DoesNotApplyError
 
 if TYPE_CHECKING:
+    from dumbo.batch import Batch
     from dumbo.prepare.store import PreparedSplits
     from dumbo.trainer.session import Session
     from dumbo.verify.subject import Subject
@@ -39,9 +45,7 @@ if TYPE_CHECKING:
 HALF = 2
 """k: steps before the stop."""
 DOCUMENTS = 12
-STRAIGHT, INTERRUPTED = "straight", "interrupted"
-SAMPLE = 1024
-"""So many numbers of a tensor are kept, where equal bits are not to be had."""
+STRAIGHT, INTERRUPTED, AGAIN, OTHER = "straight", "interrupted", "again", "other"
 PLAN = {
     "max_steps": 2 * HALF, "global_batch_size": 2, "micro_batch_size": 1, "log_every": 1, "eval_every": None, "save_every": None,
     "eval_at_start": False, "load_best_at_end": False, "num_samples": 0, "num_answers": 0, "max_time": None,
@@ -60,30 +64,52 @@ def straight(subject: Subject) -> dict[str, Any]:
     return found
 
 
-def first_half(subject: Subject) -> list[Row]:
-    """Rows of the run that is stopped after k steps, from a process of its own; made once."""
+def first_half(subject: Subject) -> dict[str, Any]:
+    """The run that is stopped after k steps, from a process of its own; made once."""
     if INTERRUPTED not in subject.shared:
         straight(subject)
-        subject.shared[INTERRUPTED] = apart(subject, INTERRUPTED, "interrupted")["rows"]
-    rows: list[Row] = subject.shared[INTERRUPTED]
-    return rows
+        subject.shared[INTERRUPTED] = apart(subject, INTERRUPTED, "interrupted")
+    found: dict[str, Any] = subject.shared[INTERRUPTED]
+    return found
 
 
 def second_half(subject: Subject) -> dict[str, Any]:
-    """Goes on with it in another process; rows of the steps after the stop, and the digest at the end."""
+    """Goes on with it in another process; rows of the steps after the stop."""
     first_half(subject)
     found = apart(subject, INTERRUPTED, "resumed")
     return {**found, "rows": [row for row in found["rows"] if row["step"] > HALF]}
 
 
+def again(subject: Subject) -> dict[str, Any]:
+    """The run without a stop once more, in a process of its own; made once."""
+    if AGAIN not in subject.shared:
+        subject.shared[AGAIN] = apart(subject, AGAIN, "again")
+    found: dict[str, Any] = subject.shared[AGAIN]
+    return found
+
+
+def other_seed(subject: Subject) -> dict[str, Any]:
+    """The run with another seed, in this process: what is random in it is another one."""
+    subject.release()
+    seed = int(getattr(subject.plugins.trainer, "seed", 0)) + 1
+    trainer = replace(subject.plugins.trainer, seed=seed)
+    plugins, subject.plugins = subject.plugins, replace(subject.plugins, trainer=trainer)
+    try:
+        return _trained(subject, subject.scratch / OTHER)
+    finally:
+        subject.plugins = plugins
+
+
 def interrupted_task(subject: Subject, folder: Path) -> dict[str, Any]:
     """In a fresh process: k steps, then the signal that SLURM sends before it takes a machine away."""
     run = _run(subject, folder / "run")
-    run.trackers.append(_StopAfter(HALF))
+    session = _session(subject, run)
+    session.callbacks = [_StopAfter(HALF)]
+    watch = _watched(session)
     try:
-        _session(subject, run).train()
+        session.train()
     except Stopped:
-        return {"rows": _rows(run)}
+        return {"rows": _rows(run), "half": watch().half}
     raise AssertionError("a signal did not stop the run")
 
 
@@ -92,27 +118,50 @@ def resumed_task(subject: Subject, folder: Path) -> dict[str, Any]:
     return _trained(subject, folder, resuming=True)
 
 
-class _StopAfter:
-    """A tracker that asks this process to stop so that step `last` is the last one.
+def again_task(subject: Subject, folder: Path) -> dict[str, Any]:
+    """In a fresh process: all steps, without a stop."""
+    return _trained(subject, folder)
 
-    A row is logged after its step; what is heard then is acted on at the end of the next one.
+
+class _StopAfter(TrainerCallback):
+    """Asks this process to stop while step `last` computes, so that it is the last one. A row would come too late for that:
+    on a GPU it is written one step late.
     """
 
     def __init__(self, last: int) -> None:
         self.last = last
 
-    def log(self, row: Row, step: int) -> None:
-        if step == self.last - 1:
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.last - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def _trained(subject: Subject, folder: Path, *, resuming: bool = False) -> dict[str, Any]:
     run = _run(subject, folder / "run", resuming=resuming)
     session = _session(subject, run)
+    watch = _watched(session, resuming=resuming)
     session.train()
-    found = {"rows": _rows(run), "state": digest(session)}
+    trainer: Any = session.trainer
+    found = {"rows": _rows(run), "first": watch().first, "half": watch().half, "end": digest(trainer)}
     shutil.rmtree(run.path, ignore_errors=True)
     return found
+
+
+def _watched(session: Session, *, resuming: bool = False) -> Callable[[], Moments]:
+    """Has digests taken on the way (the first of a run that is gone on with, else that after k steps), and returns what
+    gives them.
+    """
+    watches: list[Moments] = []
+    make = session.equipped
+
+    def equipped(batch: Batch) -> Any:
+        trainer = make(batch)
+        watches.append(Moments(trainer, first=resuming, half=None if resuming else HALF))
+        trainer.add_callback(watches[-1])
+        return trainer
+
+    session.equipped = equipped  # type: ignore[method-assign]
+    return lambda: watches[-1]
 
 
 def _run(subject: Subject, path: Path, *, resuming: bool = False) -> RunDir:
@@ -165,30 +214,3 @@ def _require_room(folder: Path, needed: float) -> None:
 def _rows(run: RunDir) -> list[Row]:
     keys = ("step", "loss", "grad_norm", "lr", "tokens")
     return [{key: row.get(key) for key in keys} for row in run.metrics() if "loss" in row]
-
-
-# ---- what a run leaves --------------------------------------------------------------------------------------------
-
-
-def digest(session: Session) -> dict[str, dict[str, Any]]:
-    """Name -> hash and some of the numbers of each tensor that trains, and of the optimizer's state of it."""
-    trainer: Any = session.trainer
-    found = {}
-    names = {}
-    for name, parameter in trainer.model.named_parameters():
-        if parameter.requires_grad:
-            names[id(parameter)] = name
-            found[name] = _digest(parameter.detach())
-    optimizer = trainer._plain_optimizer
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor):
-                found[f"{names.get(id(parameter), 'master')} ({key})"] = _digest(value.detach())
-    return found
-
-
-def _digest(tensor: torch.Tensor) -> dict[str, Any]:
-    flat = tensor.flatten()
-    sample = flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].float().cpu().tolist()
-    data = flat.cpu().contiguous().view(torch.uint8).numpy() if flat.numel() else np.zeros(0, np.uint8)
-    return {"hash": hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest(), "sample": sample}

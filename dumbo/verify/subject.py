@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dumbo.errors import ProofFailed
+from dumbo.errors import ProofFailed, UserError
 from dumbo.interfaces import BadRow, Row, RowBatches, Splits
 from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 FEW = 4
 """Documents that the proofs with a forward pass look at."""
+
+
+class RefusedError(UserError):
+    """What `train` would refuse when it loads or patches the model: there is nothing to be proven then."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +183,14 @@ class Subject:
 
         Args:
             patched: False: the same loader, dtype and seed, without any patch.
+
+        Raises:
+            RefusedError: `train` would refuse it.
         """
-        return patched_model(self.plugins, self.patches, self.tokenizer, apply=patched)
+        try:
+            return patched_model(self.plugins, self.patches, self.tokenizer, apply=patched)
+        except UserError as error:
+            raise RefusedError(str(error)) from error
 
     def trainer_of(self, model: PreTrainedModel, data: PreparedSplits | None = None, **options: Any) -> SftTrainer:
         """The trainer that would train this model, ready to.
@@ -210,6 +220,8 @@ class Subject:
         model = self.fresh_model()
         try:
             return self.trainer_of(model)
+        except UserError as error:
+            raise RefusedError(str(error)) from error
         except ProofFailed as error:
             self.not_isolated = str(error)
             return self.trainer_of(model, packing=False)
@@ -242,7 +254,7 @@ class Subject:
 
     def release(self) -> None:
         """Lets go of the shared model, before other processes take its place on the device; it is made again when asked for."""
-        if self.__dict__.pop("trainer", None) is not None:
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        self.__dict__.pop("trainer", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

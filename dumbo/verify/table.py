@@ -17,7 +17,8 @@ NAME = 22
 """Columns of a proof's name."""
 TEXT = 84
 """Columns of what was compared."""
-RESULTS = {True: "pass", False: "FAIL", None: "left out"}
+RESULTS = {"pass": "pass", "fail": "FAIL", "left out": "left out", "error": "ERROR"}
+"""By a proof's state."""
 
 
 class Table:
@@ -54,15 +55,22 @@ class Table:
             lines += textwrap.wrap(numbers, TEXT)
         for part in proof.detail.split("\n") if proof.detail else ():
             lines += textwrap.wrap(part, TEXT, subsequent_indent="  ") or [""]
-        self.console.row(RESULTS[proof.passed], "\n".join(_beside(proof.name, lines)))
+        self.console.row(RESULTS[proof.state], "\n".join(_beside(proof.name, lines)))
 
-    def closed(self, found: list[Proof], seconds: float, file: Path) -> None:
-        """How many held, in which time, and where it is written."""
-        counts = {result: sum(proof.passed is result for proof in found) for result in RESULTS}
-        failed = f", {counts[False]} FAILED" if counts[False] else ""
-        out = f", {counts[None]} left out" if counts[None] else ""
-        self.console.row("result", f"{counts[True]} of {len(found)} proofs hold{failed}{out}, in {seconds:.0f} s")
+    def stopped(self, found: list[Proof], file: Path) -> None:
+        """What ended it stands in the error; here what is known until then."""
+        held = sum(proof.state == "pass" for proof in found)
+        self.console.row("stopped", f"{held} of the {len(found)} proofs that were done hold")
         self.console.row("", short(file))
+
+    def closed(self, found: list[Proof], seconds: float, file: Path, earlier: Path | None) -> None:
+        """How many held, in which time, and where it is written."""
+        counts = {state: sum(proof.state == state for proof in found) for state in RESULTS}
+        said = {"fail": "FAILED", "error": "ended by an error", "left out": "left out"}
+        besides = "".join(f", {counts[state]} {words}" for state, words in said.items() if counts[state])
+        self.console.row("result", f"{counts['pass']} of {len(found)} proofs hold{besides}, in {seconds:.0f} s")
+        before = f"\nthe one before it is {short(earlier)} now" if earlier is not None else ""
+        self.console.row("", short(file) + before)
 
 
 def numbers_of(proof: Proof) -> str:

@@ -39,7 +39,8 @@ def tokenisation(subject: Subject) -> list[Proof]:
 def _saved(subject: Subject, whole: list[tuple[int, Row]]) -> Proof:
     folder = subject.scratch / "tokenizer"
     save_tokenizer(subject.tokenizer, folder)
-    loaded: Any = AutoTokenizer.from_pretrained(folder)
+    trusts_code = bool(getattr(subject.plugins.model, "trust_remote_code", False))  # as typed for the model
+    loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts_code)
     store = subject.data.train.store
     fault = None
     if loaded.chat_template != subject.tokenizer.chat_template:

@@ -16,9 +16,10 @@ import torch
 from torch.func import functional_call
 
 from dumbo.errors import ProofFailed
-from dumbo.interfaces import IGNORE, Stage
+from dumbo.interfaces import Stage
 from dumbo.model.dtype import resolved_precision
 from dumbo.outputs.halvings import fitting
+from dumbo.verify.rounding import error_of_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from dumbo.prepare.store import PreparedSplits, Store
 
 Examples = list["NDArray[np.int64]"]
+Document = tuple["NDArray[np.int64]", "NDArray[np.bool_]"]
+"""Ids (T,) and which tokens are trained (T,); the first token of a document never is."""
 
 MOST_DOCUMENTS = 32
 MOST_TOKENS = 16_384
@@ -45,6 +48,7 @@ class Unpatched:
         examples: documents of the first batch, by example.
         loss: mean over their trained tokens, in nats; None: there is nothing to compare with.
         why_not: why there is none.
+        error: standard error of that mean from rounding, in nats (`rounding.py`); None: float32, or not known.
         trains: names of the parameters that are to train; patches of stage ADAPTER choose others.
     """
 
@@ -54,6 +58,7 @@ class Unpatched:
     run: RunDir
     examples: Examples = field(default_factory=list)
     loss: float | None = None
+    error: float | None = None
     why_not: str | None = None
     trains: set[str] = field(default_factory=set)
 
@@ -100,8 +105,10 @@ class Unpatched:
         documents = np.concatenate(self.examples)
         pairs = [(store.ids(document), store.trained(document)) for document in documents.tolist()]
         bf16 = resolved_precision(getattr(trainer, "precision", "auto")) == "bf16"
+        placed, smoothing = OnDevice(model), smoothing_of(trainer)
         with torch.no_grad():
-            total = sum_of_losses(OnDevice(model), pairs, bf16=bf16, smoothing=smoothing_of(trainer))
+            total = sum_of_losses(placed, pairs, bf16=bf16, smoothing=smoothing)
+        self.error = error_of_mean(placed, pairs, smoothing) if bf16 else None
         return float(total) / store.trained_tokens(documents)
 
 
@@ -140,7 +147,7 @@ def few(examples: Sequence[NDArray[np.int64]], store: Store, model: Any) -> Exam
 
 def sum_of_losses(
     model: OnDevice,
-    documents: Iterable[tuple[NDArray[np.int64], NDArray[np.bool_]]],
+    documents: Iterable[Document],
     *,
     bf16: bool,
     smoothing: float = 0.0,
@@ -149,22 +156,14 @@ def sum_of_losses(
     """The sum of the trained tokens' losses, document by document.
 
     Args:
-        documents: ids (T,) and which tokens are trained (T,); the first token of a document never is.
+        documents: one after another.
         bf16: in the arithmetic of training under bf16.
         smoothing: share of each target that is spread over the whole vocabulary.
         each: is given each document's loss, for its gradient.
     """
-    device = model.device
     total = torch.zeros((), dtype=torch.float64)
     for ids, trained in documents:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits = model(torch.from_numpy(ids)[None].to(device)).logits[0, :-1]
-        targets = torch.from_numpy(np.where(trained, ids, IGNORE)[1:]).to(device)
-        loss = torch.zeros((), device=device)
-        for part, wanted in zip(logits.split(AT_ONCE), targets.split(AT_ONCE), strict=True):
-            loss = loss + torch.nn.functional.cross_entropy(
-                part.float(), wanted, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing
-            )
+        loss = model.losses(ids, trained, bf16=bf16, smoothing=smoothing).sum()
         if each is not None and loss.requires_grad:
             each(loss)
         total += loss.detach().cpu()
@@ -185,6 +184,22 @@ class OnDevice:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         moves = any(tensor.device != self.device for tensor in tensors.values())
         self.tensors = {name: tensor.detach().to(self.device) for name, tensor in tensors.items()} if moves else None
+
+    def losses(
+        self, ids: NDArray[np.int64], trained: NDArray[np.bool_], *, bf16: bool, smoothing: float = 0.0
+    ) -> torch.Tensor:
+        """(N,) of a document's trained tokens; the arguments as in `sum_of_losses`."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = self(torch.from_numpy(ids)[None].to(self.device)).logits[0, :-1]
+        places = torch.from_numpy(np.flatnonzero(trained[1:])).to(self.device)
+        targets = torch.from_numpy(ids[1:]).to(self.device)
+        parts = [
+            torch.nn.functional.cross_entropy(
+                logits[some].float(), targets[some], reduction="none", label_smoothing=smoothing
+            )
+            for some in places.split(AT_ONCE)
+        ]
+        return torch.cat(parts)
 
     def __call__(self, ids: torch.Tensor) -> Any:
         """What the model says to ids (1, T)."""

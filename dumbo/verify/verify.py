@@ -2,7 +2,8 @@
 
 check -> the experiment as it would train, on a sample (`subject.py`) -> one proof after another -> table, verify.json
 
-A proof that fails ends the command with exit code 4, after the others have run.
+A proof that fails, or that an error ends, makes exit code 4 after the others have run. What stops all of them (Ctrl-C, a
+signal, what `train` would refuse) leaves what was proven until then in verify.json.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import io
 import json
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dumbo
-from dumbo.errors import ProofFailed, UserError
+from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
 from dumbo.launch.single import one_process
 from dumbo.launch.world import asked_by_environment
 from dumbo.outputs.console import Console
@@ -64,9 +66,9 @@ def verify(plugins: Plugins, composed: Composed, command: Command) -> int:
 
     Raises:
         UserError: what `train` would refuse; `verify.only` names no proof.
-        ProofFailed: at least one proof does not hold.
+        ProofFailed: at least one proof does not hold, or was ended by an error.
     """
-    from dumbo.verify.report import report_folder, write_report
+    from dumbo.verify.report import LOG, report_folder, write_report
     from dumbo.verify.table import Table
 
     if asked_by_environment():
@@ -83,9 +85,18 @@ def verify(plugins: Plugins, composed: Composed, command: Command) -> int:
         subject = subject_of(plugins, scratch, composed, command)
         table = Table(console)
         table.opened(subject)
-        found = prove(subject, chosen, table)
-        file = write_report(folder, subject, found, time.time() - began)
-    table.closed(found, time.time() - began, file)
+        found: list[Proof] = []
+        try:
+            prove(subject, chosen, table, folder / LOG, found)
+        except BaseException as end:
+            if found:
+                file, _ = write_report(
+                    folder, subject, found, time.time() - began, ended=f"{type(end).__name__}: {end}"
+                )
+                table.stopped(found, file)
+            raise
+        file, earlier = write_report(folder, subject, found, time.time() - began)
+    table.closed(found, time.time() - began, file, earlier)
     if not text:
         from dumbo.preview import json_line
 
@@ -121,26 +132,44 @@ def subject_of(
     return subject
 
 
-def prove(subject: Subject, chosen: Mapping[str, ProofFunction], table: Table | None = None) -> list[Proof]:
-    """Runs the proofs in order; one that fails keeps none of the others from running.
+def prove(
+    subject: Subject,
+    chosen: Mapping[str, ProofFunction],
+    table: Table | None = None,
+    log: Path | None = None,
+    found: list[Proof] | None = None,
+) -> list[Proof]:
+    """Runs the proofs in order; one that fails, or that an error ends, keeps none of the others from running.
 
     Args:
         table: told of each as it is done.
+        log: a file for the tracebacks of errors.
+        found: a list to be filled, for those who want what there is when this is stopped.
+
+    Raises:
+        RefusedError: `train` would refuse this experiment, so that nothing is left to prove.
     """
     from dumbo.verify.proof import DoesNotApplyError, Proof, exact
+    from dumbo.verify.subject import RefusedError
 
-    found: list[Proof] = []
+    found = [] if found is None else found
     for name, function in chosen.items():
         if table is not None:
             table.begins(name)
         try:
             result = function(subject)
+        except (RefusedError, Stopped):
+            raise
         except ProofFailed as error:
             result = exact(name, "", str(error))
         except DoesNotApplyError as reason:
             result = Proof(
                 name=name, compared="", difference=None, tolerance=None, source="", passed=None, detail=str(reason)
             )
+        except Exception as error:  # of this proof alone: it does not hold, and the others are proven all the same
+            result = _ended(name, error, log)
+        if isinstance(result, Proof) and result.error is not None:
+            subject.release()  # what it left of the model, and of its memory
         several = [result] if isinstance(result, Proof) else list(result)
         for proof in several:
             if table is not None:
@@ -149,9 +178,24 @@ def prove(subject: Subject, chosen: Mapping[str, ProofFunction], table: Table | 
     return found
 
 
+def _ended(name: str, error: Exception, log: Path | None) -> Proof:
+    """A proof that an error has ended."""
+    from dumbo.verify.proof import Proof
+
+    kind = type(error).__name__
+    said = str(error) if isinstance(error, UserError | RunFailed) else f"{kind}: {error}".rstrip(": ")
+    if log is not None:
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:  # a full disk must not hide what it was
+            file.write(f"{time.strftime('%H:%M:%S')} proof: {name}\n{traceback.format_exc()}\n")
+        said += f"\nNothing is proven of {name}. The traceback is in {log.name}."
+    return Proof(
+        name=name, compared="", difference=None, tolerance=None, source="", passed=False, detail=said, error=kind
+    )
+
+
 def require_all(found: list[Proof]) -> None:
     """Raises ProofFailed, naming each proof that does not hold."""
-    failed = [proof.name for proof in found if proof.passed is False]
+    failed = [proof.name + " (an error)" * (proof.error is not None) for proof in found if proof.passed is False]
     if failed:
         raise ProofFailed(
             f"{len(failed)} of {len(found)} proofs do not hold: {', '.join(failed)}. Do not train on this."

@@ -324,8 +324,8 @@ def test_doctor_names_the_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["patch=[liger,lora,gradient_checkpointing]"],
-        ["patch=[liger]", "trainer.precision=fp32"],
+        ["patch=[liger,lora,gradient_checkpointing]", "performance=off"],
+        ["patch=[liger]", "trainer.precision=fp32", "performance=off"],
         ["patch=[compile,chunked_loss]"],
         ["patch=[compile,lora]"],
     ],

@@ -69,7 +69,8 @@ def test_it_goes_on_in_less_memory(tmp_path: Path, patches: str, words: list[str
     tolerance = 1e-2 if "trainer.precision=bf16" in words else 1e-4
     small = run(tmp_path / "small", 8, *words, "patch.narrow.rows=1000000")
     peak = max(row["peak_memory_gib"] for row in rows(tmp_path / "small") if "loss" in row)
-    most = round(1024 * 2 * peak) + 64  # a micro batch of 8 fits, one of 64 does not
+    graphs = "trainer.cuda_graphs=true" in words  # their pool holds a pass beside the passes as written
+    most = round(1024 * (3 if graphs else 2) * peak) + 64  # a micro batch of 8 fits, one of 64 does not
     found = run(tmp_path / "run", 64, *words, f"patch.narrow.gpu_mib={most}")
     halved = found["memory_halvings"]
     assert (halved[0]["step"], halved[0]["from"], halved[0]["to"]) == (1, 64, 32)

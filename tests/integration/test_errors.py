@@ -231,7 +231,7 @@ WORDS = [
     case("audit", "'audit' has keys of its own: audit.KEY=VALUE"),
     case("--lr=3", "unrecognized arguments: --lr=3", "dumbo --help"),
     case("--config-dir=nowhere", "there is no folder 'nowhere'"),
-    case("--info trianer", "there is no group 'trianer'. Did you mean 'trainer'?"),
+    case("--info trianer", "there is no group or verb 'trianer'. Did you mean 'trainer'?"),
     case("preview -m trainer.seed=1,2", "cannot sweep over preview"),
     case("chat run=last chat.prompt=hello", "there is no run below outputs/", "run=FOLDER"),
     case("chat run=nowhere chat.prompt=hello", "'nowhere' is not a run's folder"),

@@ -79,6 +79,28 @@ def test_a_run_has_the_loss_and_exact_match_that_its_training_ended_with(word, r
     assert f"{run}/evaluation.json" in out
 
 
+def test_last_is_looked_up_once_and_the_runs_page_is_renewed(evaluate, place, monkeypatch):
+    """A run that starts meanwhile would be another last one; the page would tell of no evaluation."""
+    from dumbo import repeat
+    from dumbo.evaluate import place as places
+    from dumbo.outputs import runs
+
+    asked = []
+
+    def find(*words):
+        asked.append(words[0])
+        return runs.find_run(*words)
+
+    monkeypatch.setattr(repeat, "find_run", find)
+    monkeypatch.setattr(places, "find_run", find)
+    page = place / "outputs/day/full/report.html"
+    page.write_text("old")
+    code, _, err = evaluate("run=last", "dataset.eval_limit=5", "evaluate.num_answers=2")
+    assert (code, err) == (0, "")
+    assert asked.count("last") == 1
+    assert '<a href="#evaluation">Evaluation</a>' in page.read_text()
+
+
 def test_what_is_typed_goes_on_top(evaluate, place):
     code, out, _ = evaluate("run=adapter", "dataset.eval_limit=7", "evaluate.num_answers=3", "evaluate.format=json")
     assert code == 0

@@ -13,6 +13,7 @@ import torch
 from proving import SMALL
 
 from dumbo.cli import main
+from dumbo.errors import UserError
 from dumbo.verify.proof import Proof, measured, tolerance_for
 from dumbo.verify.report import _finite
 from dumbo.verify.table import numbers_of
@@ -89,10 +90,14 @@ def test_a_proven_folder_can_be_trained_in() -> None:
 
     folder = Path("run")
     folder.mkdir()
-    (folder / "verify.json").write_text("{}")
+    for name in ("verify.json", "verify-1.json", "verify.log", "plan.json"):
+        (folder / name).write_text("{}")
     options = type("Options", (), {"run_dir": "run", "resume": None})()
     plugins: Any = type("Plugins", (), {"options": options})()
     assert _folder(plugins, {}, "name") == (folder, False)
+    (folder / "thesis.json").write_text("{}")
+    with pytest.raises(UserError, match="not empty"):
+        _folder(plugins, {}, "name")
 
 
 @pytest.mark.full

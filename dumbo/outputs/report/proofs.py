@@ -36,6 +36,8 @@ def _verified(told: Facts) -> Table:
     """verify.json: compared, measured, allowed, and where the tolerance comes from."""
     passed = told.get("passed")
     outcome = {True: "all hold", False: "not all hold"}.get(passed, "") if isinstance(passed, bool) else ""
+    if ended := told.text("ended"):
+        outcome = f"stopped ({ended})"
     caption = f"dumbo verify: {outcome}" if outcome else "dumbo verify"
     found = [_proof(Facts(one)) for one in told.list("proofs")[:MOST_ROWS] if isinstance(one, dict)]
     return Table(
@@ -46,6 +48,8 @@ def _verified(told: Facts) -> Table:
 def _proof(one: Facts) -> Row:
     passed = one.get("passed")
     state, outcome = {True: ("good", "holds"), False: ("bad", "fails")}.get(passed if isinstance(passed, bool) else None, ("", "left out"))  # type: ignore[arg-type]  # fmt: skip
+    if one.text("error") is not None:
+        outcome = "ended by an error"
     said = [text for text in (one.text("compared"), one.text("detail")) if text]
     return Row((plain(one.get("name")), outcome, plain("; ".join(said)), _number(one.get("difference")),
                 _number(one.get("tolerance")), plain(one.get("source"))), state)  # fmt: skip

@@ -198,3 +198,27 @@ def test_a_data_file_or_an_experiment_is_known_by_its_ending(tmp_path) -> None:
         assert (command.data or command.file) == tmp_path / name
     with pytest.raises(UserError, match="is neither a verb"):
         parse(["a.docx"])
+
+
+# ---- options of verbs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topic", [*VERBS, "audit"])
+def test_info_of_a_verb_has_every_option_with_its_default_and_what_it_does(cli, topic: str) -> None:
+    said = cli("--info", topic)
+    assert (said.code, said.err) == (0, "")
+    assert max(map(len, said.out.splitlines())) <= 140
+    composed = yaml.safe_load(cli("--cfg", "job").out)
+    for key, value in composed.get(topic, {}).items():
+        line = said.out.partition(f"\n  {topic}.{key}: ")[2]
+        assert line, f"{topic}.{key}"
+        assert yaml.safe_load(line.partition("  ")[0].partition("\n")[0]) == value
+        words = line.partition("  ")[2].split()
+        assert len(words) > 1, f"{topic}.{key} is not explained"
+
+
+def test_info_of_a_verb_names_what_it_reads_of_the_top_level(cli) -> None:
+    assert "\n  run: null " in cli("--info", "report").out
+    assert "\n  resume: null " in cli("--info", "train").out
+    assert "\n  run: null " not in cli("--info", "train").out
+    assert "Did you mean 'verify'?" in cli("--info", "verfy").err

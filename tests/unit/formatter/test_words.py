@@ -9,7 +9,8 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from dumbo.formatter.encode import Rendered, encode
-from dumbo.formatter.words import STEADY, Words
+from dumbo.formatter.word_patterns import STEADY
+from dumbo.formatter.words import Words
 
 REAL = ("smollm", "qwen3", "llama3")
 AROUND = ("a{0}b", " {0} ", "1{0}2", "'{0}", "{0}'S", "  {0}", "{0}  \n", "\n{0}{0}", "{0} 7", "{0}\t x", "It's {0}'ll")

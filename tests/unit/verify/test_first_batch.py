@@ -23,6 +23,7 @@ WORDS = [
     *SMALL, "run_dir=run", "trainer.max_steps=1", "trainer.num_samples=0", "trainer.num_answers=0", "trainer.eval_at_start=false",
     "dataset.limit=64",
 ]  # fmt: skip
+BF16 = ["trainer.precision=bf16"]
 BY_PATCH: list[tuple[str, list[str], str]] = [
     ("adapter_not_zero", ["patch=[lora,planted]"], "The first batch's loss is "),
     (
@@ -39,6 +40,8 @@ BY_PATCH: list[tuple[str, list[str], str]] = [
     ("gradient_not_finite", ["patch=[planted]"], "Gradients of the first batch are not finite: "),
     ("gradient_zero", ["patch=[lora,planted]"], "would not learn"),
     ("weights_rounded", ["patch=[planted]"], "The first batch's loss is "),
+    ("adapter_not_zero", ["patch=[lora,planted]", *BF16], "off from float32"),
+    ("loss_off_by_a_percent", ["patch=[planted]", *BF16], "off from float32"),
 ]
 OFTEN = 2
 
@@ -64,7 +67,10 @@ def facts() -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("bug", "words", "said"),
-    [pytest.param(*case, id=case[0], marks=[] if n < OFTEN else pytest.mark.full) for n, case in enumerate(BY_PATCH)],
+    [
+        pytest.param(*case, id=f"{case[0]}-{len(case[1])}", marks=[] if n < OFTEN else pytest.mark.full)
+        for n, case in enumerate(BY_PATCH)
+    ],
 )
 def test_a_patch_that_changes_what_it_must_not(bug: str, words: list[str], said: str, train: Any) -> None:
     code, shown = train(f"--config-dir={PLANTED}", *words, f"patch.planted.bug={bug}")
@@ -103,6 +109,8 @@ def test_no_proofs_no_cost(train: Any) -> None:
         ["patch=[chunked_loss]", "trainer.packing=false"],
         ["trainer.extra.label_smoothing_factor=0.1"],
         ["trainer.precision=bf16", "patch=[lora]"],
+        ["trainer.precision=bf16", "patch=[chunked_loss]", "trainer.packing=false"],
+        ["trainer.precision=bf16", "trainer.extra.label_smoothing_factor=0.1"],
     ],
     ids=lambda words: words[-1],
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,19 @@ def _masked(change: Callable[[Any, Any], Any]) -> Plant:
     """The mask as the formatter makes it, changed."""
 
     def plant(monkeypatch: pytest.MonkeyPatch) -> None:
-        from dumbo.formatter import conversation
+        from dumbo.formatter import examples
 
-        right = conversation.trained_mask
+        right = examples.marks
 
-        def wrong(encoded: Any, row: Any) -> Any:
-            mask = change(encoded, right(encoded, row).copy())
-            mask[0] = False
-            return mask
+        def wrong(encodings: Any, rows: Any) -> Any:
+            marked = right(encodings, rows)
+            masks = np.split(marked.trained, np.cumsum([len(encoded.ids) for encoded in encodings])[:-1])
+            changed = [change(encoded, mask.copy()) for encoded, mask in zip(encodings, masks, strict=True)]
+            for mask in changed:
+                mask[0] = False
+            return replace(marked, trained=np.concatenate(changed))
 
-        monkeypatch.setattr(conversation, "trained_mask", wrong)
+        monkeypatch.setattr(examples, "marks", wrong)
 
     return plant
 
@@ -124,11 +128,11 @@ def something_joins_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bos_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for SmolLM2, whose bos opens every turn: a tokenizer that puts another one before the rendering."""
-    from dumbo.formatter import conversation
+    from dumbo.formatter import examples
     from dumbo.formatter.encode import Encoded
     from dumbo.model.tiny import Tiny
 
-    load, right = Tiny.load_tokenizer, conversation.encode
+    load, right = Tiny.load_tokenizer, examples.encode
 
     def with_bos(self: Tiny) -> Any:
         tokenizer = load(self)
@@ -144,7 +148,7 @@ def bos_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(Tiny, "load_tokenizer", with_bos)
-    monkeypatch.setattr(conversation, "encode", wrong)
+    monkeypatch.setattr(examples, "encode", wrong)
 
 
 def _saved(change: Callable[[Path], None]) -> Plant:
