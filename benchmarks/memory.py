@@ -27,6 +27,7 @@ VARIANTS: dict[str, list[str]] = {
     "chunked": ["chunked_loss"],
     "compiled": ["compile"],
     "both": ["compile", "chunked_loss"],
+    "fast": ["compile", "chunked_loss", "fused_lora"],
     "padded": [],
 }
 """Name -> patches beside LoRA's."""
@@ -53,7 +54,7 @@ def _longest(shape: str, asked: argparse.Namespace) -> int:
 
 def predicted(words: list[str]) -> dict[str, Any]:
     """What `dumbo plan` says of the memory."""
-    command = [sys.executable, "-m", "dumbo", "plan", "plan.format=json", *words]
+    command = [sys.executable, "-m", "dumbo", "plan", "plan.format=json", "plan.measure=false", *words]
     done = subprocess.run(command, check=False, text=True, capture_output=True)
     if not done.stdout.strip():
         raise RuntimeError(f"exit code {done.returncode}: {' '.join(command)}\n{done.stderr[-3000:]}")

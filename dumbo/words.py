@@ -17,7 +17,7 @@ VERBS = {
     "train": "prepare the data, train, evaluate, save (the default)",
     "preview": "examples as coloured tokens (trained / not trained), then the audit of the whole data set",
     "verify": "proofs on this model and a sample of this data, each with its numbers; exit 4 when one fails",
-    "plan": "what a run will cost: memory by part, batch, steps, disk, time. Loads no weights",
+    "plan": "what a run will cost: memory by part, batch, steps, disk, time; on a GPU, what fits",
     "evaluate": "held-out loss, exact match and tasks of a run, or of any model: dumbo evaluate run=last",
     "chat": 'talk to a run\'s model: dumbo chat run=last; one answer: chat.prompt="…"',
     "export": "a run's model as a plain Hugging Face folder, proven the same: dumbo export run=last export.to=FOLDER",

@@ -35,6 +35,27 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [["performance=off"], ["patch=[lora]", "trainer.precision=bf16", "performance=auto"]],
+    ids=["full", "lora, all that is fast"],
+)
+def test_a_plan_measures(tmp_path: Path, words: list[str]) -> None:
+    """The micro batch of the config beside its prediction, and larger ones up to the global batch, all of which fit here."""
+    common = [word for word in WORDS if word != "performance=off"]
+    command = [sys.executable, "-m", "dumbo", "plan", *common, "trainer.micro_batch_size=16", "launch=single", *words]
+    command += [f"run_dir={tmp_path / 'run'}", "plan.format=json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    memory = json.loads((tmp_path / "run" / "plan.json").read_text())["memory"]
+    found = memory["measured"]
+    assert next(iter(found["tried"])) == "16"
+    assert found["largest"] == 128
+    assert found["tried"]["128"] > 2 * found["tried"]["16"]
+    assert found["peak"] == found["tried"]["16"] < found["limit"]
+    assert memory["peak"] / found["peak"] == pytest.approx(1, abs=0.25), "of a tiny model, whose parts are small"
+
+
+@pytest.mark.parametrize(
     ("patches", "words"),
     [
         ("narrow", ["launch=single", "trainer.precision=fp32"]),
