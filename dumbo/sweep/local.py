@@ -30,20 +30,12 @@ from dumbo.outputs.surroundings import git_state, versions
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
-from dumbo.sweep.folder import (
-    SweepLock,
-    base_differences,
-    is_of_the_jobs,
-    read_sweep,
-    refuse_a_run,
-    write_facts,
-    write_sweep,
-)
+from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
 from dumbo.sweep.heard import Heard
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
-from dumbo.sweep.rows import assigned, begun_anew, measured_by, settle
+from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import go_on, say_begin, say_end, say_stopped
@@ -126,7 +118,6 @@ class Sweep:
         if self.launcher not in OURS:
             return
         self._slots()  # a machine that has not what is asked for, before anything is written
-        refuse_a_run(self.folder)
         self._lock = SweepLock(self.folder)
         self._lock.take(lambda text: self.console.row("waiting", text))
         self.ledger = Ledger.open(self.folder)
@@ -136,7 +127,6 @@ class Sweep:
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
         if self._changed and not self.options.force:
             raise UserError(self._another_base())
-        measured_by(self.ledger, self.options.metric)
 
     def _launcher(self, cfg: DictConfig) -> str:
         chosen = str(cfg.hydra.runtime.choices["hydra/launcher"])
