@@ -138,7 +138,7 @@ def _run_verb(command: Command, composed: Any) -> int:
     if command.verb == "report":
         from dumbo.outputs.report.verb import report
 
-        return report(plugins.options, plugins.report)
+        return report(plugins.options, plugins.report, command.paths)
     if command.verb == "doctor":
         from dumbo.doctor import doctor
 

@@ -1,6 +1,7 @@
 """The typed words -> verb, file, flags, overrides. Pure: nothing is composed or imported here.
 
-dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview, verify, plan)
+dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview, verify, plan);
+dumbo report FOLDER … [overrides]
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Command:
         config_dirs: folders given as --config-dir, absolute.
         file: an experiment's YAML file given as first word, or behind train, preview or verify.
         data: a data file given as first word (`dumbo DATA.jsonl`).
+        paths: folders of runs or of a sweep given behind `report`.
         multirun: -m.
         flags: Hydra's own flags to pass on (--cfg job, --resolve, …).
         info: the argument of --info.
@@ -40,6 +42,7 @@ class Command:
     config_dirs: tuple[Path, ...] = ()
     file: Path | None = None
     data: Path | None = None
+    paths: tuple[str, ...] = ()
     multirun: bool = False
     flags: tuple[str, ...] = ()
     info: str | None = None
@@ -86,6 +89,8 @@ def parse(argv: Sequence[str]) -> Command:
         and words[0].endswith((".yaml", ".yml"))
     ):
         file = _existing(words.pop(0))
+    paths = tuple(word for word in words if is_bare(word)) if verb == "report" else ()
+    words = [word for word in words if word not in paths]
     refuse_stray(words, verb)
     return Command(
         verb=verb,
@@ -93,6 +98,7 @@ def parse(argv: Sequence[str]) -> Command:
         config_dirs=tuple(_existing_folder(folder) for folder in args.config_dir),
         file=file,
         data=data,
+        paths=paths,
         multirun=args.multirun,
         flags=_hydra_flags(args),
         info=args.info,
