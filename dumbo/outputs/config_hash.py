@@ -9,7 +9,7 @@ from dumbo.cache import key_of
 
 NOT_NUMBERS = (
     "run_dir", "sweep_dir", "resume", "repeat", "run", "launch", "tracker",
-    "verify", "audit", "preview", "plan", "evaluate", "chat", "export", "report", "doctor",
+    "verify", "audit", "preview", "plan", "evaluate", "chat", "export", "report", "doctor", "sweep",
     "trainer.log_every", "trainer.save_every", "trainer.save_total_limit", "trainer.max_time", "trainer.max_bad_steps",
     "trainer.prefetch", "trainer.cuda_graphs", "trainer.async_save",
 )  # fmt: skip
