@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from dumbo.outputs.report.reading import Facts, as_number, end_of, json_object
 from dumbo.outputs.report.several.jobs import Job, Several, job_of, less_is_better
 from dumbo.outputs.report.several.places import runs_within
+from dumbo.sweep.ledger import Ledger, Row
 
 LAST_LINES = 12
 LOG_END = 16 * 2**10
@@ -22,12 +20,14 @@ def sweep_of(folder: Path, metric: str | None, direction: str | None) -> Several
 
     Args:
         metric, direction: what to compare by; None: as the sweep says.
+
+    Raises:
+        UserError: the ledger is not what a sweep writes.
     """
     faults: list[str] = []
     told, fault = json_object(folder / "sweep.json")
     faults += [fault] if fault else []
-    rows = ledger_rows(folder / "ledger.jsonl", faults)
-    jobs = [_ledger_job(folder, row, faults) for row in rows]
+    jobs = [_ledger_job(folder, row, faults) for row in Ledger.open(folder)]
     known = {job.path for job in jobs}
     jobs += [job_of(path, str(path.relative_to(folder)), faults) for path in runs_within(folder) if path not in known]
     jobs = [job if job.error or job.state in ("done", "running", "waiting") else replace(job, error=last_lines(folder, job))
@@ -39,30 +39,11 @@ def sweep_of(folder: Path, metric: str | None, direction: str | None) -> Several
     return Several(folder.name, folder, jobs, chosen, minimize, True, told, swept, faults)
 
 
-def ledger_rows(file: Path, faults: list[str]) -> list[Mapping[str, Any]]:
-    """One row a job, the later line of a number for the earlier; a torn last line is no row."""
-    found: dict[Any, Mapping[str, Any]] = {}
-    if not file.is_file():
-        return []
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                if line.endswith(b"\n"):
-                    faults.append(f"{file.name}, line {number:,} is no JSON and is left out")
-                continue
-            if isinstance(row, dict) and isinstance(row.get("number"), int):
-                found[row["number"]] = row
-    return [found[number] for number in sorted(found)]
-
-
-def _ledger_job(folder: Path, row: Mapping[str, Any], faults: list[str]) -> Job:
-    told = Facts(row)
+def _ledger_job(folder: Path, row: Row, faults: list[str]) -> Job:
+    told = Facts(asdict(row))
     name = told.text("name") or f"job {told.get('number')}"
     path = folder / name
-    inside = path.resolve().is_relative_to(folder.resolve())
-    job = job_of(path, name, faults) if inside and path.is_dir() else Job(name, None, "waiting")
+    job = job_of(path, name, faults) if _is_inside(path, folder) and path.is_dir() else Job(name, None, "waiting")
     seconds = as_number(told.get("seconds"))
     return replace(
         job,
@@ -73,6 +54,11 @@ def _ledger_job(folder: Path, row: Mapping[str, Any], faults: list[str]) -> Job:
         error=told.text("error") or ("" if told.get("state") == "done" else job.error),
         row=told,
     )
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """A ledger from somewhere else must not make the page show files of this machine."""
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def result_of(job: Job, metric: str, *, own: bool) -> float | None:
@@ -90,5 +76,7 @@ def usual_metric(jobs: list[Job]) -> str:
 
 def last_lines(folder: Path, job: Job) -> str:
     """What a job printed last (its log beside its folder)."""
+    if not _is_inside(folder / f"{job.name}.log", folder):
+        return ""
     lines = [line for line in end_of(folder / f"{job.name}.log", LOG_END).splitlines() if line.strip()]
     return "\n".join(lines[-LAST_LINES:])
