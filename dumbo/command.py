@@ -20,6 +20,23 @@ from dumbo.words import VERBS, is_bare, is_data, refuse_stray, unknown_word
 
 
 @dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """A run to do again.
+
+    Attributes:
+        run: its folder.
+        words: its own words, those without values that were not written down.
+        file: its experiment's YAML file.
+        own: the words typed now.
+    """
+
+    run: Path
+    words: tuple[str, ...]
+    file: Path | None
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """What was typed, sorted.
 
@@ -34,6 +51,7 @@ class Command:
         flags: Hydra's own flags to pass on (--cfg job, --resolve, …).
         info: the argument of --info.
         help, version: whether asked for.
+        repeats: the run that `repeat=` names, and what was typed besides (repeat.py).
         typed: the words themselves, paths made absolute: enough to type it again elsewhere.
     """
 
@@ -48,6 +66,7 @@ class Command:
     info: str | None = None
     help: bool = False
     version: bool = False
+    repeats: Repeated | None = None
 
     @property
     def typed(self) -> list[str]:
