@@ -108,7 +108,7 @@ def parse(argv: Sequence[str]) -> Command:
         and words[0].endswith((".yaml", ".yml"))
     ):
         file = _existing(words.pop(0))
-    paths = tuple(word for word in words if is_bare(word)) if verb == "report" else ()
+    paths = tuple(word for word in words if is_bare(word) or _is_run(word)) if verb == "report" else ()
     words = [word for word in words if word not in paths]
     refuse_stray(words, verb)
     return Command(
@@ -153,6 +153,11 @@ def _hydra_flags(args: argparse.Namespace) -> tuple[str, ...]:
     if args.shell_completion:
         flags.append("--shell-completion")
     return tuple(flags)
+
+
+def _is_run(word: str) -> bool:
+    """Whether a word with a `=` in it is the folder of a sweep's job (`000-lr=1e-4-3f9c`), and no override."""
+    return (Path(word).expanduser() / "run.json").is_file()
 
 
 def _existing(word: str) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dumbo.outputs.report.several.jobs import Job, Several
-from dumbo.outputs.report.several.varied import ABSENT, PLACES, shown, value_of
+from dumbo.outputs.report.several.varied import ABSENT, OTHER_VERBS, PLACES, shown, value_of
 from dumbo.outputs.report.tables import MOST_ROWS, Row, Section, Table
 from dumbo.outputs.report.values import NOTHING, cut, duration, figure, moment, percent
 
@@ -17,7 +17,7 @@ MADE_WITH = ("versions", "git", "hardware")
 
 def metrics(several: Several) -> Section:
     """Final numbers side by side."""
-    jobs = several.ordered()[:MOST_COLUMNS]
+    jobs = several.jobs[:MOST_COLUMNS]
     names = dict.fromkeys(
         str(name) for job in jobs for name in job.metrics.values if job.metrics.number(name) is not None
     )
@@ -39,10 +39,10 @@ def _number(name: str, value: Any) -> str:
 
 def config(several: Several) -> Section:
     """Key by key, a column a run; only what differs."""
-    jobs = several.ordered()[:MOST_COLUMNS]
+    jobs = several.jobs[:MOST_COLUMNS]
     head = ("key", *(job.name for job in jobs))
     known = [job for job in several.jobs if job.config]
-    lines = _differing(jobs, [job.config for job in jobs], PLACES)
+    lines = _differing(jobs, [job.config for job in jobs], (*PLACES, *OTHER_VERBS))
     lead = (
         []
         if lines

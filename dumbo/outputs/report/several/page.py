@@ -24,6 +24,8 @@ from dumbo.outputs.report.tables import Row, Section, Table
 from dumbo.outputs.report.values import cut, duration, figure, moment, percent
 
 MOST_EFFECTS, MOST_FAILURES = 12, 20
+ENOUGH = 10
+"""So many runs that nobody planned as a sweep are enough to tell effects."""
 FEW = 8
 """So many runs have a colour each (page.js)."""
 
@@ -51,15 +53,16 @@ def page(several: Several, keys: Sequence[Varied], files: str) -> str:
         files: names of the leaderboard's files.
     """
     order = several.ordered()
-    told = effects(several, keys, order)
+    many = several.is_sweep or len(order) >= ENOUGH
+    told = effects(several, keys, order) if many else Effects()
     charts = overlaid([job.curves for job in order])
-    lines = parallel(several, keys, told)
+    lines = parallel(several, keys, told) if many else None
     shown = [Shown(one.varied, _said(one), _table(one)) for one in told.each[:MOST_EFFECTS]]
     state, text = _state(several)
     return rendered(
         "several/page.html.j2",
         styles=["page.css", "several/page.css"],
-        scripts=["figures.js", "several/page.js"],
+        scripts=["figures.js", *(f"several/{name}.js" for name in ("runs", "curves", "parallel", "effects", "page"))],
         told={
             "title": several.title, "is_sweep": several.is_sweep, "state": state, "state_text": text, "when": _when(several),
             "folder": str(several.place) if several.is_sweep else "", "faults": several.faults[:20], "headlines": headlines(several),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.outputs.report.reading import as_number
 from dumbo.outputs.report.several.jobs import Several, shown_json
 from dumbo.outputs.report.values import cut, setting
@@ -62,11 +63,48 @@ def varied(several: Several) -> list[Varied]:
     ]
     columns: dict[str, list[Value | None]] = {key: [_typed_or_config(own, job.config, key) for own, job in
                                                     zip(words, several.jobs, strict=True)] for key in typed}  # fmt: skip
-    for key in _differing([config for config in configs if config]):
-        if key not in columns and not key.startswith(inside) and not key.endswith("._target_"):
-            columns[key] = [value_of(config.get(key, ABSENT)) if config else None for config in configs]
+    chosen, of_chosen = _choices(configs)
+    for key in [*chosen, *_differing([config for config in configs if config])]:
+        if (
+            key not in columns
+            and not key.startswith(inside)
+            and not key.endswith("._target_")
+            and key not in LIST_GROUPS
+        ):
+            columns[key] = chosen.get(key) or _column(configs, key, of_chosen)
+    columns = {
+        key: values for key, values in columns.items() if len({value for value in values if value is not None}) > 1
+    }
     labels = _labels(list(columns))
     return [Varied(key, labels[key], values) for key, values in columns.items()]
+
+
+def _choices(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Value | None]], set[str]]:
+    """Groups whose classes differ, as one key each ("patch" -> "lora", "none"); and the nodes that not all runs have."""
+    targets = [
+        {key.removesuffix("._target_"): value for key, value in config.items() if key.endswith("._target_")}
+        for config in configs
+    ]
+    differing = {place for place in _differing([one for one in targets if one]) if place.split(".")[0] in GROUPS}
+    groups = dict.fromkeys(place.split(".")[0] for place in sorted(differing))
+    found: dict[str, list[Value | None]] = {}
+    for group in groups:
+        if group in LIST_GROUPS:
+            found[group] = [",".join(sorted(p.partition(".")[2] for p in one if p.startswith(f"{group}."))) or "none" if one else None
+                            for one in targets]  # fmt: skip
+        else:
+            found[group] = [str(one[group]).rpartition(".")[2] if group in one else None for one in targets]
+    return found, differing
+
+
+def _column(configs: Sequence[Mapping[str, Any]], key: str, of_chosen: set[str]) -> list[Value | None]:
+    """A key's values; what belongs to a class that not all runs have is None where it is not there."""
+    belongs = any(key.startswith(f"{place}.") for place in of_chosen)
+    absent = None if belongs else ABSENT
+    return [
+        None if not config or (key not in config and belongs) else value_of(config.get(key, absent))
+        for config in configs
+    ]
 
 
 def _typed_or_config(own: Mapping[str, Any], config: Mapping[str, Any], key: str) -> Value | None:
