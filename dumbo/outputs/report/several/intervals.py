@@ -42,7 +42,8 @@ def t_975(freedom: int) -> float:
     if freedom <= len(T_975):
         return T_975[freedom - 1]
     z = Z_975
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2) + third
 
 
 def mean_of(results: Sequence[float]) -> Mean:

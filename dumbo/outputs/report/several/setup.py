@@ -5,6 +5,7 @@ from __future__ import annotations
 from dumbo.outputs.report.setup import command
 from dumbo.outputs.report.several.jobs import Several
 from dumbo.outputs.report.tables import Section, Table, flat, rows
+from dumbo.override_text import value_text
 
 
 def setup(several: Several) -> Section:
@@ -24,7 +25,12 @@ def setup(several: Several) -> Section:
     git, commit = told.at("git"), told.text("git", "commit")
     if commit:
         shown["commit"] = f"{commit}{', with changes that are not committed' if git.get('changed') else ''}"
-    code = (("Typed; the same again goes on with it", command(words)),) if words else ()
+    on = command(["-m", f"sweep_dir={value_text(str(several.place))}"])
+    code = (
+        (("Typed", command(["-m", *(word for word in words if word != "-m")])), ("To go on with it", on))
+        if words
+        else ()
+    )
     return Section(
         "setup",
         "The sweep",

@@ -51,7 +51,7 @@ def _ledger_job(folder: Path, row: Row, faults: list[str]) -> Job:
         words=tuple(str(word) for word in told.list("overrides")),
         result=as_number(told.get("result")),
         seconds=seconds if seconds else job.seconds,
-        error=told.text("error") or ("" if told.get("state") == "done" else job.error),
+        error="" if told.get("state") == "done" else job.error or told.text("error") or "",
         row=told,
     )
 

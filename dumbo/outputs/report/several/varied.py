@@ -1,4 +1,4 @@
-"""What differs between runs: the keys that a sweep varied, or those whose values are not the same in all of them."""
+"""What differs between runs: the keys that a sweep varied, or those that numbers depend on and that are not the same in all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from dumbo.groups import GROUPS, LIST_GROUPS
+from dumbo.outputs.config_hash import what_counts
 from dumbo.outputs.report.reading import as_number
 from dumbo.outputs.report.several.jobs import Several, shown_json
 from dumbo.outputs.report.values import cut, setting
@@ -57,24 +58,16 @@ def varied(several: Several) -> list[Varied]:
     words = [_pairs(job.words) for job in several.jobs] if several.is_sweep else []
     typed = _differing(words)
     inside = tuple(f"{key}." for key in typed)
-    configs = [
-        {key: value for key, value in job.config.items() if key.split(".")[0] not in (*PLACES, *OTHER_VERBS)}
-        for job in several.jobs
-    ]
-    columns: dict[str, list[Value | None]] = {key: [_typed_or_config(own, job.config, key) for own, job in
-                                                    zip(words, several.jobs, strict=True)] for key in typed}  # fmt: skip
+    columns: dict[str, list[Value | None]] = {}
+    for key in typed:
+        columns[key] = [_typed_or_config(own, job.config, key) for own, job in zip(words, several.jobs, strict=True)]
+    configs = [what_counts(job.config) for job in several.jobs]
     chosen, of_chosen = _choices(configs)
     for key in [*chosen, *_differing([config for config in configs if config])]:
-        if (
-            key not in columns
-            and not key.startswith(inside)
-            and not key.endswith("._target_")
-            and key not in LIST_GROUPS
-        ):
-            columns[key] = chosen.get(key) or _column(configs, key, of_chosen)
-    columns = {
-        key: values for key, values in columns.items() if len({value for value in values if value is not None}) > 1
-    }
+        told = key in columns or key.startswith(inside) or key.endswith("._target_")
+        if key in chosen or not (told or key in LIST_GROUPS):  # `patch: {}` of runs without any is told by the choice
+            columns.setdefault(key, chosen.get(key) or _column(configs, key, of_chosen))
+    columns = {key: values for key, values in columns.items() if len(set(values) - {None}) > 1}
     labels = _labels(list(columns))
     return [Varied(key, labels[key], values) for key, values in columns.items()]
 
@@ -99,12 +92,9 @@ def _choices(configs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Value
 
 def _column(configs: Sequence[Mapping[str, Any]], key: str, of_chosen: set[str]) -> list[Value | None]:
     """A key's values; what belongs to a class that not all runs have is None where it is not there."""
-    belongs = any(key.startswith(f"{place}.") for place in of_chosen)
-    absent = None if belongs else ABSENT
-    return [
-        None if not config or (key not in config and belongs) else value_of(config.get(key, absent))
-        for config in configs
-    ]
+    if any(key.startswith(f"{place}.") for place in of_chosen):
+        return [value_of(config[key]) if key in config else None for config in configs]
+    return [value_of(config.get(key, ABSENT)) if config else None for config in configs]
 
 
 def _typed_or_config(own: Mapping[str, Any], config: Mapping[str, Any], key: str) -> Value | None:
