@@ -91,10 +91,12 @@ def _dispatch(command: Command) -> int:
 
 def _compose_and_run(command: Command) -> int:
     from dumbo.compose import prepare_hydra, show
-    from dumbo.recorded import composed_for
+    from dumbo.recorded import composed_for, with_recorded_values
     from dumbo.repeat import with_recorded
 
     command = with_recorded(command)
+    if command.multirun or command.flags:
+        command = with_recorded_values(command)
     if command.multirun:
         return _sweep(command)
     overrides = [*prepare_hydra(command.config_dirs, command.file), *command.overrides]

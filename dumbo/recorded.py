@@ -23,6 +23,7 @@ from dumbo.hydra_node import TYPED_ONLY, key_of
 from dumbo.outputs.config_hash import CAME_LATER, differences
 from dumbo.outputs.runs import read_facts
 from dumbo.outputs.secrets import hidden_places, masked
+from dumbo.override_text import value_text
 
 OF_THE_RUN = (*GROUPS, "verify", "audit", "performance")
 """What of a config is the run's; the rest says where it lies, or is another verb's."""
@@ -77,6 +78,28 @@ def composed_for(command: Command) -> Composed:
     kept = [_kept(line) for line in differences(today, final)]
     changed = differences(_of_the_run(recorded), _of_the_run(final))
     return Composed(cfg, _choices(now.choices, repeats.facts, edits), replace(repeats, kept=kept, changed=changed))
+
+
+def with_recorded_values(command: Command) -> Command:
+    """What a repeated run recorded and its words do not give today, as words of their own, before those typed now.
+
+    For a sweep over a repeated run, whose jobs are composed from words alone, and for Hydra's flags that show a config.
+    """
+    told = command.repeats
+    recorded = _recorded(told.run) if told is not None else None
+    if told is None or recorded is None or (old := _of_its_words(command, told)) is None:
+        return command
+    typed = tuple(key_of(word) for word in told.own)
+    edits = list(_edits((), _of_the_run(recorded), _of_the_run(old), _of_the_run(old), typed))
+    for path, value in edits:
+        _refuse_code(".".join(path), value, typed)
+    words = [
+        f"~{'.'.join(path)}" if value is ABSENT else f"++{'.'.join(path)}={value_text(value)}" for path, value in edits
+    ]
+    own = len(told.own)
+    return replace(
+        command, overrides=(*command.overrides[:-own], *words, *told.own) if own else (*command.overrides, *words)
+    )
 
 
 def _of_its_words(command: Command, told: Repeated) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from dumbo.outputs.repeated import compare_losses, differing_versions, require_s
 from dumbo.outputs.run_dir import RunDir
 from dumbo.outputs.secrets import masked
 from dumbo.outputs.surroundings import versions
-from dumbo.recorded import composed_for
+from dumbo.recorded import composed_for, with_recorded_values
 from dumbo.repeat import with_recorded
 
 TINY = [
@@ -119,6 +119,23 @@ def test_choices_that_were_other_defaults_are_the_runs() -> None:
     assert again.choices["formatter"] == "completion"
     assert set(again.cfg.patch) == {"gradient_checkpointing"}
     assert again.cfg.performance == "off"  # what a run did before there was such a key
+
+
+def test_a_sweep_and_a_look_at_the_config_have_the_runs_values_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def once(config: dict[str, Any]) -> None:
+        older(config)
+        config["formatter"] = {"_target_": "dumbo.formatter.completion.Completion", "separator": "a 'b'"}
+
+    recorded(["patch=[lora]", "trainer.lr=2e-3"], once)
+    command = with_recorded_values(with_recorded(parse(["-m", "repeat=old", "trainer.lr=1,2", "patch.lora.rank=4,8"])))
+    assert command.overrides[-2:] == ("trainer.lr=1,2", "patch.lora.rank=4,8")
+    job = compose([word.split(",")[0] if word in command.overrides[-2:] else word for word in command.overrides])
+    check(job.cfg, job.choices)
+    assert values(job, "trainer.weight_decay", "patch.lora.alpha", "patch.lora.rank", "trainer.lr") == [0.05, 7.0, 4, 1]
+    assert job.cfg.formatter == {"_target_": "dumbo.formatter.completion.Completion", "separator": "a 'b'"}
+    assert cli.main(["repeat=old", "trainer.seed=3", "--cfg", "job"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["trainer"]["weight_decay"], shown["trainer"]["seed"]) == (0.05, 3)
 
 
 @pytest.mark.parametrize(

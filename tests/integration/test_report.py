@@ -107,6 +107,7 @@ def test_another_place_and_json(here: Path, tmp_path: Path, capsys: pytest.Captu
         (["sweep/00"], "there is no folder 'sweep/00'. Did you mean"),
         (["broken"], "is not what a run writes"),
         (["sweep/000/empty"], "report: 'sweep/000/empty' is neither a run's folder"),
+        (["sweeps"], "report: 'sweeps' holds 1 sweep. Write one of\n  python -m dumbo report 'sweeps/a b'"),
         (["sweep/000", "run=sweep/001"], "sweep/000 and run=sweep/001 are both typed"),
         (["sweep/000", "sweep/../sweep/000"], "sweep/000 and sweep/../sweep/000 are the same run"),
         (["run=sweep/000", "report.to=no/where.html"], "report.to: there is no folder 'no'"),
@@ -119,6 +120,8 @@ def test_what_is_wrong_is_said(words: list[str], wanted: str, capsys: pytest.Cap
     for name in ("sweep/000", "sweep/001"):
         made_up(Path(name), metrics_rows(3))
     Path("sweep/000/empty").mkdir()
+    Path("sweeps/a b").mkdir(parents=True)
+    Path("sweeps/a b/ledger.jsonl").touch()
     Path("broken").mkdir()
     Path("broken/run.json").write_text("[1")
     assert cli.main(["report", *words]) == 2

@@ -23,7 +23,7 @@ def boards(several: Several, keys: Sequence[Varied], told: Effects) -> list[Tabl
         labels = list(told.settings[0][0])
         head = ("place", *labels, f"mean {several.metric}", "± s.e.", "95% interval", "seeds")
         lines = [
-            Row((str(number), *setting.values(), figure(mean.value), figure(mean.error), f"{figure(mean.low)} to {figure(mean.high)}",
+            Row((str(number), *setting.values(), figure(mean.value), f"{mean.error:.2g}", f"{figure(mean.low)} to {figure(mean.high)}",
                  figure(mean.count)))
             for number, (setting, mean) in enumerate(told.settings[:MOST_SETTINGS], 1)
         ]  # fmt: skip

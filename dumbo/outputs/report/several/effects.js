@@ -6,7 +6,7 @@ const dots = (plot, index) => {
   uPlot.orient(plot, index, (series, xs, ys, scaleX, scaleY, toX, toY, left, top, width, height) => {
     plot.ctx.save();
     plot.data[index][0].forEach((x, number) => {
-      const shift = effects[plot.effect].scatter ? 0 : (((number * 7919) % 13) - 6) * 1.4 * devicePixelRatio;
+      const shift = effects[plot.effect].scatter || !effects[plot.effect].means.length ? 0 : (((number * 7919) % 13) - 6) * 1.4 * devicePixelRatio;
       plot.ctx.fillStyle = few ? paints[places[number][2]] : colour("blue") + "66";
       plot.ctx.beginPath();
       plot.ctx.arc(toX(x, scaleX, width, left) + shift, toY(plot.data[index][1][number], scaleY, height, top), size, 0, 2 * Math.PI);

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dumbo.errors import UserError
+from dumbo.outputs.places import short
 from dumbo.outputs.report.several.jobs import Several, job_of, less_is_better
 from dumbo.outputs.report.several.places import is_sweep, runs_within
 from dumbo.outputs.report.several.sweep import result_of, sweep_of, usual_metric
@@ -15,6 +17,7 @@ from dumbo.outputs.runs import find_run
 from dumbo.suggest import did_you_mean
 
 PAGE = "comparison.html"
+LISTED = 5
 
 
 def found(paths: Sequence[str], metric: str | None, direction: str | None) -> Several | None:
@@ -44,6 +47,13 @@ def _folder(path: str) -> Path:
     if not folder.is_dir():
         siblings = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
         raise UserError(f"report: there is no folder '{path}'.{did_you_mean(folder.name, siblings)}")
+    sweeps = sorted(file.parent for file in folder.glob("*/ledger.jsonl"))
+    if sweeps and not (folder / "ledger.jsonl").is_file():
+        listed = "\n".join(f"  python -m dumbo report {shlex.quote(short(sweep))}" for sweep in sweeps[:LISTED])
+        more = f"\n  … and {len(sweeps) - LISTED:,} more" if len(sweeps) > LISTED else ""
+        raise UserError(
+            f"report: '{path}' holds {len(sweeps):,} sweep{'s' * (len(sweeps) != 1)}. Write one of\n{listed}{more}"
+        )
     if not (folder / "run.json").is_file() and not is_sweep(folder):
         raise UserError(
             f"report: '{path}' is neither a run's folder (there is no run.json in it) nor a sweep's.\n"
