@@ -331,11 +331,12 @@ def test_many_curves_share_steps_and_stay_small(tmp_path: Path) -> None:
     (tmp_path / "short.jsonl").write_text("".join(json.dumps({"step": n, "loss": 1.0}) + "\n" for n in range(1, 11)))
     long, short = curves_of(tmp_path / "long.jsonl"), curves_of(tmp_path / "short.jsonl")
     (chart,) = overlaid([long] * 1000 + [short])
-    assert len(chart.steps) == LEAST
     assert chart.each == 13
+    assert len(chart.steps) == 154 <= LEAST
+    assert chart.steps[-1] <= 2000
     assert chart.lines[0][0] == pytest.approx(sum(range(1, 14)) / 130)  # the mean of its steps
     assert chart.steps[0] == 7
-    assert chart.lines[1000][1:] == [None] * (LEAST - 1)
+    assert chart.lines[1000][1:] == [None] * 153
     (few,) = overlaid([short, short])
     assert (few.each, few.steps) == (1, list(range(1, 11)))
 

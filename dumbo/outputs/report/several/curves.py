@@ -91,9 +91,11 @@ def overlaid(curves: Sequence[Curves]) -> list[Overlay]:
         room = int(np.clip(ROOM // len(those), LEAST, MOST))
         each = 1
         if len(steps) > room:
-            each = int(np.ceil((steps[-1] - steps[0] + 1) / room))
-            lines = {place: _binned(x, y, float(steps[0]), each, room) for place, (x, y) in those.items()}
-            steps = steps[0] + each * np.arange(room) + (each - 1) / 2
+            first, last = float(steps[0]), float(steps[-1])
+            each = int(np.ceil((last - first + 1) / room))
+            many = int((last - first) // each) + 1
+            lines = {place: _binned(x, y, first, each, many) for place, (x, y) in those.items()}
+            steps = np.minimum(first + each * np.arange(many) + (each - 1) / 2, last)
         else:
             lines = {place: _placed(x, y, steps) for place, (x, y) in those.items()}
         lowest = min(float(np.nanmin(y)) for _, y in those.values())
@@ -118,12 +120,12 @@ def _placed(x: Numbers, y: Numbers, steps: Numbers) -> Numbers:
     return line
 
 
-def _binned(x: Numbers, y: Numbers, first: float, each: int, room: int) -> Numbers:
-    """(room,) means of `each` steps."""
-    place = np.minimum(((x - first) // each).astype(int), room - 1)
+def _binned(x: Numbers, y: Numbers, first: float, each: int, many: int) -> Numbers:
+    """(many,) means of `each` steps."""
+    place = ((x - first) // each).astype(int)
     there = np.isfinite(y)
-    counts = np.bincount(place[there], minlength=room)
-    sums = np.bincount(place[there], weights=y[there], minlength=room)
+    counts = np.bincount(place[there], minlength=many)
+    sums = np.bincount(place[there], weights=y[there], minlength=many)
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 

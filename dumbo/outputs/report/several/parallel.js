@@ -55,7 +55,7 @@ const drawParallel = () => {
         values: () => parallel.axes.map((one) => one.label) },
       { show: false },
     ],
-    series: [{}, ...drawn.map(([job]) => ({ stroke: paints[job], width: few || job < 5 ? 2 : 1, spanGaps: true, show: shown[job], points: { show: false } }))],
+    series: [{}, ...drawn.map(([job]) => ({ ...lineOf(job), points: { show: false } }))],
     focus: { alpha: 0.1 },
     cursor: { x: false, y: false, focus: { prox: 16 }, points: { show: false }, drag: { x: false, y: false } },
     hooks: { draw: [drawAxes], setSeries: [focusHook] },

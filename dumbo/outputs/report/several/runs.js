@@ -26,6 +26,10 @@ const paint = () => {
     return `rgba(${mixed.join(",")},${alpha})`;
   });
 };
+const solid = (place) => paints[place].replace(/,0?\.\d+\)$/, ",1)");
+
+// A run's line: the one that is looked at stands out.
+const lineOf = (job) => ({ stroke: () => (job === seenNow ? solid(job) : paints[job]), width: few ? 1.75 : job < 5 ? 2 : 1, spanGaps: true, show: shown[job] });
 
 const axis = () => ({
   stroke: colour("soft"),
@@ -44,6 +48,7 @@ const look = (place, from) => {
   passing = true;
   for (const one of lines) {
     const index = place == null ? -1 : one.places.indexOf(place);
+    one.places.forEach((job, number) => (one.plot.series[number + 1].width = job === place ? 3 : lineOf(job).width));
     if (one.plot !== from) one.plot.setSeries(index < 0 ? null : index + 1, { focus: true });
     one.seen.textContent = place == null ? one.said : nameOf(place);
   }
@@ -107,4 +112,4 @@ const makeList = () => {
   list.hidden = false;
 };
 
-const paintList = () => [...(list?.children ?? [])].forEach((item, place) => (item.querySelector(".swatch").style.color = paints[place].replace(/,0?\.\d+\)$/, ",1)")));
+const paintList = () => [...(list?.children ?? [])].forEach((item, place) => (item.querySelector(".swatch").style.color = solid(place)));
