@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 OF_DATA = ("dataset", "formatter", "model", "trainer.max_seq_len", "trainer.too_long")
 """Keys that what is trained on depends on."""
 OF_MODEL = ("model",)
+PLACES = ("run_dir", "sweep_dir")
+"""Keys that say where the repetition lies, and nothing of it."""
 MOST_FILES = 5
 
 
@@ -38,13 +40,14 @@ def begin(run: RunDir, repeats: Repeats) -> None:
     if others:
         run.console.row("versions", f"{', '.join(others)}\nother versions may change the last digits, or more")
     data = facts.get("data", {})
+    typed = [key for key in repeats.typed if key not in PLACES]
     changed = [line.partition(":")[0] for line in repeats.changed]
     run.facts["repeat"] = {
-        "run": str(repeats.run), "config_hash": facts.get("config_hash"), "typed": list(repeats.typed), "kept": repeats.kept,
+        "run": str(repeats.run), "config_hash": facts.get("config_hash"), "typed": typed, "kept": repeats.kept,
         "changed": repeats.changed, "versions": others, "data_fingerprint": facts.get("data_fingerprint"),
         "rows_fingerprint": data.get("rows_fingerprint"), "files": data.get("files", {}), "hardware": facts.get("hardware", {}),
         "model": {key: value for key in ("commit", "sha256") if (value := facts.get("model", {}).get(key))},
-        "other_data": _touches(OF_DATA, [*repeats.typed, *changed]), "other_model": _touches(OF_MODEL, [*repeats.typed, *changed]),
+        "other_data": _touches(OF_DATA, [*typed, *changed]), "other_model": _touches(OF_MODEL, [*typed, *changed]),
     }  # fmt: skip
 
 

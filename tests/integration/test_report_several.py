@@ -148,6 +148,17 @@ def test_at_any_width_by_day_and_night(browser: Browser, pages: dict[int, Path],
     assert seen.value("document.documentElement.scrollWidth") == width
 
 
+def test_on_paper_it_is_light(browser: Browser, pages: dict[int, Path], tmp_path: Path) -> None:
+    write(pages[3])
+    seen = browser.open(pages[3], dark=True)
+    seen.value("dispatchEvent(new Event('beforeprint'))")
+    assert seen.value("getComputedStyle(document.body).backgroundColor") == "rgb(248, 248, 246)"
+    assert all(pixels > 30 for pixels in seen.value(COLOURED))
+    seen.value("dispatchEvent(new Event('afterprint'))")
+    assert seen.value("getComputedStyle(document.body).backgroundColor") == "rgb(19, 21, 25)"
+    assert problems(seen) == []
+
+
 SHOWN = "[...document.querySelectorAll('.runs input')].filter((box) => box.checked).length"
 
 
