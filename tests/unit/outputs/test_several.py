@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,12 @@ def test_only_what_differs_is_told_and_choices_as_one(tmp_path: Path) -> None:
         "patch": ["none", "lora", "lora"],
         "patch.lora.rank": [None, 8, 16],
     }
+
+
+def test_a_swept_choice_is_told_as_it_was_typed() -> None:
+    several = made_of([{"patch": {}}, {"patch.lora._target_": "p.LoRA", "patch.lora.rank": 8}], [1.0, 2.0])
+    jobs = [replace(job, words=(word,)) for job, word in zip(several.jobs, ("patch=[]", "patch=[lora]"), strict=True)]
+    assert {key.key: key.values for key in varied(replace(several, jobs=jobs))} == {"patch": ["[]", "[lora]"]}
 
 
 def test_numbers_are_numbers_however_they_are_written() -> None:

@@ -24,6 +24,8 @@ FEW = 12
 """So many runs get a chart of every column; more than that, of the losses."""
 ROOM, LEAST, MOST = 120_000, 160, 1200
 """Points of a chart in all, and of one of its curves."""
+LONG = 5
+"""Points of a curve whose start may run out of its chart."""
 LONGEST = 20_000
 """Rows of a run that are kept as they are while the others are read."""
 Curves = Mapping[str, tuple[Numbers, Numbers]]
@@ -106,7 +108,7 @@ def overlaid(curves: Sequence[Curves]) -> list[Overlay]:
 
 
 def _top(name: str, those: Sequence[tuple[Numbers, Numbers]]) -> float | None:
-    if name not in COLUMNS[:2]:
+    if name not in COLUMNS[:2] or max(len(x) for x, _ in those) < LONG:
         return None
     ends = [y[(x >= x[0] + (x[-1] - x[0]) / 10) & np.isfinite(y)] for x, y in those]
     highest = np.nanquantile(np.concatenate(ends), 0.995) if any(len(end) for end in ends) else np.nan

@@ -23,7 +23,10 @@ const means = (plot, index) => {
   uPlot.orient(plot, index, (series, xs, ys, scaleX, scaleY, toX, toY, left, top, width, height) => {
     const { ctx } = plot;
     ctx.save();
-    ctx.strokeStyle = ctx.fillStyle = colour("orange");
+    ctx.beginPath();
+    ctx.rect(left, top, width, height);
+    ctx.clip(); // an interval of two runs can be far longer than the chart is high
+    ctx.strokeStyle = ctx.fillStyle = colour("ink");
     ctx.lineWidth = 2 * ratio;
     for (const [at, mean, low, high] of own) {
       const [x, y] = [toX(at, scaleX, width, left), toY(mean, scaleY, height, top)];
@@ -56,7 +59,9 @@ const drawEffect = (figure, place) => {
   const home = figure.querySelector(".plot");
   const ys = effect.points.map((point) => point[1]);
   const spread = Math.max(...ys) - Math.min(...ys) || Math.abs(ys[0]) / 10 || 1;
-  const [bottom, upper] = [Math.min(...ys) - spread * 0.08, Math.max(...ys) + spread * 0.08];
+  const [least, most] = [Math.min(...ys) - spread * 0.5, Math.max(...ys) + spread * 0.5];
+  const ends = [...ys, ...effect.means.flatMap((mean) => (mean[2] == null ? [] : [Math.max(mean[2], least), Math.min(mean[3], most)]))];
+  const [bottom, upper] = [Math.min(...ends) - spread * 0.08, Math.max(...ends) + spread * 0.08];
   const facets = [{ scale: "x", auto: false }, { scale: "y", auto: false }];
   const options = {
     mode: 2,

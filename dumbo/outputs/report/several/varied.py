@@ -98,8 +98,8 @@ def _column(configs: Sequence[Mapping[str, Any]], key: str, of_chosen: set[str])
 
 
 def _typed_or_config(own: Mapping[str, Any], config: Mapping[str, Any], key: str) -> Value | None:
-    """The resolved value where there is one (two ways to write a number are one number), else the word's."""
-    if key in config:
+    """The resolved value where there is one (two ways to write a number are one number), else, and for choices, the word's."""
+    if key in config and key not in GROUPS:
         return value_of(config[key])
     return value_of(own[key]) if key in own else None
 
