@@ -233,6 +233,8 @@ def test_a_run_is_looked_at_by_keyboard_and_mouse(browser: Browser, pages: dict[
     assert seen.value("document.querySelectorAll('.runs .is-seen').length") == 1
     seen.press("Escape")
     assert seen.value("document.querySelectorAll('.runs .is-seen').length") == 0
+    assert seen.problems == []
+    seen = browser.open(pages[50])  # a page that does not scroll to what has the focus
     x, y, width, height = seen.value(
         "((one) => { one.scrollIntoView({ behavior: 'instant' }); const r = one.getBoundingClientRect(); return [r.x, r.y, r.width, r.height]; })"
         "(document.querySelector('[data-effect] .u-over'))"
