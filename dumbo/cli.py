@@ -50,8 +50,8 @@ def _guarded(argv: Sequence[str] | None) -> int:
 def run_from_python(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
     """`dumbo.run`: composes and trains in this process."""
     from dumbo.check import check
-    from dumbo.compose import compose, prepare_hydra
     from dumbo.legacy.file import translated
+    from dumbo.recorded import composed_for
     from dumbo.repeat import with_recorded
     from dumbo.train import train
 
@@ -59,7 +59,7 @@ def run_from_python(overrides: list[str], config_dir: str | None = None) -> dict
     if command.verb != "train" or command.data or command.multirun or command.flags or command.info or command.help:
         raise UserError("dumbo.run trains one experiment: give it overrides, and no verb, data file or flag.")
     command = with_recorded(translated(command) if command.file is not None else command)
-    composed = compose([*prepare_hydra(command.config_dirs, command.file), *command.overrides])
+    composed = composed_for(command)
     plugins = check(composed.cfg, composed.choices, command.config_dirs)
     return train(plugins, composed, command)
 
@@ -90,17 +90,20 @@ def _dispatch(command: Command) -> int:
 
 
 def _compose_and_run(command: Command) -> int:
-    from dumbo.compose import compose, prepare_hydra, show
+    from dumbo.compose import prepare_hydra, show
+    from dumbo.recorded import composed_for, with_recorded_values
     from dumbo.repeat import with_recorded
 
     command = with_recorded(command)
+    if command.multirun or command.flags:
+        command = with_recorded_values(command)
     if command.multirun:
         return _sweep(command)
     overrides = [*prepare_hydra(command.config_dirs, command.file), *command.overrides]
     if command.flags:
         show(overrides, command.flags)
         return 0
-    return _run_verb(command, compose(overrides))
+    return _run_verb(command, composed_for(command))
 
 
 def _run_verb(command: Command, composed: Any) -> int:
@@ -138,7 +141,7 @@ def _run_verb(command: Command, composed: Any) -> int:
     if command.verb == "report":
         from dumbo.outputs.report.verb import report
 
-        return report(plugins.options, plugins.report)
+        return report(plugins.options, plugins.report, command.paths)
     if command.verb == "sweep":
         from dumbo.sweep.verb import act
 

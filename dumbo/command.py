@@ -1,6 +1,7 @@
 """The typed words -> verb, file, flags, overrides. Pure: nothing is composed or imported here.
 
-dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview, verify, plan)
+dumbo [VERB] [FILE.yaml] [flags] [overrides], or DATA.jsonl in their place (FILE.yaml: train, preview, verify, plan);
+dumbo report FOLDER … [overrides]
 """
 
 from __future__ import annotations
@@ -19,6 +20,23 @@ from dumbo.words import VERBS, is_bare, is_data, refuse_stray, sweep_action, unk
 
 
 @dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """A run to do again.
+
+    Attributes:
+        run: its folder.
+        words: its own words, those without values that were not written down.
+        file: its experiment's YAML file.
+        own: the words typed now.
+    """
+
+    run: Path
+    words: tuple[str, ...]
+    file: Path | None
+    own: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Command:
     """What was typed, sorted.
 
@@ -28,11 +46,13 @@ class Command:
         config_dirs: folders given as --config-dir, absolute.
         file: an experiment's YAML file given as first word, or behind train, preview or verify.
         data: a data file given as first word (`dumbo DATA.jsonl`).
+        paths: folders of runs or of a sweep given behind `report`.
         action: of the verb sweep: status, wait or cancel; folder: the sweep's, "last" for the newest.
         multirun: -m.
         flags: Hydra's own flags to pass on (--cfg job, --resolve, …).
         info: the argument of --info.
         help, version: whether asked for.
+        repeats: the run that `repeat=` names, and what was typed besides (repeat.py).
         typed: the words themselves, paths made absolute: enough to type it again elsewhere.
     """
 
@@ -41,6 +61,7 @@ class Command:
     config_dirs: tuple[Path, ...] = ()
     file: Path | None = None
     data: Path | None = None
+    paths: tuple[str, ...] = ()
     action: str | None = None
     folder: str | None = None
     multirun: bool = False
@@ -48,6 +69,7 @@ class Command:
     info: str | None = None
     help: bool = False
     version: bool = False
+    repeats: Repeated | None = None
 
     @property
     def typed(self) -> list[str]:
@@ -92,6 +114,8 @@ def parse(argv: Sequence[str]) -> Command:
         and words[0].endswith((".yaml", ".yml"))
     ):
         file = _existing(words.pop(0))
+    paths = tuple(word for word in words if is_bare(word) or _is_run(word)) if verb == "report" else ()
+    words = [word for word in words if word not in paths]
     refuse_stray(words, verb)
     return Command(
         verb=verb,
@@ -99,6 +123,7 @@ def parse(argv: Sequence[str]) -> Command:
         config_dirs=tuple(_existing_folder(folder) for folder in args.config_dir),
         file=file,
         data=data,
+        paths=paths,
         action=action,
         folder=folder,
         multirun=args.multirun,
@@ -136,6 +161,11 @@ def _hydra_flags(args: argparse.Namespace) -> tuple[str, ...]:
     if args.shell_completion:
         flags.append("--shell-completion")
     return tuple(flags)
+
+
+def _is_run(word: str) -> bool:
+    """Whether a word with a `=` in it is the folder of a sweep's job (`000-lr=1e-4-3f9c`), and no override."""
+    return (Path(word).expanduser() / "run.json").is_file()
 
 
 def _existing(word: str) -> Path:

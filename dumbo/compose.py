@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
@@ -38,6 +38,9 @@ from dumbo.outputs.secrets import mask_in_place
 from dumbo.refuse import SWEEP_WANTED, refuse_early
 from dumbo.search_path import DumboSearchPath, conf_folder
 
+if TYPE_CHECKING:
+    from dumbo.recorded import Repeats
+
 
 @dataclass
 class Composed:
@@ -46,10 +49,12 @@ class Composed:
     Attributes:
         cfg: the config without its `hydra` node.
         choices: group -> choice (`hydra.runtime.choices`).
+        repeats: the run that this is a repetition of (recorded.py).
     """
 
     cfg: DictConfig
     choices: dict[str, Any] = field(default_factory=dict)
+    repeats: Repeats | None = None
 
 
 def composed_of(cfg: DictConfig) -> Composed:

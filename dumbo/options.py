@@ -205,14 +205,18 @@ class ExportOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """`dumbo report run=last`.
+    """`dumbo report run=last`, `dumbo report SWEEP`, `dumbo report A B C`.
 
     Args:
-        to: the HTML file; null: report.html in the run's folder.
+        to: the HTML file; null: report.html in the run's or the sweep's folder, comparison.html here for several runs.
+        metric: final number that several runs are compared by; null: the sweep's own, or eval_loss.
+        direction: "minimize" or "maximize"; null: as the sweep says, or what is usual for the metric.
         format: "text", or "json": the page's facts on standard output besides.
     """
 
     to: str | None = None
+    metric: str | None = None
+    direction: Literal["minimize", "maximize"] | None = None
     format: Format = "text"
 
 

@@ -1,5 +1,5 @@
 """`repeat=RUN`, `resume=RUN` and `evaluate run=RUN`: take up what was typed for an earlier run, with what is typed now
-behind it.
+behind it. A repetition then gets the values that the run recorded (recorded.py).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from dumbo.command import Command, parse
+from dumbo.command import Command, Repeated, parse
 from dumbo.compose import experiment_of
 from dumbo.errors import UserError
 from dumbo.groups import GROUPS
@@ -82,12 +82,16 @@ def _merged(command: Command, run: Path, key: str) -> Command:
     if key == "run":  # one process evaluates, nobody tracks it; another choice of a group brings its own keys
         gone = {"launch", "tracker", *(group for group in GROUPS if group in chosen)}
         rest = [word for word in rest if key_of(word).split(".")[0] not in gone]
-    kept = parse([word for word in rest if key_of(word) not in chosen and key_of(word) not in NOT_KEPT]).overrides
-    return replace(
-        command,
-        overrides=(*kept, *own),
-        file=command.file or _experiment(run, words, key, chosen),
-    )
+    taken = parse([word for word in rest if key_of(word) not in NOT_KEPT]).overrides
+    kept = [word for word in taken if key_of(word) not in chosen]
+    file = _experiment(run, words, key, chosen)
+    again = None
+    if key == "repeat":
+        hidden = [name for word in taken for name in hidden_keys(word)]
+        typed_again = [word for word in own if any(_is_chosen(name, {key_of(word)}) for name in hidden)]
+        whole = [word for word in taken if not hidden_keys(word)]
+        again = Repeated(run=run.expanduser().absolute(), words=(*whole, *typed_again), file=file, own=own)
+    return replace(command, overrides=(*kept, *own), file=command.file or file, repeats=again)
 
 
 def require_typed(words: list[str], chosen: Collection[str], command: Command, key: str) -> None:

@@ -20,6 +20,7 @@ import dumbo
 from dumbo.errors import UserError
 from dumbo.groups import GROUPS
 from dumbo.launch.world import World, asked_by_environment, join
+from dumbo.outputs import repeated
 from dumbo.outputs.config_hash import config_hash
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import now, short
@@ -98,6 +99,8 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
     try:
         run.console.log_to(run.path / "dumbo.log")
         _title(run)
+        if composed.repeats is not None:
+            repeated.begin(run, composed.repeats)
         _write_down(run, plugins, config, command, name, composed.choices)
     except BaseException:  # whoever mends it in this process (a notebook) must find the folder free
         run.release()

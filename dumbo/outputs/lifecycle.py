@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
 from dumbo.outputs.failure import explained
 from dumbo.outputs.places import now, short, typed
+from dumbo.outputs.repeated import compare_losses
 from dumbo.outputs.report.write import FILE as REPORT
 from dumbo.outputs.report.write import report_on
 from dumbo.outputs.run_dir import RunDir
@@ -70,6 +71,7 @@ def closing(run: RunDir) -> Iterator[None]:
         run.release()
         raise
     else:
+        compare_losses(run)
         _end(run, "finished", None)
 
 

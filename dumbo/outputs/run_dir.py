@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dumbo.errors import UserError
 from dumbo.launch.world import World
 from dumbo.outputs.console import Console
+from dumbo.outputs.repeated import require_same_data, require_same_model
 from dumbo.outputs.runs import read_facts
 
 if TYPE_CHECKING:
@@ -228,6 +229,7 @@ class RunDir:
                 f"resume: the data, tokenizer or template is no longer what the run in {self.path} was trained on "
                 f"(fingerprint {before} then, {data.fingerprint} now).\n  Restore it, or start a new run."
             )
+        require_same_data(self, data)
         self.world.agree("data, tokenizer or template", data.fingerprint)
         self.write_down()
         audit = data.audit
@@ -279,6 +281,7 @@ class RunDir:
                 )
         name = str(getattr(plugin, "name", type(plugin).__name__))
         machine = hardware()
+        require_same_model(self, origin, machine)
         dtype = str(model.dtype).removeprefix("torch.")
         share = (
             "all trainable"

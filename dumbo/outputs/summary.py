@@ -21,6 +21,8 @@ def show_end(run: RunDir) -> dict[str, Any]:
     metrics: dict[str, Any] = run.facts.get("metrics", {})
     console = run.console
     console.row("result", "   ".join(_result(metrics)))
+    if said := run.facts.get("repeat", {}).get("losses"):
+        console.row("repeat", said)
     for question, before, after in run.samples:
         console.row("asked", question.shown())
         console.row("", f"before    {_answer(before)}")

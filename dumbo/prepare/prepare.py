@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dumbo.cache import cache_folder, key_of, made_whole, one_at_a_time
+from dumbo.cache import cache_folder, content_hash, key_of, made_whole, one_at_a_time
 from dumbo.errors import UserError
 from dumbo.interfaces import Formatter, RowBatches, Splits
 from dumbo.prepare.audit import audit_of
@@ -28,6 +28,8 @@ FORM = 2
 """Changes when the store's files do, and the tokens in them may."""
 NOTES = 1
 """Changes when only what the store says of the tokens does: runs that were trained on them go on."""
+MOST_FILES = 200
+"""Data files that are named in run.json."""
 
 Progress = Callable[[str, int], None]
 """Called with the split's name and how many of its rows are done."""
@@ -94,8 +96,14 @@ def prepare(
         max_seq_len=max_seq_len,
         audit=audit_of(kept, held_out),
         answer_pattern=splits.answer_pattern,
-        origin={"stored_in": str(train.folder), "rows_fingerprint": splits.fingerprint},
+        origin={"stored_in": str(train.folder), "rows_fingerprint": splits.fingerprint, "files": _files(splits)},
     )
+
+
+def _files(splits: Splits) -> dict[str, str]:
+    """Each data file and the start of its sha256, for whoever repeats the run; of very many the first."""
+    files = [file for batches in (splits.train, splits.eval) for file in getattr(batches, "files", ())]
+    return {str(file): content_hash(file)[:16] for file in files[:MOST_FILES]}
 
 
 def _limited(store: Store, limit: int | None) -> NDArray[np.int64]:

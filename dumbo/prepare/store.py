@@ -288,7 +288,7 @@ class PreparedSplits:
     max_seq_len: int
     audit: dict[str, Any]
     answer_pattern: str | None = None
-    origin: dict[str, str] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 def documents_of(numbers: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:

@@ -103,10 +103,13 @@ def test_another_place_and_json(here: Path, tmp_path: Path, capsys: pytest.Captu
         (["run=nowhere"], "'nowhere' is not a run's folder"),
         (["run=last"], "there is no run below outputs/"),
         (["run=broken"], "is not what a run writes"),
-        (
-            ["run=sweep"],
-            "'sweep' holds 2 runs (a sweep's folder?); a report is of one run. Write one of\n  python -m dumbo report run=sweep/000",
-        ),
+        (["nowhere"], "report: there is no folder 'nowhere'."),
+        (["sweep/00"], "there is no folder 'sweep/00'. Did you mean"),
+        (["broken"], "is not what a run writes"),
+        (["sweep/000/empty"], "report: 'sweep/000/empty' is neither a run's folder"),
+        (["sweeps"], "report: 'sweeps' holds 1 sweep. Write one of\n  python -m dumbo report 'sweeps/a b'"),
+        (["sweep/000", "run=sweep/001"], "sweep/000 and run=sweep/001 are both typed"),
+        (["sweep/000", "sweep/../sweep/000"], "sweep/000 and sweep/../sweep/000 are the same run"),
         (["run=sweep/000", "report.to=no/where.html"], "report.to: there is no folder 'no'"),
         (["run=sweep/000", "report.to=/proc/where.html"], "cannot be written to /proc/where.html"),
         (["run=[sweep/000,sweep/001]"], "run"),
@@ -116,6 +119,9 @@ def test_another_place_and_json(here: Path, tmp_path: Path, capsys: pytest.Captu
 def test_what_is_wrong_is_said(words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("sweep/000", "sweep/001"):
         made_up(Path(name), metrics_rows(3))
+    Path("sweep/000/empty").mkdir()
+    Path("sweeps/a b").mkdir(parents=True)
+    Path("sweeps/a b/ledger.jsonl").touch()
     Path("broken").mkdir()
     Path("broken/run.json").write_text("[1")
     assert cli.main(["report", *words]) == 2

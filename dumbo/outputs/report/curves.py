@@ -85,13 +85,13 @@ def measured(file: Path) -> Measured:
         if count := as_number(row.get("skipped_steps")):
             skipped += int(count)
             marks.append((int(step), "skipped", f"{int(count):,} skipped: not finite"))
-    columns = {name: _in_order(*pair) for name, pair in read.items() if len(pair[0])}
+    columns = {name: in_order(*map(np.array, pair)) for name, pair in read.items() if len(pair[0])}
     columns = {name: pair for name, pair in columns.items() if np.isfinite(pair[1]).any()}
     return Measured(columns, marks[:MOST_MARKS], spikes, skipped, faults)
 
 
-def _in_order(steps: array[float], values: array[float]) -> tuple[Numbers, Numbers]:
-    x, y = np.array(steps), np.array(values)
+def in_order(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
+    """By step, a step once."""
     if len(x) > 1 and (np.diff(x) <= 0).any():  # no run writes that; a step that is there twice: the later row
         x, last = np.unique(x[::-1], return_index=True)
         y = y[::-1][last]

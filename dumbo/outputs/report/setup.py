@@ -111,6 +111,8 @@ def again(run: Folder) -> Section:
         "seed": run.facts.number("seed"),
         "config hash": run.facts.text("config_hash"),
         "data fingerprint": run.facts.text("data_fingerprint"),
+        "repeats": run.facts.text("repeat", "run"),
+        "beside it": run.facts.text("repeat", "losses"),
     }
     folded = [("The whole config (config.yaml)", run.config_text)] if run.config_text else []
     return Section(

@@ -1,36 +1,44 @@
-"""`dumbo report run=last`: one run as one HTML page.
-
-run= is the single way in, and names one run; a comparison of several comes later.
-"""
+"""`dumbo report run=last`, `dumbo report SWEEP`, `dumbo report A B C`: a run, a sweep, or several runs as one HTML page."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dumbo.errors import UserError
 from dumbo.options import Options, ReportOptions
 from dumbo.outputs.console import Console
-from dumbo.outputs.places import short, typed
+from dumbo.outputs.places import short
 from dumbo.outputs.report.folder import Folder, read
+from dumbo.outputs.report.several.places import is_sweep
 from dumbo.outputs.report.write import FILE, write_page
 from dumbo.outputs.runs import find_run
 
-LISTED = 5
 
-
-def report(options: Options, chosen: ReportOptions) -> int:
+def report(options: Options, chosen: ReportOptions, paths: Sequence[str] = ()) -> int:
     """Writes the page and says where it is.
 
+    Args:
+        paths: folders of runs or of a sweep, typed behind the verb; none: `run=` says which.
+
     Raises:
-        UserError: no such run, a sweep's folder, a page that cannot be written.
+        UserError: no such run, a page that cannot be written.
     """
-    if options.run not in (None, "last"):
-        refuse_sweep(Path(options.run).expanduser())
-    folder = find_run(options.run)
+    if paths and options.run is not None:
+        raise UserError(
+            f"report: {paths[0]} and run={options.run} are both typed.\n  Name all folders behind report, or one run with run=."
+        )
+    named = [*paths, *([options.run] if options.run is not None else [])]
+    if paths or (named and is_sweep(Path(named[0]).expanduser())):
+        from dumbo.outputs.report.several.verb import report_several
+
+        if (code := report_several(named, chosen)) is not None:
+            return code
+    folder = find_run(paths[0] if paths else options.run)
     run = read(folder.absolute())
-    target = _target(chosen.to, folder)
+    target = target_of(chosen.to, folder / FILE)
     write_page(run, target)
     if chosen.format == "json":
         print(json.dumps(facts_of(run, target), ensure_ascii=True, default=str))
@@ -46,32 +54,17 @@ def report(options: Options, chosen: ReportOptions) -> int:
     return 0
 
 
-def refuse_sweep(folder: Path) -> None:
-    """Says which runs there are in the folder of a sweep, or of anything that holds several.
+def target_of(asked: str | None, usual: Path) -> Path:
+    """Where a page goes.
 
-    Raises:
-        UserError: it is such a folder.
+    Args:
+        asked: report.to, a file or a folder; None: the usual place.
     """
-    if (folder / "run.json").is_file() or not folder.is_dir():
-        return
-    runs = sorted({file.parent for pattern in ("*/run.json", "*/*/run.json") for file in folder.glob(pattern)})
-    if not runs:
-        return
-    listed = "\n".join(f"  python -m dumbo report {typed('run', run.absolute())}" for run in runs[:LISTED])
-    more = f"\n  … and {len(runs) - LISTED:,} more" if len(runs) > LISTED else ""
-    raise UserError(
-        f"run: '{folder}' holds {len(runs):,} run{'s' * (len(runs) != 1)} (a sweep's folder?); a report is of one run. "
-        f"Write one of\n{listed}{more}"
-    )
-
-
-def _target(asked: str | None, folder: Path) -> Path:
-    """Where the page goes."""
     if asked is None:
-        return folder / FILE
+        return usual
     target = Path(asked).expanduser()
     if target.is_dir():
-        return target / FILE
+        return target / usual.name
     if not target.parent.is_dir():
         raise UserError(
             f"report.to: there is no folder '{target.parent}'.\n  Make it, or write report.to=FILE for another place."

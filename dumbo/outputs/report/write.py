@@ -17,14 +17,22 @@ FILE = "report.html"
 
 
 def write_page(run: Folder, target: Path) -> None:
-    """The page, whole or as it was.
+    """The page of a run, whole or as it was.
 
     Raises:
         UserError: it cannot be written there.
     """
     from dumbo.outputs.report.page import page
 
-    text = page(run)
+    write_text(page(run), target)
+
+
+def write_text(text: str, target: Path) -> None:
+    """Any page, whole or as it was.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         aside.write_text(text, encoding="utf-8")

@@ -62,7 +62,7 @@ def test_text_from_data_is_text_and_nothing_else(tmp_path: Path) -> None:
         "details",
         "summary",
     }
-    assert len(found.scripts) == 3
+    assert len(found.scripts) == 4
     assert not [
         name
         for _, attributes in found.tags
