@@ -55,6 +55,13 @@ from dumbo.trainer.throughput import flops_per_token, peak_flops
 class Engine(Feeding, Rows, Saving):
     """The mixin. Call `equip` before `train`."""
 
+    taken_up: Path | None = None
+    graphs: Graphs | None = None
+    graphs_said: str | None = None
+    held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
+    evaluate_first = False
+    eval_seconds = 0.0
+
     def equip(
         self,
         *,
@@ -100,27 +107,23 @@ class Engine(Feeding, Rows, Saving):
         self.watch = Watch(store, world, checkpoints.folder.parent)
         self.rows_late = self.args.device.type == "cuda"
         self.on_bad, self.on_unsaved, self.max_bad_steps = on_bad, on_unsaved, max_bad_steps
-        self.taken_up: Path | None = None
         self.pending: deque[NDArray[Any]] = deque()
         self.master_weights = master_weights
         self.cuda_graphs = cuda_graphs
-        self.graphs: Graphs | None = None
-        self.graphs_said: str | None = None
         self.fixed_shapes = collate.room is not None
         self.ahead = Ahead(self.args.device) if prefetch and not self.args.dataloader_num_workers else None
-        self.fused_loss = (
-            "skip_logits" in inspect.signature(base_of(self.model).forward).parameters
-        )  # Liger's, chunked_loss
-        self.held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
-        self.evaluate_first = False
-        self.eval_seconds = 0.0
+        takes = inspect.signature(base_of(self.model).forward).parameters
+        self.fused_loss = "skip_logits" in takes  # Liger's, chunked_loss
         self.save_estimate = seconds_to_save(self.model)
         self.best_before: tuple[int | None, float | None] = (None, None)
         self.save_stalls: list[float] = []
         self.beside = Beside(world.apart()) if save_beside else None
-        peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self.meter = Meter(self.model, flops_per_token(self.model), peak * world.size if peak else None)
+        self.meter = self._metered()
         self.add_callback(_Beginnings(self))
+
+    def _metered(self) -> Meter:
+        peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        return Meter(self.model, flops_per_token(self.model), peak * self.world.size if peak else None)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Accelerate's own, and FSDP2 on CPU ranks too, where it would put DDP around the model without a word."""

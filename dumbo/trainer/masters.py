@@ -64,16 +64,7 @@ def keep_masters(optimizer: torch.optim.Optimizer, *, added_up_by_ddp: bool = Fa
             "trainer.master_weights needs a fused optimizer.\n  Write trainer.optimizer=adamw_torch_fused, or leave it out"
         )
     assert not optimizer.state, "the optimizer has stepped on the weights themselves"
-    weights: list[torch.Tensor] = []
-    masters: list[torch.Tensor] = []
-    for group in optimizer.param_groups:
-        for place, weight in enumerate(group["params"]):
-            if weight.dtype in HALF:
-                master: Any = torch.nn.Parameter(weight.detach().float())
-                master.master_of = weight
-                group["params"][place] = master
-                weights.append(weight)
-                masters.append(master)
+    weights, masters = _put_in_place(optimizer)
     if not masters:
         raise UserError(
             "trainer.master_weights: nothing that trains is in half precision (adapters and model.dtype=float32 are float32).\n"
@@ -115,6 +106,21 @@ def keep_masters(optimizer: torch.optim.Optimizer, *, added_up_by_ddp: bool = Fa
     optimizer.register_state_dict_post_hook(with_masters)
     optimizer.register_load_state_dict_pre_hook(take_masters)
     return len(masters)
+
+
+def _put_in_place(optimizer: torch.optim.Optimizer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The weights in half precision, and their masters, which the optimizer has from now on."""
+    weights: list[torch.Tensor] = []
+    masters: list[torch.Tensor] = []
+    for group in optimizer.param_groups:
+        for place, weight in enumerate(group["params"]):
+            if weight.dtype in HALF:
+                master: Any = torch.nn.Parameter(weight.detach().float())
+                master.master_of = weight
+                group["params"][place] = master
+                weights.append(weight)
+                masters.append(master)
+    return weights, masters
 
 
 def add_up_over_ranks(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +13,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from dumbo.batch import Batch
 from dumbo.errors import MemoryFull
-from dumbo.launch.world import DISK
-from dumbo.outputs.halvings import facts_of, fitting, give_up_graphs, halve, happened, reminder, settled
+from dumbo.outputs.halvings import fitting, give_up_graphs, halve, happened, settled
 from dumbo.patch.chunked_loss import takes_places
 from dumbo.patch.compile import compiled_layers
 from dumbo.patch.modules import base_of
@@ -28,18 +25,21 @@ from dumbo.trainer.arguments import training_arguments
 from dumbo.trainer.beside import room_for
 from dumbo.trainer.callbacks import Flow, Progress, StateMemory, Wrapped
 from dumbo.trainer.capturable import wanted
-from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
+from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples, Room
 from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
+from dumbo.trainer.going_on import going_on_from, steps_done
+from dumbo.trainer.into_model import load_best, save_model
 from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.saving import bytes_to_save, save_tokenizer, save_weights
+from dumbo.trainer.saving import bytes_to_save
 from dumbo.trainer.schedule import require_schedule
-from dumbo.trainer.sharded import is_sharded, place_whole, whole_weights
+from dumbo.trainer.sharded import place_whole
 from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
+from dumbo.trainer.start_panel import show_batches
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
 from dumbo.verify.head_loss import head_loss_proof
@@ -77,9 +77,10 @@ class Session:
         trainer = self.trainer = self.equipped(batch)
         steps = self.sft.max_steps or trainer.order.steps() * self.sft.num_epochs
         schedule = require_schedule(trainer.args, steps)
-        resume_from = self._resume(trainer, steps)
+        resume_from = going_on_from(run, self.sft, trainer, steps)
         trainer.args.eval_on_start = trainer.args.eval_on_start and resume_from is None
-        self._show_plan(trainer, batch, steps)
+        show_batches(run, self.sft, self.data, batch, self.packs, self.layout, trainer.order.steps(), steps)
+        note(run, self.sft, self.model, self.data, batch, trainer.examples)
         if schedule is not None:
             console.row("", schedule)
         asked = self.sft.micro_batch_size
@@ -88,7 +89,7 @@ class Session:
             self._prove(trainer)
         answers = Answers(self.model, self.tokenizer, self.data, run, self.sft)
         before = answers.before()
-        done = self._steps_done(resume_from)
+        done = steps_done(resume_from)
         with console.training(steps, done) as bar, self.stop.listening(), trainer.memory_told(asked):
             trainer.add_callback(Progress(bar))
             self._bar = bar
@@ -106,8 +107,8 @@ class Session:
         self.stop.settle(run.world)
         self.stop.raise_if_any()
         if self.sft.load_best_at_end:
-            self._load_best(trainer)
-        self._save_model(trainer, answers.stop_ids)
+            load_best(run, trainer)
+        save_model(run, trainer, self.model, self.tokenizer, answers.stop_ids)
         return final_metrics(trainer, run, self.sft, self.state_memory.gib) | answers.after(before)
 
     # ---- before -----------------------------------------------------------------------------------------------
@@ -138,10 +139,7 @@ class Session:
         trainer.remove_callback(ProgressCallback)
         if run.wrapped_in == "FSDP2":
             place_whole(self.model, trainer.args.device)
-        room = None
-        if compiled_layers(self.model):
-            few_kinds = self.sft.cuda_graphs is not False and takes_places(self.model)
-            room = Room(batch.micro * data.max_seq_len, data.max_seq_len, few_kinds)
+        room = self._room(batch)
         with run.proving():
             self.layout, self.isolation = choose_layout(
                 self.model,
@@ -154,13 +152,7 @@ class Session:
         trainer.equip(
             store=data.train.store,
             examples=examples,
-            sampler=GlobalBatches(
-                len(examples),
-                batch,
-                self.sft.seed,
-                None if self.packs is not None else data.train.lengths,
-                run.world.rank,
-            ),
+            sampler=self._sampler(examples, batch),
             collate=self._collate(data.train, room),
             eval_examples=held_out,
             eval_collate=self._collate(data.eval, room) if data.eval is not None else None,
@@ -179,13 +171,24 @@ class Session:
         trainer.add_callback(Wrapped(trainer, run))
         self.state_memory = StateMemory()
         trainer.add_callback(self.state_memory)
-        limit = seconds_of(self.sft.max_time)
-        trainer.add_callback(
-            StopCallback(
-                self.stop, run.started, limit, lambda: trainer.save_seconds, lambda: trainer.eval_seconds, run.world
-            )
-        )
+        trainer.add_callback(self._stopping(trainer))
         return trainer
+
+    def _room(self, batch: Batch) -> Room | None:
+        """Where layers are compiled, every batch has the same shape."""
+        if not compiled_layers(self.model):
+            return None
+        few_kinds = self.sft.cuda_graphs is not False and takes_places(self.model)
+        return Room(batch.micro * self.data.max_seq_len, self.data.max_seq_len, few_kinds)
+
+    def _sampler(self, examples: Examples, batch: Batch) -> GlobalBatches:
+        lengths = None if self.packs is not None else self.data.train.lengths
+        return GlobalBatches(len(examples), batch, self.sft.seed, lengths, self.run.world.rank)
+
+    def _stopping(self, trainer: SftTrainer) -> StopCallback:
+        limit = seconds_of(self.sft.max_time)
+        saving, evaluating = lambda: trainer.save_seconds, lambda: trainer.eval_seconds
+        return StopCallback(self.stop, self.run.started, limit, saving, evaluating, self.run.world)
 
     def _saves_beside(self, device: torch.device) -> bool:
         """Left open: where a GPU computes, the CPU is free to write, and there is memory for a copy."""
@@ -221,73 +224,6 @@ class Session:
     def _collate(self, split: Split, room: Room | None) -> Collate:
         pad = self.tokenizer.pad_token_id
         return Collate(split.store, self.layout, pad if pad is not None else 0, room, takes_places(self.model))
-
-    def _resume(self, trainer: SftTrainer, steps: int) -> Path | None:
-        """The checkpoint to go on from, with counters and metrics.jsonl set back to it."""
-        if not self.run.resuming:
-            return None
-        found = self._newest_good(trainer)
-        if found is None:
-            self.run.console.row("resume", "there is no checkpoint yet: from the start")
-            self.run.cut_metrics(-1)
-            return None
-        done = self._steps_done(found)
-        trainer.restore_counters(found)
-        self.run.cut_metrics(done)
-        self.run.console.row("resume", f"from {found.name}" + (", its last step" if done >= steps else ""))
-        if trainer.eval_examples is not None:
-            trainer.evaluate_first = self.run.world.share(self._evaluation_is_due(done, steps))
-        return found
-
-    def _newest_good(self, trainer: SftTrainer) -> Path | None:
-        """As rank 0 finds it: looking at all its bytes once is enough, and all ranks must go on from the same one."""
-        found: Path | None = None
-        fault: BadCheckpoint | None = None
-        if self.run.world.main:
-            try:
-                found = trainer.checkpoints.newest_good(lambda text: self.run.console.row("resume", text))
-            except BadCheckpoint as error:
-                fault = error
-        said, text = self.run.world.share((str(found) if found else None, str(fault) if fault else None))
-        if text is not None:
-            raise BadCheckpoint(text) from fault
-        return Path(said) if said else None
-
-    def _evaluation_is_due(self, done: int, steps: int) -> bool:
-        """Whether a stop left out the evaluation that belongs to the step gone on from."""
-        every = [number for number in (self.sft.eval_every, self.sft.save_every) if number]
-        due = done >= steps or any(done % number == 0 for number in every)
-        return due and not any(row["step"] == done and "eval_loss" in row for row in self.run.metrics())
-
-    def _steps_done(self, checkpoint: Path | None) -> int:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]) if checkpoint else 0
-
-    def _show_plan(self, trainer: SftTrainer, batch: Batch, steps: int) -> None:
-        run, console = self.run, self.run.console
-        epoch_steps = trainer.order.steps()
-        if self.sft.max_steps:
-            length = (
-                f"{steps:,} steps (trainer.max_steps wins over num_epochs; {steps / max(1, epoch_steps):.2f} epochs)"
-            )
-        else:
-            length = f"{steps:,} steps, {self.sft.num_epochs} epoch{'s' * (self.sft.num_epochs != 1)}"
-        console.row("batch", f"{batch}   {length}")
-        if (reason := reminder(run, batch, self.sft.micro_batch_size)) is not None:
-            console.row("", reason)
-        if self.packs is not None:
-            per_step = min(batch.global_, len(self.packs)) / max(1, len(self.packs))
-            console.row(
-                "",
-                f"a step: {per_step * len(self.data.train):,.1f} documents, {per_step * self.data.train.trained_tokens:,.0f} trained "
-                f"tokens on average, in packs of {self.data.max_seq_len:,} tokens, {100 * self.packs.filled:.1f}% full",
-            )
-        run.update(
-            batch=facts_of(batch),
-            packing={"layout": self.layout, "packs": len(self.packs) if self.packs is not None else None,
-                     "filled": round(self.packs.filled, 4) if self.packs is not None else None},
-            planned_steps=steps,
-        )  # fmt: skip
-        note(run, self.sft, self.model, self.data, batch, trainer.examples)
 
     def _prove(self, trainer: SftTrainer) -> None:
         proofs = [*self.run.proofs, self.isolation]
@@ -340,34 +276,6 @@ class Session:
         full = MemoryFull(said, step, batch, self.sft.micro_batch_size, graphs=True)
         give_up_graphs(self.run, full)
         self._bar.note("memory", f"{happened(full)}:\nit goes on without CUDA graphs")
-
-    # ---- after ------------------------------------------------------------------------------------------------
-
-    def _load_best(self, trainer: SftTrainer) -> None:
-        best, loss = trainer.counters.best_step, trainer.counters.best_loss
-        assert best is not None, "check_data lets no run through without a held-out loss to choose by"
-        assert loss is not None
-        if best != trainer.state.global_step:
-            trainer.load_weights(trainer.checkpoints.path(best))
-        self.run.console.row("best", f"step {best}, held-out loss {loss:.4f}, goes into model/")
-
-    def _save_model(self, trainer: SftTrainer, ends: tuple[int, ...]) -> None:
-        model = trainer.accelerator.unwrap_model(self.model)
-        base = base_of(model)
-        base.config.use_cache = True
-        if getattr(base, "generation_config", None) is not None and ends:
-            base.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
-        folder = self.run.path / "model"
-        weights = whole_weights(model) if is_sharded(model) else None  # all ranks gather, rank 0 has them
-        if self.run.world.main:
-            self._write_model(model, base, folder, weights)
-        self.run.world.barrier(DISK)
-
-    def _write_model(self, model: Any, base: Any, folder: Path, weights: Any) -> None:
-        save_weights(model, folder, weights)
-        save_tokenizer(self.tokenizer, folder)
-        if base is not model and getattr(base, "generation_config", None) is not None:
-            base.generation_config.save_pretrained(folder)
 
 
 def _by_length(split: Split) -> Any:

@@ -125,20 +125,20 @@ def cases():
 def test_two_packed_steps(choice, patch, make, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from dumbo.trainer import session
+    from dumbo.trainer import into_model
 
     folder = make(*CHOICES[choice])
     as_text = choice == "tinystories_1m"
     write_rows(tmp_path / "train.jsonl", TRAIN, as_text)
     write_rows(tmp_path / "eval.jsonl", EVAL, as_text)
     seen = {}
-    save = session.save_weights
+    save = into_model.save_weights
 
     def saving(model, where, weights=None):
         seen["logits"] = logits_of(model)
         save(model, where, weights)
 
-    monkeypatch.setattr(session, "save_weights", saving)
+    monkeypatch.setattr(into_model, "save_weights", saving)
     words = [
         f"model={choice}",
         f"model.path={folder}",

@@ -109,6 +109,7 @@ def test_what_is_computed_number_by_number_is_never_there() -> None:
     assert peaks[1] < 0.8 * peaks[0]
 
 
+@pytest.mark.full
 def test_gradients_are_those_of_the_layer() -> None:
     layer, x, more = layer_of("lora, fused")
     layer = layer.float()
