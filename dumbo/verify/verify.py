@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -87,12 +89,12 @@ def verify(plugins: Plugins, composed: Composed, command: Command) -> int:
         table.opened(subject)
         found: list[Proof] = []
         try:
-            prove(subject, chosen, table, folder / LOG, found)
+            with ended_by_sigterm():
+                prove(subject, chosen, table, folder / LOG, found)
         except BaseException as end:
             if found:
-                file, _ = write_report(
-                    folder, subject, found, time.time() - began, ended=f"{type(end).__name__}: {end}"
-                )
+                ended = "Ctrl-C" if isinstance(end, KeyboardInterrupt) else str(end)
+                file, _ = write_report(folder, subject, found, time.time() - began, ended)
                 table.stopped(found, file)
             raise
         file, earlier = write_report(folder, subject, found, time.time() - began)
@@ -201,6 +203,23 @@ def require_all(found: list[Proof]) -> None:
         )
     if not any(proof.passed for proof in found):
         raise ProofFailed("Nothing was proven: all proofs were left out.\n  Leave verify.only away, or name others.")
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends this process as Ctrl-C does: what there is is written. Trainings within have handlers of their own."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(signal.Signals(number).name, 143)
+
+    if threading.current_thread() is not threading.main_thread():  # others cannot have handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -185,3 +185,12 @@ def test_checkpoints_on_the_disk(
 def test_words_for_numbers() -> None:
     assert [size(n) for n in (2048, 3 * 2**20, 1.5 * 2**30, 12 * 2**30)] == ["2 KiB", "3 MiB", "1.5 GiB", "12 GiB"]
     assert [duration(n) for n in (5, 65, 3661)] == ["0:05", "1:05", "1:01:01"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_planned(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dumbo.plan.plan.made", lambda *arguments: pytest.fail("it was planned"))
+    Path("file").write_text("")
+    assert main(["plan", "run_dir=file/here"]) == 2
+    assert "run_dir: the folder file/here cannot be written" in capsys.readouterr().err

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from proving import SMALL
 from dumbo.cli import main
 from dumbo.errors import RunFailed, Stopped, UserError
 from dumbo.verify import verify
-from dumbo.verify.proof import Proof, exact
+from dumbo.verify.proof import DoesNotApplyError, Proof, exact
 
 WORDS = ["verify", "run_dir=here", *SMALL]
 
@@ -94,8 +97,8 @@ def test_the_next_proof_gets_a_model_that_no_error_has_touched(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("end", "code", "ended"),
-    [(KeyboardInterrupt(), 130, "KeyboardInterrupt: "), (Stopped("SIGTERM", 143), 143, "Stopped: SIGTERM")],
-    ids=["ctrl-c", "sigterm"],
+    [(KeyboardInterrupt(), 130, "Ctrl-C"), (Stopped("SIGTERM", 143), 143, "SIGTERM")],
+    ids=["ctrl-c", "in-training"],
 )
 def test_what_stops_all_leaves_what_was_proven(
     end: BaseException, code: int, ended: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -106,6 +109,31 @@ def test_what_stops_all_leaves_what_was_proven(
     assert [proof["name"] for proof in facts["proofs"]] == ["second"]
     assert (facts["passed"], facts["ended"]) == (None, ended)  # what was not proven is not passed
     assert "1 of the 1 proofs that were done hold" in capsys.readouterr().out
+
+
+def test_sigterm_is_no_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a cluster sends it; the handler that was there is there again."""
+
+    def terminated(subject: Any) -> Proof:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        raise AssertionError("not ended")
+
+    before = signal.getsignal(signal.SIGTERM)
+    _only(monkeypatch, first=_holds, second=terminated)
+    assert main(WORDS) == 143
+    assert (told()["ended"], len(told()["proofs"])) == ("SIGTERM", 1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_nothing_proven_is_no_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def left_out(subject: Any) -> Proof:
+        raise DoesNotApplyError("it means nothing here")
+
+    _only(monkeypatch, first=left_out)
+    assert main(WORDS) == 4
+    assert "Nothing was proven: all proofs were left out." in capsys.readouterr().err
+    assert (told()["passed"], told()["proofs"][0]["state"]) == (None, "left out")
 
 
 def test_stopped_before_anything_was_proven_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,7 @@ def proven(folder: Path, words: list[str] = BF16) -> dict[str, Any]:
     return {proof.name: proof for several in found.values() for proof in several}
 
 
+@pytest.mark.full
 def test_what_is_right_holds_within_what_was_measured(machine: Any, tmp_path: Path) -> None:
     machine()
     found = proven(tmp_path)
