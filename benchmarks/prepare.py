@@ -2,7 +2,7 @@
 
     python -m benchmarks.prepare                      # gsm8k train x 10, SmolLM2's tokenizer; minutes
     python -m benchmarks.prepare --cores 1 2          # how it goes with the cores
-    python -m benchmarks.prepare --memory-gib 2       # ours alone on 2 GiB of JSON lines: peak memory; 10 minutes on 2 cores
+    python -m benchmarks.prepare --memory-gib 2       # ours alone on 2 GiB of JSON lines: peak memory; minutes
     python -m benchmarks.prepare --small              # seconds: 300 rows, one round
 
 Ours is timed from the file to packs: hashing it, reading, rendering, tokenising, masking, writing the store, fsync,
@@ -139,7 +139,8 @@ def _memory(asked: argparse.Namespace, work: Path) -> Record:
     words = ("--tokenizer", asked.tokenizer, "--cores", asked.cores[0], "--child", "ours")
     child(MODULE, *words, asked.data, "-", env=_cache(work))  # the tokenizer's conversion is not part of it
     found = child(MODULE, *words, file, "-", env={**_cache(work), "DUMBO_BENCH_WATCH": "1"})
-    record.facts = {"gib_of_json_lines": round(file.stat().st_size / 2**30, 3), **found}
+    of_the_data = {key: value for key, value in found.items() if key not in ("from_store", "tokenizer")}
+    record.facts = {"gib_of_json_lines": round(file.stat().st_size / 2**30, 3), "cores": asked.cores[0], **of_the_data}
     print(json.dumps(record.facts, indent=1))
     return record
 
