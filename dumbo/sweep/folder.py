@@ -91,6 +91,16 @@ def require_sweep(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def refuse_a_run(folder: Path) -> None:
+    """A sweep in a run's folder would be taken for that run.
+
+    Raises:
+        UserError: it is one.
+    """
+    if (folder / "run.json").is_file():
+        raise UserError(f"sweep_dir: {short(folder)} is a run's folder.\n  Write another sweep_dir=FOLDER.")
+
+
 def write_sweep(folder: Path, facts: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     """Both files, each whole or as it was; base.yaml first, since sweep.json says that the sweep is there."""
     _write(folder / BASE, yaml.safe_dump(dict(base), sort_keys=False, allow_unicode=True))
