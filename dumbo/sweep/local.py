@@ -32,7 +32,6 @@ from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
 from dumbo.sweep.heard import Heard
-from dumbo.sweep.job import Cold, Starter
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
@@ -246,9 +245,7 @@ class Sweep:
             at_once = self._slots()
             lock = self._lock.fileno() if self._lock is not None else None
             threads = {name: value for name, value in at_once[0].environment.items() if name == "OMP_NUM_THREADS"}
-            starter: Starter = (
-                Warm(lock, threads, lambda text: self.console.row("", text)) if self.options.warm else Cold(lock)
-            )
+            starter = Warm(lock, threads, lambda text: self.console.row("", text), self.options.warm)
             display = SweepTable(self.console, self.options.metric, len(at_once))
             self._pool = Pool(
                 self.folder,

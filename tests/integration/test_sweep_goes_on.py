@@ -303,13 +303,6 @@ def test_what_this_machine_has_not_is_said_before_anything_is_written(jobs: NotS
     assert [start.environment for start in jobs.starts] == [{}, {}], "all of the machine for each"
 
 
-def test_python_anew_for_each_job(jobs: NotStarted, monkeypatch) -> None:
-    cold = NotStarted()
-    monkeypatch.setattr("dumbo.sweep.local.Cold", cold)
-    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep", "sweep.warm=false"]) == 0
-    assert (len(jobs.words), len(cold.words)) == (0, 2)
-
-
 def test_a_runs_folder_is_no_sweeps(jobs: NotStarted, capsys) -> None:
     finished(Path("run"), 0)
     assert main(["-m", "trainer.seed=1,2", "sweep_dir=run"]) == 2
