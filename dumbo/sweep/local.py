@@ -245,7 +245,7 @@ class Sweep:
             at_once = self._slots()
             lock = self._lock.fileno() if self._lock is not None else None
             threads = {name: value for name, value in at_once[0].environment.items() if name == "OMP_NUM_THREADS"}
-            starter = Warm(lock, threads, lambda text: self.console.row("", text))
+            starter = Warm(lock, threads, lambda text: self.console.row("", text), self.options.warm)
             display = SweepTable(self.console, self.options.metric, len(at_once))
             self._pool = Pool(
                 self.folder,
@@ -260,7 +260,7 @@ class Sweep:
         return self._pool
 
     def _slots(self) -> list[Slot]:
-        return slots(self.options) if self.launcher == "gpu_pool" else [Slot()]
+        return slots(self.options, self.launcher)
 
     def job(self, cfg: DictConfig) -> dict[str, Any]:
         """What another launcher of Hydra (basic, joblib) calls for each job, in its own process."""
