@@ -30,6 +30,7 @@ from dumbo.options import (
     PlanOptions,
     PreviewOptions,
     ReportOptions,
+    SweepOptions,
     VerifyOptions,
 )
 from dumbo.resolve import resolved
@@ -59,6 +60,7 @@ class Plugins:
     export: ExportOptions
     report: ReportOptions
     doctor: DoctorOptions
+    sweep: SweepOptions
 
 
 def check(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], config_dirs: Sequence[Path] = ()) -> Plugins:

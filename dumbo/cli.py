@@ -94,9 +94,9 @@ def _compose_and_run(command: Command) -> int:
     from dumbo.repeat import with_recorded
 
     command = with_recorded(command)
-    overrides = [*prepare_hydra(command.config_dirs, command.file), *command.overrides]
     if command.multirun:
-        return _sweep(command, overrides)
+        return _sweep(command)
+    overrides = [*prepare_hydra(command.config_dirs, command.file), *command.overrides]
     if command.flags:
         show(overrides, command.flags)
         return 0
@@ -149,7 +149,8 @@ def _run_verb(command: Command, composed: Any) -> int:
     return 0
 
 
-def _sweep(command: Command, overrides: list[str]) -> int:
+def _sweep(command: Command) -> int:
+    from dumbo.compose import prepare_hydra
     from dumbo.compose import sweep as run_sweep
     from dumbo.override_text import value_text
     from dumbo.sweep.local import Sweep
@@ -158,9 +159,10 @@ def _sweep(command: Command, overrides: list[str]) -> int:
         raise UserError(f"The command line: -m runs a sweep; {command.flags[0]} only shows one run.\n  Leave one out.")
     if command.verb != "train":
         raise UserError(f"-m sweeps over train; it cannot sweep over {command.verb}.")
-    sweep = Sweep.begin(command)
-    run_sweep([*overrides, f"sweep_dir={value_text(str(sweep.folder))}"], sweep.job)
-    return sweep.finish()
+    with Sweep.begin(command) as sweep:
+        overrides = [*prepare_hydra(sweep.command.config_dirs, sweep.command.file), *sweep.command.overrides]
+        run_sweep([*overrides, f"sweep_dir={value_text(str(sweep.folder))}"], sweep.job, sweep.open)
+        return sweep.finish()
 
 
 def _printable(text: str) -> str:

@@ -217,12 +217,15 @@ def show(overrides: Sequence[str], flags: Sequence[str]) -> None:
         root.handlers[:], root.level = handlers, level  # --info makes Hydra log to what is standard output just now
 
 
-def sweep(overrides: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
+def sweep(
+    overrides: Sequence[str], job: Callable[[DictConfig], Any], begin: Callable[[DictConfig], None] = lambda cfg: None
+) -> None:
     """Lets Hydra's sweeper make the jobs (`-m`), and its launcher run them.
 
     Args:
         overrides: those of the sweep, several values among them.
         job: what a launcher other than ours calls with a job's config.
+        begin: called with the config of the words that are not swept, `hydra` in it, before any job is composed.
 
     Raises:
         UserError: as `compose`, for the sweep or for one of its jobs.
@@ -232,6 +235,7 @@ def sweep(overrides: Sequence[str], job: Callable[[DictConfig], Any]) -> None:
         hydra = _hydra(overrides)
         words = [*overrides, f"hydra.mode={RunMode.MULTIRUN.name}"]
         cfg = hydra.compose_config("config", words, RunMode.MULTIRUN, with_log_configuration=False)
+        begin(cfg)
         sweeper = Plugins.instance().instantiate_sweeper(
             config=cfg,
             hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks()),

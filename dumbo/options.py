@@ -225,12 +225,49 @@ class DoctorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """A sweep (`-m`), and `dumbo sweep status|wait|cancel FOLDER`.
+
+    Args:
+        retries: a job that fails or is interrupted is started again from its checkpoint, at most so often in one invocation.
+        force: go on although the base config changed; jobs that are done stay, all others begin anew.
+        metric: of run.json's metrics; jobs are compared by it.
+        direction: "minimize" or "maximize" the metric.
+        gpus_per_job: GPUs that each job of the pool has to itself.
+        jobs_per_gpu: jobs that share one GPU.
+        cpu_slots: jobs at once on the CPU, threads divided; null: the GPUs, or one job at a time without any.
+        format: of `dumbo sweep status`: "text" or "json".
+    """
+
+    retries: int = 1
+    force: bool = False
+    metric: str = "eval_loss"
+    direction: Literal["minimize", "maximize"] = "minimize"
+    gpus_per_job: int = 1
+    jobs_per_gpu: int = 1
+    cpu_slots: int | None = None
+    format: Format = "text"
+
+    def __post_init__(self) -> None:
+        _at_least("retries", self.retries, 0)
+        for name in ("gpus_per_job", "jobs_per_gpu"):
+            _at_least(name, getattr(self, name), 1)
+        if self.cpu_slots is not None:
+            _at_least("cpu_slots", self.cpu_slots, 1)
+        if self.gpus_per_job > 1 and self.jobs_per_gpu > 1:
+            raise UserError(
+                f"gpus_per_job={self.gpus_per_job} and jobs_per_gpu={self.jobs_per_gpu}: a job has several GPUs, or shares one.\n"
+                "  Leave one of them at 1."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """The top level of the config.
 
     Args:
         run_dir: the run's folder; null: outputs/DATE/TIME-NAME-ID.
-        sweep_dir: the folder of a sweep (`-m`); null: multirun_outputs/DATE/TIME.
+        sweep_dir: the folder of a sweep (`-m`); null: multirun_outputs/NAME-HASH, the same for the same command.
         resume: "auto", "last" or a run's folder; null: a new run.
         repeat: "last" or a run's folder to do again, with what is typed besides on top.
         run: the run that `evaluate`, `chat`, `export` and `report` read: a folder, or "last".
@@ -266,4 +303,5 @@ SECTIONS = {
     "export": ExportOptions,
     "report": ReportOptions,
     "doctor": DoctorOptions,
+    "sweep": SweepOptions,
 }

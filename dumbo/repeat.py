@@ -71,7 +71,7 @@ def _merged(command: Command, run: Path, key: str) -> Command:
     words = _recorded(run, key)
     own = tuple(w for w in command.overrides if not w.startswith("repeat=")) if key == "repeat" else command.overrides
     chosen = {key_of(word) for word in own}
-    _require_typed(words, chosen, command, key)
+    require_typed(words, chosen, command, key)
     rest = [word for word in words if (not word.startswith(CONFIG_DIR) and "=" in word) or word.startswith("~")]
     rest = [word for word in rest if not key_of(word).startswith(("hydra.", "hydra/"))]  # of a sweep, not of its runs
     if "launch" in chosen:  # another way of launching has other keys; none of them changes a number
@@ -87,7 +87,7 @@ def _merged(command: Command, run: Path, key: str) -> Command:
     )
 
 
-def _require_typed(words: list[str], chosen: Collection[str], command: Command, key: str) -> None:
+def require_typed(words: list[str], chosen: Collection[str], command: Command, key: str) -> None:
     """A run's folder from somebody else brings no code along, and holds no secrets: both are typed again.
 
     Raises:

@@ -200,11 +200,18 @@ def _folder(plugins: Plugins, config: Mapping[str, Any], name: str) -> tuple[Pat
         raise UserError(
             f"run_dir: there is a run in {asked} already.\n  Go on with it: resume={asked}, or write another run_dir=FOLDER."
         )
-    if asked.is_dir() and any(
-        entry.name not in (".lock", "dumbo.log", "verify.json", "plan.json") for entry in asked.iterdir()
-    ):
+    if asked.is_dir() and not _is_unused({entry.name for entry in asked.iterdir()}):
         raise UserError(f"run_dir: the folder {asked} is not empty, and no run's.\n  Write another run_dir=FOLDER.")
     return asked, False
+
+
+def _is_unused(names: set[str]) -> bool:
+    """Whether a folder holds nothing of a run: at most what was written before run.json, when a kill came between."""
+    rest = names - {".lock", "dumbo.log", "verify.json", "plan.json"}
+    first = ("config.yaml", "overrides.yaml", "experiment.yaml", "run.json")
+    return not rest or (
+        ".lock" in names and all(name in first or name.startswith(tuple(f".{one}." for one in first)) for name in rest)
+    )
 
 
 def _unfinished(config: Mapping[str, Any]) -> Path | None:

@@ -1,64 +1,85 @@
-"""A sweep on this machine: one process a job, one after another; a job that fails does not end it.
+"""A sweep on this machine: each job a process of its own, one after another or several at once; it can always be gone on with.
 
-multirun_outputs/DATE/TIME/000-trainer.lr=1e-4-3f9c/   a run's folder each
-multirun_outputs/DATE/TIME/000-….log                   what the job printed
+    begin (which folder) -> open (the base config, the lock, the ledger) -> run_jobs (Hydra's launcher) -> finish (how it went)
+
+A job that fails does not end it. The folder is described in docs/sweeps.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from dumbo.bind import section
 from dumbo.command import Command
 from dumbo.errors import Stopped, UserError
+from dumbo.faults import Report
 from dumbo.hydra_node import key_of
+from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
-from dumbo.outputs.secrets import masked_words
+from dumbo.outputs.places import now, short, typed
+from dumbo.outputs.secrets import masked_tree, masked_words
+from dumbo.outputs.surroundings import git_state, versions
 from dumbo.override_text import value_text
-from dumbo.refuse import SWEEP_WANTED, typed_text
-from dumbo.sweep.job import run_job
+from dumbo.refuse import SWEEP_WANTED
+from dumbo.resolve import resolved
+from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
+from dumbo.sweep.ledger import ENDED, Ledger, Row
+from dumbo.sweep.ledger import FILE as LEDGER
+from dumbo.sweep.pool import Grid, Job, Pool, Source
+from dumbo.sweep.rows import assigned, begun_anew, settle
+from dumbo.sweep.slots import Slot, slots, wants_pool
+from dumbo.sweep.table import SweepTable, show_failures
+from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
+from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
 
-LONGEST_NAME = 80
+OURS = ("process", "gpu_pool")
+"""Launchers whose jobs this module runs."""
 
 
 @dataclass
 class Sweep:
-    """One sweep.
+    """One sweep, in the process that runs it.
 
     Attributes:
-        folder: where its runs lie.
-        outcomes: (job's name, exit code, metrics) in order.
+        folder: where its runs lie, absolute.
+        alone: nothing but the folder was typed: every job of the ledger that is left is meant.
+        launcher: Hydra's name of it.
+        swept: the keys with several values.
+        asked: numbers of the jobs that this invocation is about.
     """
 
     command: Command
     folder: Path
+    alone: bool = False
     console: Console = field(default_factory=Console)
-    outcomes: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
+    options: SweepOptions = field(default_factory=SweepOptions)
+    launcher: str = "process"
+    swept: list[str] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+    ledger: Ledger = field(init=False)
+    _base: dict[str, Any] = field(default_factory=dict)
+    _changed: list[str] = field(default_factory=list)
+    _fixed: list[str] = field(default_factory=list)
+    _lock: SweepLock | None = None
+    _pool: Pool | None = None
 
     _current: ClassVar[Sweep | None] = None
 
     @classmethod
     def begin(cls, command: Command) -> Sweep:
-        """Chooses the folder: `sweep_dir=`, or multirun_outputs/DATE/TIME."""
-        typed = typed_text(command.overrides, "sweep_dir")
-        now = datetime.now()
-        folder = (
-            Path(typed).expanduser()
-            if typed
-            else Path("multirun_outputs") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
-        )
-        cls._current = cls(command, folder.absolute())
+        """Chooses the folder: `sweep_dir=`, or multirun_outputs/ with a name of the command's."""
+        command, alone = with_recorded(command)
+        cls._current = cls(command, folder_of(command), alone)
+        cls._current.ledger = Ledger(cls._current.folder / LEDGER)
         return cls._current
 
     @classmethod
@@ -67,49 +88,170 @@ class Sweep:
             raise UserError(f"hydra.mode is MULTIRUN: {SWEEP_WANTED}")
         return cls._current
 
-    def run_jobs(self, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
-        """Runs the jobs; gives Hydra's sweeper each one's held-out loss (nan: it failed)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        jobs = [[word for word in overrides if _is_own(word)] for overrides in job_overrides]
-        common = set.intersection(*(set(job) for job in jobs)) if len(jobs) > 1 else set(jobs[0])
-        self.console.row("sweep", f"{len(jobs)} jobs in {self.folder}")
-        return [
-            self._run_job(
-                job, f"{first_number + index:03d}{_suffix(masked_words([w for w in job if w not in common]))}"
-            )
-            for index, job in enumerate(jobs)
-        ]
+    def __enter__(self) -> Sweep:
+        return self
 
-    def _run_job(self, overrides: list[str], name: str) -> JobReturn:
-        run_dir, log = self.folder / name, self.folder / f"{name}.log"
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    # ---- begun, or gone on with -----------------------------------------------------------------------------------
+
+    def open(self, cfg: DictConfig) -> None:
+        """Takes the folder, once the config of the fixed words is composed and before any job is.
+
+        Raises:
+            UserError: a live sweep has it; it is another sweep's; the base config changed.
+        """
+        report = Report(config_dirs=self.command.config_dirs)
+        self.options = section("sweep", SweepOptions, resolved(cfg.sweep, "sweep", report), report)
+        report.stop_if_any()
+        self.launcher = self._launcher(cfg)
+        sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=False)
+        params = sweeper.get("params") or {} if isinstance(sweeper, dict) else {}
+        self.swept = list(dict.fromkeys([*swept_keys(self.command.overrides), *(key_of(str(name)) for name in params)]))
+        raw = OmegaConf.to_container(cfg, resolve=False)
+        assert isinstance(raw, dict)
+        self._base = masked_tree({str(key): value for key, value in raw.items() if key not in ("hydra", "sweep")})
+        if self.launcher not in OURS:
+            return
+        self._lock = SweepLock(self.folder)
+        self._lock.take(lambda text: self.console.row("waiting", text))
+        self.ledger = Ledger.open(self.folder)
+        if self.ledger.torn:
+            self.console.row("ledger", "a line that a crash cut short is left out")
+        settle(self.ledger, self.folder, self.options.metric, lambda text: self.console.row("waiting", text))
+        self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
+        if self._changed and not self.options.force:
+            raise UserError(self._another_base())
+
+    def _launcher(self, cfg: DictConfig) -> str:
+        chosen = str(cfg.hydra.runtime.choices["hydra/launcher"])
+        named = any(key_of(word) == "hydra/launcher" for word in self.command.overrides)
+        return "gpu_pool" if chosen == "process" and not named and wants_pool(self.options) else chosen
+
+    def _another_base(self) -> str:
+        listed = "\n  ".join(self._changed)
+        other = typed("sweep_dir", self.folder.with_name(f"{self.folder.name}-2"))
+        return (
+            f"sweep_dir: the sweep in {short(self.folder)} was begun with another config:\n  {listed}\n"
+            f"  Restore it, or begin another sweep: {other}\n"
+            "  or force it: sweep.force=true (jobs that are done stay as they are, all others begin anew)"
+        )
+
+    def _record(self) -> None:
+        """Writes down what the sweep is; once its jobs are known to compose."""
+        before = read_sweep(self.folder)
+        facts = {
+            "typed": to_record(self.command),
+            "fixed": masked_words([word for word in self.command.overrides if key_of(word) not in self.swept]),
+            "swept": self.swept,
+            "launcher": self.launcher,
+            "metric": self.options.metric,
+            "direction": self.options.direction,
+            "started": before.get("started") or now(),
+            "versions": before.get("versions") or versions(),
+            "git": before.get("git") or git_state(),
+        }
+        if before and not self._changed:
+            write_facts(self.folder, {**before, **facts})
+        else:
+            write_sweep(self.folder, facts, self._base)
+
+    # ---- jobs -------------------------------------------------------------------------------------------------------
+
+    def run_jobs(self, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
+        """What Hydra's launcher calls: runs those jobs of a grid that are not done.
+
+        Returns:
+            each one's result (nan: it has none), for Hydra's sweeper.
+        """
+        rows = self.rows_for(job_overrides)
+        left = self._left(rows)
+        words = {row.number: job for row, job in zip(rows, job_overrides, strict=True)}
+        self._say_what_is_left(rows, left)
+        if left:
+            self.run(Grid.of(self.job_of(row, words[row.number]) for row in left))
+        return [self._returned(self.ledger[row.number], words[row.number]) for row in rows]
+
+    def rows_for(self, job_overrides: Sequence[Sequence[str]]) -> list[Row]:
+        """Their rows in the ledger, new ones among them; what the sweep is stands in its folder from here on."""
+        if not self.asked:
+            self._record()
+        rows = assigned(self.ledger, [own_words(job, self.swept) for job in job_overrides])
+        if job_overrides:
+            self._fixed = [word for word in job_overrides[0] if key_of(word) not in self.swept]
+        if not self.asked:
+            self.ledger.compact()
+        self.asked += [row.number for row in rows]
+        return rows
+
+    def _left(self, rows: Sequence[Row]) -> list[Row]:
+        left = [row for row in rows if row.state not in ENDED]
+        if not self._changed:
+            return left
+        self.console.row("changed", "\n".join(self._changed))
+        begun = {row.number: row for row in begun_anew(self.ledger, self.folder, [row for row in left if row.attempt])}
+        return [begun.get(row.number, row) for row in left]
+
+    def _say_what_is_left(self, rows: Sequence[Row], left: Sequence[Row]) -> None:
+        again = sum(row.attempt > 0 for row in left)
+        told = [
+            f"{len(rows) - len(left)} done already" if len(left) < len(rows) else "",
+            f"{again} tried again" if again else "",
+        ]
+        at_once = self._slots()
+        told.append(f"{len(at_once)} at once" if len(at_once) > 1 else "")
+        more = ", ".join(part for part in told if part)
+        self.console.row(
+            "sweep", f"{len(rows)} job{'s' * (len(rows) != 1)} in {short(self.folder)}{': ' * bool(more)}{more}"
+        )
+
+    def job_of(self, row: Row, overrides: Sequence[str]) -> Job:
+        """How a job is started: its own words, where its plugins and YAML files are, its folder, from its checkpoint if it has one."""
         words = [f"--config-dir={folder}" for folder in self.command.config_dirs]
         words += ["train", *([str(self.command.file)] if self.command.file else [])]
-        words += [*overrides, *self._places(), f"run_dir={value_text(str(run_dir))}"]
-        with self.console.status(f"{name} is running"):
-            code, stopped_by = run_job(words, log)
-        facts = json.loads((run_dir / "run.json").read_text()) if (run_dir / "run.json").is_file() else {}
-        metrics = facts.get("metrics", {})
-        self.outcomes.append((name, code, metrics))
-        if code == 0:
-            shown = "  ".join(
-                f"{key} {metrics[key]:.4f}" for key in ("train_loss", "eval_loss", "exact_match") if key in metrics
-            )
-            self.console.row("", f"{name}  {shown}")
-        else:
-            said = (log.read_text(encoding="utf-8").strip().splitlines() or ["no output"])[-3:]
-            self.console.row("", f"{name}  failed (exit code {code}): {' '.join(said)[:300]}")
-        if stopped_by is not None:
-            self._stop(stopped_by)
-        ret = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
-        ret.return_value = metrics.get("eval_loss", metrics.get("train_loss", math.nan)) if code == 0 else math.nan
-        return ret
+        words += [word for word in overrides if _is_own(word)]
+        words += [*self._places(), f"run_dir={value_text(str(self.folder / row.name))}", "resume=auto"]
+        return Job(number=row.number, name=row.name, words=words)
 
-    def _stop(self, signal_name: str) -> NoReturn:
-        """Ends the sweep after the job that was running has."""
-        name, code, _ = self.outcomes[-1]
-        saved = " (saved)" if code in (130, 143) and any(self.folder.glob(f"{name}/checkpoints/step-*")) else ""
-        self.console.row("stopped", f"{signal_name}: {name} was running{saved}; the jobs after it were not started")
-        raise Stopped(signal_name, EXIT_CODES[signal_name])
+    def run(self, source: Source) -> None:
+        """Runs the source's jobs.
+
+        Raises:
+            Stopped: a signal ended the sweep, after the jobs that were running had ended.
+        """
+        pool = self._started_pool()
+        try:
+            pool.run(source)
+        finally:
+            pool.display.close()
+        if (name := pool.stopped_by) is not None:
+            self._say_stopped(name)
+            raise Stopped(name, EXIT_CODES[name])
+
+    def run_what_is_left(self) -> None:
+        """After `-m sweep_dir=PATH` alone: jobs of earlier commands too, as far as their words are written down."""
+        rows = [row for row in self.ledger if row.state not in ENDED and row.number not in self.asked]
+        if not self.alone or self.launcher not in OURS or not rows:
+            return
+        self.console.row("sweep", f"{len(rows)} more of earlier commands")
+        self.asked += [row.number for row in rows]
+        self.run(Grid.of(self.job_of(row, [*self._fixed, *row.overrides]) for row in self._left(rows)))
+
+    def _started_pool(self) -> Pool:
+        if self._pool is None:
+            at_once = self._slots()
+            lock = self._lock.fileno() if self._lock is not None else None
+            threads = {name: value for name, value in at_once[0].environment.items() if name == "OMP_NUM_THREADS"}
+            starter = Warm(lock, threads, lambda text: self.console.row("", text))
+            display = SweepTable(self.console, self.options.metric, len(at_once))
+            self._pool = Pool(
+                self.folder, self.ledger, at_once, starter, display, self.options.retries, self.options.metric
+            )
+        return self._pool
+
+    def _slots(self) -> list[Slot]:
+        return slots(self.options) if self.launcher == "gpu_pool" else [Slot()]
 
     def job(self, cfg: DictConfig) -> dict[str, Any]:
         """What another launcher of Hydra (basic, joblib) calls for each job, in its own process."""
@@ -127,35 +269,68 @@ class Sweep:
         """Where a job finds its YAML files: what was typed of it for the sweep."""
         return [word for word in self.command.overrides if key_of(word) == "hydra.searchpath"]
 
-    def finish(self) -> int:
-        """Says how it went; 1 when a job failed."""
-        failed = [name for name, code, _ in self.outcomes if code != 0]
-        done = [
-            (metrics["eval_loss"], name)
-            for name, code, metrics in self.outcomes
-            if code == 0 and "eval_loss" in metrics
+    def _returned(self, row: Row, overrides: Sequence[str]) -> JobReturn:
+        ret = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+        ret.return_value = row.result if row.result is not None else math.nan
+        return ret
+
+    # ---- the end ----------------------------------------------------------------------------------------------------
+
+    def _say_stopped(self, name: str) -> None:
+        rows = [self.ledger[number] for number in self.asked]
+        saved = [
+            row.name
+            for row in rows
+            if row.state == "interrupted" and any((self.folder / row.name).glob("checkpoints/step-*"))
         ]
-        if done:
-            loss, name = min(done)
-            self.console.row("best", f"{name}  held-out loss {loss:.4f}")
+        left = sum(row.state not in ENDED for row in rows)
+        kept = f"; saved: {', '.join(saved)}" if saved else ""
+        again = f"python -m dumbo -m {typed('sweep_dir', self.folder)}"
+        self.console.row("stopped", f"{name}: {left} of {len(rows)} jobs are left{kept}\nGo on: {again}")
+
+    def finish(self) -> int:
+        """Says how it went; 1 when a job is not done."""
+        self.run_what_is_left()
+        rows = [self.ledger[number] for number in self.asked]
+        self._say_best(rows)
+        failed = [row for row in rows if row.state == "failed"]
+        left = [row for row in rows if row.state not in (*ENDED, "failed")]
+        show_failures(self.console, failed)
         if failed:
-            self.console.row("failed", f"{len(failed)} of {len(self.outcomes)}: {', '.join(failed)}")
+            self.console.row("failed", f"{len(failed)} of {len(rows)}: {', '.join(row.name for row in failed)}")
+        if left:
+            self.console.row(
+                "left", f"{len(left)} of {len(rows)}: {', '.join(f'{row.name} ({row.state})' for row in left)}"
+            )
+        if failed or left:
+            self.console.row(
+                "next", f"python -m dumbo -m {typed('sweep_dir', self.folder)}   (they go on from their checkpoints)"
+            )
         if not self.console.fancy:
             self.console.plain(str(self.folder))
-        return 1 if failed else 0
+        return 1 if failed or left else 0
+
+    def _say_best(self, rows: Sequence[Row]) -> None:
+        found = [(row.result, row.name) for row in rows if row.state == "done" and row.result is not None]
+        if found:
+            best = min if self.options.direction == "minimize" else max
+            value, name = best(found)
+            self.console.row("best", f"{name}  {self.options.metric} {value:.4f}")
+        elif any(row.state == "done" for row in rows):
+            self.console.row("best", f"no job has {self.options.metric}: name another with sweep.metric=…")
+
+    def close(self) -> None:
+        """Lets go of the folder, with one row a job in the ledger."""
+        if self._pool is not None:
+            self._pool.starter.close()
+            self._pool = None
+        if self._lock is not None:
+            if len(self.ledger):
+                self.ledger.compact()
+            self._lock.release()
+            self._lock = None
 
 
 def _is_own(word: str) -> bool:
     """Whether an override belongs to the job rather than to the sweep."""
-    return not word.lstrip("+~").startswith(("hydra.", "hydra/", "sweep_dir=", "from_file="))
-
-
-def _suffix(varied: Sequence[str]) -> str:
-    """What a job's folder is called besides its number: its own overrides, readable, short, and a hash against clashes."""
-    if not varied:
-        return ""
-    text = "-".join(varied)
-    readable = "".join(char if (char.isascii() and char.isalnum()) or char in "=._-+" else "_" for char in text)[
-        :LONGEST_NAME
-    ]
-    return f"-{readable}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
+    return is_of_the_jobs(word) and not word.lstrip("+~").startswith(("hydra.", "hydra/", "from_file="))

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from sweeps import NotStarted
 
 import dumbo as package
 from dumbo.chat import _loader
@@ -57,9 +58,9 @@ CALLBACKS = {"hydra": {"callbacks": {"x": LOADS}}}
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The words of a sweep's jobs, which do not run."""
-    seen: list[list[str]] = []
-    monkeypatch.setattr("dumbo.sweep.local.run_job", lambda words, log: (seen.append(list(words)), (0, None))[1])
-    return seen
+    starter = NotStarted()
+    monkeypatch.setattr("dumbo.sweep.local.Warm", starter)
+    return starter.words
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -13,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from sweeps import NotStarted, facts
 
 from dumbo.cli import main
 from dumbo.command import parse
-from dumbo.sweep.local import Sweep, _suffix
+from dumbo.sweep.local import Sweep
+from dumbo.sweep.typed import suffix
 
 SHORT = (
     "model=tiny", "trainer.max_steps=1", "dataset.limit=16", "trainer.num_answers=0", "trainer.num_samples=0",
@@ -67,8 +68,12 @@ def users(tmp_path: Path) -> Path:
     return folder
 
 
-def facts(folder: Path) -> list[dict]:
-    return [json.loads(file.read_text()) for file in sorted(folder.glob("*/run.json"))]
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> NotStarted:
+    """What would be started."""
+    starter = NotStarted()
+    monkeypatch.setattr("dumbo.sweep.local.Warm", starter)
+    return starter
 
 
 def test_patches_of_one_job_never_reach_the_next_and_a_failure_does_not_end_it(users, tmp_path, capsys) -> None:
@@ -105,15 +110,8 @@ def test_choice_a_list_and_a_product(tmp_path, capsys) -> None:
     assert "best" in capsys.readouterr().out
 
 
-def test_each_jobs_folder_and_words_without_running_them(tmp_path, monkeypatch, capsys) -> None:
+def test_each_jobs_folder_and_words_without_running_them(tmp_path, jobs, capsys) -> None:
     """Cheap: what would be started for a product of four values, and what each job's command line holds."""
-    seen: list[list[str]] = []
-
-    def record(words, log):
-        seen.append(list(words))
-        return 0, None
-
-    monkeypatch.setattr("dumbo.sweep.local.run_job", record)
     path = tmp_path / "ein Ordner, [mit] 'allem'.jsonl"
     path.write_text('{"question": "a", "answer": "b"}\n')
     from dumbo.override_text import value_text
@@ -121,6 +119,7 @@ def test_each_jobs_folder_and_words_without_running_them(tmp_path, monkeypatch, 
     words = ["-m", "trainer.lr=1e-4,3e-4", "patch=[liger],[liger,lora]", "dataset=files", f"dataset.path={value_text(str(path))}",
              "trainer.extra.adam_beta2=0.9", "sweep_dir=sweep"]  # fmt: skip
     assert main(words) == 0, capsys.readouterr().err
+    seen = jobs.words
     assert len(seen) == 4
     from dumbo.compose import compose
 
@@ -149,7 +148,7 @@ def test_each_jobs_folder_and_words_without_running_them(tmp_path, monkeypatch, 
     ],
 )
 def test_folder_names_are_safe(varied: list[str], tmp_path: Path) -> None:
-    name = "000" + _suffix(varied)
+    name = "000" + suffix(varied)
     assert "/" not in name
     assert len(name.encode()) <= 100
     assert name.isascii()
@@ -159,8 +158,8 @@ def test_folder_names_are_safe(varied: list[str], tmp_path: Path) -> None:
 
 
 def test_names_that_look_alike_do_not_clash() -> None:
-    assert _suffix(["patch=[a,b]"]) != _suffix(["patch=_a_b_"])
-    assert _suffix(["x=" + "a" * 200 + "1"]) != _suffix(["x=" + "a" * 200 + "2"])
+    assert suffix(["patch=[a,b]"]) != suffix(["patch=_a_b_"])
+    assert suffix(["x=" + "a" * 200 + "1"]) != suffix(["x=" + "a" * 200 + "2"])
 
 
 @pytest.mark.parametrize(
@@ -178,35 +177,34 @@ def test_names_that_look_alike_do_not_clash() -> None:
         (["model=smolm,tiny"], ["model has no choice 'smolm'", "'smollm'"]),
     ],
 )
-def test_faults_of_a_sweep_are_explained_before_any_job(words, says, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("dumbo.sweep.local.run_job", lambda words, log: pytest.fail(f"a job was started: {words}"))
+def test_faults_of_a_sweep_are_explained_before_any_job(words, says, tmp_path, capsys, jobs) -> None:
     assert main(["-m", "sweep_dir=sweep", *words]) == 2
+    assert jobs.words == []
     said = capsys.readouterr().err
     assert "Traceback" not in said
     for text in says:
         assert text in said, said
 
 
-def test_the_documented_way_round_the_trap(monkeypatch, capsys) -> None:
-    seen: list[list[str]] = []
-    monkeypatch.setattr("dumbo.sweep.local.run_job", lambda words, log: (seen.append(list(words)), (0, None))[1])
+def test_the_documented_way_round_the_trap(jobs, capsys) -> None:
     assert main(["-m", "patch=[liger],[liger,lora]", "patch.liger.rope=choice(false)", "sweep_dir=sweep"]) == 0, (
         capsys.readouterr().err
     )
+    seen = jobs.words
     assert len(seen) == 2
     from dumbo.compose import compose
 
     assert [compose(parse(words[1:]).overrides).cfg.patch.liger.rope for words in seen] == [False, False]
 
 
-def test_a_file_and_secrets_of_the_environment_travel(tmp_path, monkeypatch, capsys) -> None:
-    seen: list[list[str]] = []
-    monkeypatch.setattr("dumbo.sweep.local.run_job", lambda words, log: (seen.append(list(words)), (0, None))[1])
+def test_a_file_and_secrets_of_the_environment_travel(tmp_path, monkeypatch, jobs, capsys) -> None:
     (tmp_path / "mine.yaml").write_text("trainer:\n  lr: 3e-3\n")
     monkeypatch.setenv("MY_RUN", "x")
     assert main(["-m", "mine.yaml", "trainer.seed=1,2", "run=${oc.env:MY_RUN}", "sweep_dir=sweep"]) == 0, (
         capsys.readouterr().err
     )
+    seen = jobs.words
+    assert len(seen) == 2
     assert all(words[:2] == ["train", str(tmp_path / "mine.yaml")] for words in seen)
     from dumbo.compose import compose
 
