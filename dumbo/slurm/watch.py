@@ -6,17 +6,23 @@ or runs, and how it ended when it could not say it itself. Whoever asks, and whe
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dumbo.errors import UserError
 from dumbo.launch.processes import alive
-from dumbo.outputs.places import now
+from dumbo.options import SweepOptions
+from dumbo.outputs.places import now, short
+from dumbo.outputs.printable import printable
 from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.slurm.note import Note
 from dumbo.slurm.queue import Queued, queued
 from dumbo.sweep.ledger import Ledger, Row, State
+from dumbo.sweep.outcome import LAST_LINES, LONGEST_ERROR
 
 DEVICE, LOCAL = "slurm ", "submitit "
 """What stands before a job's number in a row's `device`: SLURM's, or that of submitit's process on this machine."""
@@ -33,6 +39,11 @@ def job_of(row: Row) -> str | None:
     return str(row.device).partition(" ")[2] if known else None
 
 
+def in_slurm(row: Row) -> bool:
+    """Whether a row's job is, or was, SLURM's."""
+    return str(row.device).startswith(DEVICE)
+
+
 def note_file(folder: Path, name: str) -> Path:
     """Where a job's note lies."""
     return folder / SUBMITIT / f"{name}.json"
@@ -43,16 +54,19 @@ def submitted(ledger: Ledger) -> list[Row]:
     return [row for row in ledger.in_state(*LIVE) if job_of(row) is not None]
 
 
-def refresh(folder: Path, ledger: Ledger, metric: str, *, write: bool = True) -> list[Row]:
+def refresh(
+    folder: Path, ledger: Ledger, metric: str, *, write: bool = True, pruned: Collection[int] = ()
+) -> list[tuple[Row, Row]]:
     """Brings the rows of jobs that were submitted up to date.
 
     Args:
         folder: the sweep's.
         metric: the sweep's, a key of run.json's metrics.
         write: into the ledger, too.
+        pruned: numbers of jobs that were ended because a search does not want them any more.
 
     Returns:
-        the rows that changed, as they are now.
+        the rows that changed, as they were and as they are.
 
     Raises:
         OSError, subprocess.TimeoutExpired: SLURM does not answer.
@@ -60,12 +74,49 @@ def refresh(folder: Path, ledger: Ledger, metric: str, *, write: bool = True) ->
     rows = submitted(ledger)
     with suppress(OSError):  # a network file system looks at its server again
         folder.chmod(folder.stat().st_mode)
-    known = queued(str(job_of(row)) for row in rows if str(row.device).startswith(DEVICE))
-    known.update(_here(row) for row in rows if str(row.device).startswith(LOCAL))
-    changed = [new for row in rows if (new := _now(row, folder, known.get(str(job_of(row))), metric)) != row]
+    known = queued(str(job_of(row)) for row in rows if in_slurm(row))
+    known.update(_here(row) for row in rows if not in_slurm(row))
+    found = [(row, _now(row, folder, known.get(str(job_of(row))), metric)) for row in rows]
+    changed = [
+        (
+            row,
+            replace(new, state="pruned", error=None)
+            if row.number in pruned and new.state not in (*LIVE, "done")
+            else new,
+        )
+        for row, new in found
+        if new != row
+    ]
     if write:
-        ledger.put(changed)
+        ledger.put(new for _, new in changed)
     return changed
+
+
+def taken_up(folder: Path, ledger: Ledger, options: SweepOptions, *, submits: bool) -> None:
+    """Before a sweep is gone on with: what became of the jobs that an earlier invocation submitted.
+
+    Args:
+        submits: whether the launcher is one of submitit's.
+
+    Raises:
+        UserError: jobs are in SLURM, and this machine cannot ask it, or the launcher is another one.
+    """
+    if options.detach and not submits:
+        raise UserError("sweep.detach=true is for hydra/launcher=submitit_slurm: other jobs end with the sweep.")
+    if not submitted(ledger):
+        return
+    try:
+        refresh(folder, ledger, options.metric)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(
+            f"sweep_dir: jobs of {short(folder)} are in SLURM, which does not answer here: {error}.\n"
+            "  Write the same where squeue works."
+        ) from error
+    if (left := submitted(ledger)) and not submits:
+        raise UserError(
+            f"sweep_dir: {len(left)} jobs of {short(folder)} are in SLURM.\n"
+            f"  dumbo sweep wait {short(folder)}, or dumbo sweep cancel {short(folder)}; or write hydra/launcher=submitit_slurm"
+        )
 
 
 def _here(row: Row) -> tuple[str, Queued]:
@@ -92,7 +143,8 @@ def _now(row: Row, folder: Path, found: Queued | None, metric: str) -> Row:
         metrics = facts.get("metrics", {})
         return replace(row, state="done", exit_code=0, metrics=metrics, result=metrics.get(metric), error=None)
     state, why = _how(found, facts, note if ended else Note(), code)
-    return replace(row, state=state, error="\n".join([*why, *last_words(folder, row, job)]))
+    told = "\n".join([*why, *last_words(folder, row, job)])
+    return replace(row, state=state, error=printable(told, keep="\n")[-LONGEST_ERROR:] or None)
 
 
 def _how(found: Queued | None, facts: dict[str, Any], note: Note, code: int | None) -> tuple[State, list[str]]:
@@ -115,5 +167,5 @@ def last_words(folder: Path, row: Row, job: str) -> list[str]:
     for file in places:
         lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
         if said := [line.rstrip() for line in lines if line.strip()]:
-            return said[-3:]
+            return said[-LAST_LINES:]
     return []

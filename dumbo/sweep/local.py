@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -30,6 +30,7 @@ from dumbo.outputs.surroundings import git_state, versions
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
+from dumbo.slurm.watch import submitted, taken_up
 from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER
@@ -41,7 +42,12 @@ from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_
 from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
 
-OURS = ("process", "gpu_pool")
+if TYPE_CHECKING:
+    from dumbo.slurm.pool import SlurmPool
+
+SUBMITTING = ("submitit_slurm", "submitit_local")
+"""Launchers whose jobs do not end with the sweep (dumbo/slurm)."""
+OURS = ("process", "gpu_pool", *SUBMITTING)
 """Launchers whose jobs this module runs."""
 
 
@@ -55,6 +61,7 @@ class Sweep:
         launcher: Hydra's name of it.
         swept: the keys with several values.
         asked: numbers of the jobs that this invocation is about.
+        elsewhere: what runs its jobs, where they do not run in slots of this machine.
     """
 
     command: Command
@@ -65,6 +72,7 @@ class Sweep:
     launcher: str = "process"
     swept: list[str] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
+    elsewhere: SlurmPool | None = None
     ledger: Ledger = field(init=False)
     _base: dict[str, Any] = field(default_factory=dict)
     _changed: list[str] = field(default_factory=list)
@@ -119,9 +127,10 @@ class Sweep:
         self.ledger = Ledger.open(self.folder)
         if self.ledger.torn:
             self.console.row("ledger", "a line that a crash cut short is left out")
+        taken_up(self.folder, self.ledger, self.options, submits=self.launcher in SUBMITTING)
         settle(self.ledger, self.folder, self.options.metric, lambda text: self.console.row("waiting", text))
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
-        if self._changed and not self.options.force:
+        if self._changed and (not self.options.force or submitted(self.ledger)):
             raise UserError(self._another_base())
 
     def _launcher(self, cfg: DictConfig) -> str:
@@ -220,6 +229,9 @@ class Sweep:
         Raises:
             Stopped: a signal ended the sweep, after the jobs that were running had ended.
         """
+        if self.elsewhere is not None:
+            self.elsewhere.run(source)
+            return
         pool = self._started_pool()
         try:
             pool.run(source)
@@ -292,6 +304,8 @@ class Sweep:
         """Says how it went; 1 when a job is not done."""
         self.run_what_is_left()
         rows = [self.ledger[number] for number in self.asked]
+        if self.options.detach:
+            return self._leave()
         self._say_best(rows)
         failed = [row for row in rows if row.state == "failed"]
         left = [row for row in rows if row.state not in (*ENDED, "failed")]
@@ -318,6 +332,17 @@ class Sweep:
             self.console.row("best", f"{name}  {self.options.metric} {value:.4f}")
         elif any(row.state == "done" for row in rows):
             self.console.row("best", f"no job has {self.options.metric}: name another with sweep.metric=…")
+
+    def _leave(self) -> int:
+        """After `sweep.detach=true`: how to come back."""
+        left = submitted(self.ledger)
+        self.console.row("detached", f"{len(left)} jobs go on by themselves")
+        self.console.row(
+            "next", "\n".join(f"dumbo sweep {what} {short(self.folder)}" for what in ("status", "wait", "cancel"))
+        )
+        if not self.console.fancy:
+            self.console.plain(str(self.folder))
+        return 0
 
     def close(self) -> None:
         """Lets go of the folder, with one row a job in the ledger."""

@@ -57,7 +57,7 @@ class Watched:
         """Waits until something is so; returns it."""
         end = time.monotonic() + timeout
         while not (found := true()):
-            if time.monotonic() > end:
+            if time.monotonic() > end or self.process.poll() not in (None, 0):
                 raise AssertionError(f"it did not come to be:\n{self.said}\n{self.logs()}")
             time.sleep(0.02)
         return found
@@ -71,10 +71,6 @@ class Watched:
         file = self.folder / "ledger.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
         return list({row["number"]: row for row in lines}.values())
-
-    def states(self) -> list[str]:
-        """Every state that the ledger has seen."""
-        return [json.loads(line)["state"] for line in (self.folder / "ledger.jsonl").read_text().splitlines()]
 
     def run(self, number: int) -> Path:
         return next(path for path in self.folder.glob(f"{number:03d}*") if path.is_dir())
