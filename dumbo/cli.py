@@ -139,6 +139,10 @@ def _run_verb(command: Command, composed: Any) -> int:
         from dumbo.outputs.report.verb import report
 
         return report(plugins.options, plugins.report)
+    if command.verb == "sweep":
+        from dumbo.sweep.verb import act
+
+        return act(str(command.action), str(command.folder), plugins.sweep)
     if command.verb == "doctor":
         from dumbo.doctor import doctor
 

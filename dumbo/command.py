@@ -15,7 +15,7 @@ from typing import NoReturn
 from dumbo.errors import UserError
 from dumbo.override_text import quoted
 from dumbo.suggest import did_you_mean
-from dumbo.words import VERBS, is_bare, is_data, refuse_stray, unknown_word
+from dumbo.words import VERBS, is_bare, is_data, refuse_stray, sweep_action, unknown_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class Command:
         config_dirs: folders given as --config-dir, absolute.
         file: an experiment's YAML file given as first word, or behind train, preview or verify.
         data: a data file given as first word (`dumbo DATA.jsonl`).
+        action: of the verb sweep: status, wait or cancel; folder: the sweep's, "last" for the newest.
         multirun: -m.
         flags: Hydra's own flags to pass on (--cfg job, --resolve, …).
         info: the argument of --info.
@@ -40,6 +41,8 @@ class Command:
     config_dirs: tuple[Path, ...] = ()
     file: Path | None = None
     data: Path | None = None
+    action: str | None = None
+    folder: str | None = None
     multirun: bool = False
     flags: tuple[str, ...] = ()
     info: str | None = None
@@ -67,6 +70,7 @@ def parse(argv: Sequence[str]) -> Command:
     args = _parser().parse_intermixed_args(list(argv))
     words: list[str] = list(args.words)
     verb, file, data = "train", None, None
+    action, folder = None, None
     if words and is_bare(words[0]):
         first = words.pop(0)
         if first in VERBS:
@@ -77,6 +81,8 @@ def parse(argv: Sequence[str]) -> Command:
             verb, data = "preview", _existing(first)
         else:
             raise UserError(unknown_word(first))
+    if verb == "sweep" and not args.help:
+        action, folder = sweep_action(words)
     if (
         verb in ("train", "preview", "verify", "plan")
         and data is None
@@ -93,6 +99,8 @@ def parse(argv: Sequence[str]) -> Command:
         config_dirs=tuple(_existing_folder(folder) for folder in args.config_dir),
         file=file,
         data=data,
+        action=action,
+        folder=folder,
         multirun=args.multirun,
         flags=_hydra_flags(args),
         info=args.info,

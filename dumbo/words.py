@@ -22,12 +22,15 @@ VERBS = {
     "chat": 'talk to a run\'s model: dumbo chat run=last; one answer: chat.prompt="…"',
     "export": "a run's model as a plain Hugging Face folder, proven the same: dumbo export run=last export.to=FOLDER",
     "report": "one run as one HTML page that needs no network: dumbo report run=last",
+    "sweep": "a sweep's folder: dumbo sweep status FOLDER (last: the newest), dumbo sweep wait FOLDER, dumbo sweep cancel FOLDER",
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
-LATER_VERBS = ("sweep",)
 
 KEYS = (*GROUPS, "experiment", "verify", "audit", "hydra")
 """What stands at the top of the config and has keys of its own."""
+
+ACTIONS = ("status", "wait", "cancel")
+"""Of the verb sweep."""
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 PACKED_SUFFIXES = (".gz", ".zst")
@@ -44,6 +47,24 @@ def is_data(word: str) -> bool:
     for suffix in PACKED_SUFFIXES:
         name = name.removesuffix(suffix)
     return name.endswith(DATA_SUFFIXES)
+
+
+def sweep_action(words: list[str]) -> tuple[str, str]:
+    """Takes `status FOLDER` off the words behind the verb sweep.
+
+    Raises:
+        UserError: they are not there.
+    """
+    usage = "dumbo sweep status FOLDER, dumbo sweep wait FOLDER, dumbo sweep cancel FOLDER (last: the newest)."
+    first = words.pop(0) if words and is_bare(words[0]) else ""
+    if first not in ACTIONS:
+        found = f"'{first}' is none of its actions.{did_you_mean(first, ACTIONS)}" if first else "what of it?"
+        raise UserError(
+            f"sweep: {found}\n  Write {usage}\n  A sweep is started with -m: python -m dumbo -m trainer.lr=1e-4,3e-4"
+        )
+    if not words or words[0].startswith("sweep."):
+        raise UserError(f"sweep {first}: which sweep? Write dumbo sweep {first} FOLDER, or last for the newest.")
+    return first, words.pop(0)
 
 
 def refuse_stray(words: Sequence[str], verb: str) -> None:
@@ -86,8 +107,6 @@ def unknown_word(word: str) -> str:
         return f"'{word}' has keys of its own: {word}.KEY=VALUE (dumbo --cfg all shows them)."
     if word in KEYS:
         return f"'{word}' lacks its choice: {word}=NAME (dumbo --info {word})."
-    if word in LATER_VERBS:
-        return f"'{word}' is not built yet. The verbs are: {', '.join(VERBS)}."
     return (
         f"'{word}' is neither a verb, nor a file, nor an override.{did_you_mean(word, VERBS)}\n"
         f"  verbs: {', '.join(VERBS)}; overrides are KEY=VALUE (dumbo --help)"

@@ -70,7 +70,7 @@ class SlurmPool:
             RunFailed: SLURM has not answered for a long time.
         """
         checked = checked_parameters(self.parameters, self.cluster)
-        with _stoppable(self.console, self.folder):
+        with stoppable(self.console, self.folder):
             while new := list(iter(source.next, None)):
                 self._submit(new, checked)
                 if self.detach:
@@ -225,7 +225,7 @@ def cancel_jobs(ledger: Ledger) -> list[Row]:
 
 
 @contextmanager
-def _stoppable(console: Console, folder: Path) -> Iterator[None]:
+def stoppable(console: Console, folder: Path) -> Iterator[None]:
     """A signal ends the watching, and not the jobs."""
     try:
         with interruptible():

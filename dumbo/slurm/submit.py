@@ -96,6 +96,11 @@ def submit(tasks: Sequence[Task], nodes: int, parameters: Mapping[str, Any], fol
                 executor.update_parameters(**told)
                 jobs = executor.submit_array(list(tasks[start : start + LONGEST_ARRAY]))
         except RuntimeError as error:  # sbatch refuses, or there is none
+            if 'Could not detect "srun"' in str(error):
+                raise UserError(
+                    "hydra/launcher=submitit_slurm: there is no SLURM on this machine (srun is not in the PATH).\n"
+                    "  Write the same on a machine of the cluster, or leave hydra/launcher out."
+                ) from error
             said = " ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
             raise UserError(
                 f"SLURM does not take the job: {said}\n  What it is told stands in hydra.launcher.*"

@@ -98,9 +98,12 @@ class Ledger:
             except ValueError:
                 ledger.torn += 1
                 continue
-            row = ledger._row(found)
-            ledger._rows[row.number] = row
+            ledger.take([ledger._row(found)])
         return ledger
+
+    def take(self, rows: Iterable[Row]) -> None:
+        """Adds rows or replaces those of the same numbers, in memory alone."""
+        self._rows.update((row.number, row) for row in rows)
 
     def _row(self, found: Any) -> Row:
         if not isinstance(found, dict) or not isinstance(found.get("number"), int) or found.get("state") not in STATES:
@@ -155,7 +158,7 @@ class Ledger:
             _write_all(file, ("\n" if cut else "") + text)
         finally:
             os.close(file)
-        self._rows.update((row.number, row) for row in rows)
+        self.take(rows)
 
     def compact(self) -> None:
         """Rewrites the file with one line a job."""

@@ -37,7 +37,8 @@ from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
-from dumbo.sweep.table import SweepTable, show_failures
+from dumbo.sweep.table import SweepTable
+from dumbo.sweep.told import go_on, say_begin, say_end, say_stopped
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
@@ -177,7 +178,7 @@ class Sweep:
         rows = self.rows_for(job_overrides)
         left = self._left(rows)
         words = {row.number: job for row, job in zip(rows, job_overrides, strict=True)}
-        self._say_what_is_left(rows, left)
+        say_begin(self.console, self.folder, rows, left, len(self._slots()))
         if left:
             self.run(Grid.of(self.job_of(row, words[row.number]) for row in left))
         return [self._returned(self.ledger[row.number], words[row.number]) for row in rows]
@@ -202,19 +203,6 @@ class Sweep:
         begun = {row.number: row for row in begun_anew(self.ledger, self.folder, [row for row in left if row.attempt])}
         return [begun.get(row.number, row) for row in left]
 
-    def _say_what_is_left(self, rows: Sequence[Row], left: Sequence[Row]) -> None:
-        again = sum(row.attempt > 0 for row in left)
-        told = [
-            f"{len(rows) - len(left)} done already" if len(left) < len(rows) else "",
-            f"{again} tried again" if again else "",
-        ]
-        at_once = self._slots()
-        told.append(f"{len(at_once)} at once" if len(at_once) > 1 else "")
-        more = ", ".join(part for part in told if part)
-        self.console.row(
-            "sweep", f"{len(rows)} job{'s' * (len(rows) != 1)} in {short(self.folder)}{': ' * bool(more)}{more}"
-        )
-
     def job_of(self, row: Row, overrides: Sequence[str]) -> Job:
         """How a job is started: its own words, where its plugins and YAML files are, its folder, from its checkpoint if it has one."""
         words = [f"--config-dir={folder}" for folder in self.command.config_dirs]
@@ -238,7 +226,7 @@ class Sweep:
         finally:
             pool.display.close()
         if (name := pool.stopped_by) is not None:
-            self._say_stopped(name)
+            say_stopped(self.console, self.folder, [self.ledger[number] for number in self.asked], name)
             raise Stopped(name, EXIT_CODES[name])
 
     def run_what_is_left(self) -> None:
@@ -288,50 +276,18 @@ class Sweep:
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 
-    def _say_stopped(self, name: str) -> None:
-        rows = [self.ledger[number] for number in self.asked]
-        saved = [
-            row.name
-            for row in rows
-            if row.state == "interrupted" and any((self.folder / row.name).glob("checkpoints/step-*"))
-        ]
-        left = sum(row.state not in ENDED for row in rows)
-        kept = f"; saved: {', '.join(saved)}" if saved else ""
-        again = f"python -m dumbo -m {typed('sweep_dir', self.folder)}"
-        self.console.row("stopped", f"{name}: {left} of {len(rows)} jobs are left{kept}\nGo on: {again}")
-
     def finish(self) -> int:
         """Says how it went; 1 when a job is not done."""
         self.run_what_is_left()
         rows = [self.ledger[number] for number in self.asked]
         if self.options.detach:
             return self._leave()
-        self._say_best(rows)
-        failed = [row for row in rows if row.state == "failed"]
-        left = [row for row in rows if row.state not in (*ENDED, "failed")]
-        show_failures(self.console, failed)
-        if failed:
-            self.console.row("failed", f"{len(failed)} of {len(rows)}: {', '.join(row.name for row in failed)}")
-        if left:
-            self.console.row(
-                "left", f"{len(left)} of {len(rows)}: {', '.join(f'{row.name} ({row.state})' for row in left)}"
-            )
-        if failed or left:
-            self.console.row(
-                "next", f"python -m dumbo -m {typed('sweep_dir', self.folder)}   (they go on from their checkpoints)"
-            )
+        well = say_end(self.console, self.folder, rows, self.options.metric, self.options.direction)
+        if not well:
+            self.console.row("next", f"{go_on(self.folder)}   (jobs go on from their checkpoints)")
         if not self.console.fancy:
             self.console.plain(str(self.folder))
-        return 1 if failed or left else 0
-
-    def _say_best(self, rows: Sequence[Row]) -> None:
-        found = [(row.result, row.name) for row in rows if row.state == "done" and row.result is not None]
-        if found:
-            best = min if self.options.direction == "minimize" else max
-            value, name = best(found)
-            self.console.row("best", f"{name}  {self.options.metric} {value:.4f}")
-        elif any(row.state == "done" for row in rows):
-            self.console.row("best", f"no job has {self.options.metric}: name another with sweep.metric=…")
+        return 0 if well else 1
 
     def _leave(self) -> int:
         """After `sweep.detach=true`: how to come back."""

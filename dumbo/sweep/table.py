@@ -1,4 +1,4 @@
-"""What a sweep says while it runs: a table that moves on a terminal, plain lines in a pipe; and the failures at its end."""
+"""What a sweep says while it runs: a table that moves on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -114,6 +114,21 @@ def cells_of(row: Row, progress: Progress | None) -> tuple[str, ...]:
     return row.name, row.state, step, _number(progress.loss), left, row.device or ""
 
 
+def plain_table(ledger: Ledger, progress: Mapping[int, Progress]) -> list[str]:
+    """All jobs as lines of a pipe, in columns."""
+    rows = [HEAD, *(cells_of(row, progress.get(row.number)) for row in ledger)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(HEAD))]
+    right = {"step", "loss", "left"}
+    lines = []
+    for row in rows:
+        cells = [
+            f"{cell:>{width}}" if name in right else f"{cell:<{width}}"
+            for cell, width, name in zip(row, widths, HEAD, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 def table(ledger: Ledger, progress: Mapping[int, Progress], *, most: int | None = None, caption: str = "") -> Table:
     """The jobs as rich draws them: those that run, those that ended last, those that wait; at most `most`."""
     from rich.markup import escape
@@ -138,15 +153,6 @@ def _chosen(ledger: Ledger, most: int | None) -> list[Row]:
     over = sorted((row for row in ledger if row.ended and row.state != "running"), key=lambda row: row.ended or "")
     kept = {row.number for row in [*running, *over[-max(0, most - len(running)) :]]}
     return [row for row in ledger if row.number in kept]
-
-
-def show_failures(console: Console, rows: Sequence[Row]) -> None:
-    """Each job that failed, with its last lines."""
-    for number, row in enumerate(rows):
-        attempts = f", {row.attempt} attempts" if row.attempt > 1 else ""
-        head = f"{row.name}   exit code {row.exit_code}{attempts}   log: {row.name}.log"
-        said = "\n".join(f"  {line}" for line in (row.error or "").split("\n"))
-        console.row("failures" if number == 0 else "", f"{head}\n{said}")
 
 
 def _number(value: Any) -> str:

@@ -50,16 +50,7 @@ class Warm:
         ours, theirs = socket.socketpair()
         self._socket = ours
         with theirs:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "dumbo.sweep.warm_worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=(theirs.fileno(), *(() if lock is None else (lock,))),
-                env={**os.environ, **environment},
-                preexec_fn=dying_with_parent(signal.SIGKILL),
-            )
+            self._worker = worker_process(theirs.fileno(), lock, environment)
 
     def start(self, start: Start) -> Process:
         if self.why_cold is not None:
@@ -123,6 +114,20 @@ class Warm:
         except subprocess.TimeoutExpired:
             self._worker.kill()
             self._worker.wait()
+
+
+def worker_process(channel: int, lock: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Starts the worker, which ends when `channel` does, or this process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dumbo.sweep.warm_worker", str(channel)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=(channel, *(() if lock is None else (lock,))),
+        env={**os.environ, **environment},
+        preexec_fn=dying_with_parent(signal.SIGKILL),
+    )
 
 
 @dataclass

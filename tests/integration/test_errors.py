@@ -216,7 +216,15 @@ VALUES = [
 ]  # fmt: skip
 WORDS = [
     case("trian", "'trian' is neither a verb, nor a file, nor an override. Did you mean 'train'?"),
-    case("sweep run=last", "'sweep' is not built yet", "train, preview, verify, plan, evaluate, chat"),
+    case("sweep run=last", "sweep: what of it?", "dumbo sweep status FOLDER", "-m trainer.lr=1e-4,3e-4"),
+    case("sweep stauts x", "'stauts' is none of its actions. Did you mean 'status'?"),
+    case("sweep status", "sweep status: which sweep?", "or last"),
+    case("sweep wait last", "last: there is no sweep below multirun_outputs/ here"),
+    case("sweep status nowhere", "'nowhere' is not a sweep's folder (there is no sweep.json in it)"),
+    case("-m sweep_dir=nowhere", "'nowhere' is not a sweep's folder (there is no sweep.json in it)"),
+    case("-m trainer.seed=1,2 sweep.gpus_per_job=2 sweep.jobs_per_gpu=2", "a job has several GPUs, or shares one"),
+    case("-m trainer.seed=1,2 sweep.cpu_slots=0", "sweep: cpu_slots must be at least 1, got 0."),
+    case("-m trainer.seed=1,2 sweep.direction=up", "sweep.direction"),
     case("trainer.lr", "'trainer.lr' lacks its value: trainer.lr=VALUE"),
     case(["preview", "two words"], "'two words' is no override"),
     case(["patch=[liger,", "lora]"], "A list has no spaces in it: patch=[liger,lora]"),
