@@ -14,6 +14,8 @@ WAITS = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 )
 RUNS = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
+NO_TASK = str(2**32 - 2)
+"""SLURM's number for none."""
 SECONDS = 60
 """A controller that is busy answers late."""
 
@@ -59,7 +61,11 @@ def queued(jobs: Iterable[str]) -> dict[str, Queued]:
     wanted = set(jobs)
     found: dict[str, Queued] = {}
     for array in sorted({job.partition("_")[0] for job in wanted}):
-        found.update({job: one for job, one in _remembered(array).items() if job in wanted})
+        known = _remembered(array)
+        rest = known.get(f"{array}_")
+        for job in (job for job in wanted if job.partition("_")[0] == array):
+            if (one := known.get(job, rest)) is not None:
+                found[job] = one
     if forgotten := sorted(wanted - set(found)):
         found.update(_accounted(forgotten))
     return found
@@ -78,6 +84,7 @@ def _run(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def _remembered(array: str) -> dict[str, Queued]:
+    """Job -> what the controller knows. `12_`: those tasks of array 12 that were cancelled before they began; it names none."""
     shown = _run("scontrol", "--oneliner", "show", "job", array)
     if shown.returncode and "Invalid job id" not in shown.stderr:
         raise OSError(shown.stderr.strip() or f"scontrol: exit code {shown.returncode}")
@@ -92,7 +99,9 @@ def _remembered(array: str) -> dict[str, Queued]:
             None if facts["JobState"] in WAITS | RUNS else _code(facts.get("ExitCode", "0:0")),
             int(facts.get("Restarts", 0)),
         )
-        if "ArrayTaskId" in facts:
+        if facts.get("ArrayTaskId") == NO_TASK:
+            found[f"{array}_"] = one
+        elif "ArrayTaskId" in facts:
             found.update({f"{array}_{index}": one for index in _indices(facts["ArrayTaskId"])})
         else:
             found[facts["JobId"]] = one

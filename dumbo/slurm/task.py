@@ -120,11 +120,11 @@ class Task:
         while place.nodes > 1 and self._status() == "running" and time.monotonic() < end:
             time.sleep(0.2)
         note = self._what_next(note, heard, seconds)
-        asked = note.next and (signal.SIGTERM not in heard.numbers or place.still_wanted())
-        if not asked:
+        note.write(Path(self.note))  # at once: a job that is cancelled has little time
+        if note.next and signal.SIGTERM in heard.numbers and not place.still_wanted():
             note = replace(note, next="")
-        note.write(Path(self.note))
-        if not asked:
+            note.write(Path(self.note))
+        if not note.next:
             return note.code or (1 if note.said else 0)
         if (refused := place.again()) is not None:
             said = f"SLURM did not put the job back into the queue: {refused}"
