@@ -117,11 +117,7 @@ class Cluster:
             cluster._daemon("slurmctld", "-D", "-c")
             cluster.node("n1")
             cluster.node("n2")
-            cluster._until(
-                lambda: (
-                    cluster.said("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").split() == ["n1", "n2"]
-                )
-            )
+            cluster.until_idle()
             yield cluster
         finally:
             cluster.stop()
@@ -173,6 +169,22 @@ class Cluster:
     def _spools(self, entry: Path, name: str) -> bool:
         """Whether a slurmstepd is this node's: it holds a socket or file of its spool, or stands in it."""
         return str(os.readlink(entry / "cwd")).startswith(str(self.folder / f"spool-{name}"))
+
+    def until_idle(self) -> None:
+        """Waits until both nodes are up and free."""
+        idle = ("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N")
+        self._until(lambda: self.said(*idle).split() == ["n1", "n2"])
+
+    def processes_of(self, run: Path) -> list[int]:
+        """The processes of `python -m dumbo train … run_dir=RUN`."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if f"run_dir={run}".encode() in (entry / "cmdline").read_bytes().replace(b'"', b""):
+                    found.append(int(entry.name))
+            except OSError:  # it ended meanwhile
+                continue
+        return found
 
     def stop(self) -> None:
         """Ends the jobs, then the daemons."""

@@ -30,6 +30,17 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
+def _environment() -> dict[str, str]:
+    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "CI": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def on_the_command_line(folder: Path, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """`python -m dumbo WORDS` in a folder, to its end."""
+    command = [sys.executable, "-m", "dumbo", *words]
+    return subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=timeout)
+
+
 class Watched:
     """`python -m dumbo -m hydra/launcher=submitit_slurm …`, which submits and watches.
 
@@ -40,11 +51,9 @@ class Watched:
     def __init__(self, folder: Path, *words: str) -> None:
         self.folder, self._out = folder / "sweep", folder / "said.txt"
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "CI": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-m", "dumbo", "-m", "hydra/launcher=submitit_slurm", *words, "sweep_dir=sweep"]
         with self._out.open("a") as out:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=out)
+            self.process = subprocess.Popen(command, cwd=folder, env=_environment(), stdout=out, stderr=out)
 
     @property
     def said(self) -> str:
