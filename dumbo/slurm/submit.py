@@ -86,8 +86,9 @@ def submit(tasks: Sequence[Task], nodes: int, parameters: Mapping[str, Any], fol
     told.pop(f"{cluster}_nodes", None)
     if cluster == "slurm":
         told["slurm_additional_parameters"] = {"requeue": True, **(parameters.get("additional_parameters") or {})}
-        if nodes > 1:
-            told["slurm_srun_args"] = [f"--wait={LEFT_ALONE}"]
+        # srun does not take it from sbatch any more (SLURM 22.05): a task would have one core.
+        cores = parameters.get("cpus_per_task")
+        told["slurm_srun_args"] = [f"--cpus-per-task={cores}"] * bool(cores) + [f"--wait={LEFT_ALONE}"] * (nodes > 1)
     found: list[str] = []
     for start in range(0, len(tasks), LONGEST_ARRAY):
         try:

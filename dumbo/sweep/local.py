@@ -46,7 +46,12 @@ from dumbo.trainer.signals import EXIT_CODES
 if TYPE_CHECKING:
     from dumbo.slurm.pool import SlurmPool
 
-SUBMITTING = ("submitit_slurm", "submitit_local")
+BY_CLASS = {
+    "hydra_plugins.dumbo_submitit_launcher.SlurmLauncher": "submitit_slurm",
+    "hydra_plugins.dumbo_submitit_launcher.LocalLauncher": "submitit_local",
+}
+"""A launcher's file may have another name: what is always said to a cluster goes into a file of the user's."""
+SUBMITTING = tuple(BY_CLASS.values())
 """Launchers whose jobs do not end with the sweep (dumbo/slurm)."""
 OURS = ("process", "gpu_pool", *SUBMITTING)
 """Launchers whose jobs this module runs."""
@@ -135,7 +140,7 @@ class Sweep:
             raise UserError(self._another_base())
 
     def _launcher(self, cfg: DictConfig) -> str:
-        chosen = str(cfg.hydra.runtime.choices["hydra/launcher"])
+        chosen = BY_CLASS.get(str(cfg.hydra.launcher.get("_target_")), str(cfg.hydra.runtime.choices["hydra/launcher"]))
         named = any(key_of(word) == "hydra/launcher" for word in self.command.overrides)
         return "gpu_pool" if chosen == "process" and not named and wants_pool(self.options) else chosen
 
