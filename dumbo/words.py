@@ -22,7 +22,7 @@ VERBS = {
     "chat": 'talk to a run\'s model: dumbo chat run=last; one answer: chat.prompt="…"',
     "export": "a run's model as a plain Hugging Face folder, proven the same: dumbo export run=last export.to=FOLDER",
     "report": "one run as one HTML page that needs no network: dumbo report run=last",
-    "sweep": "a sweep's folder: dumbo sweep status FOLDER (last: the newest), dumbo sweep wait FOLDER, dumbo sweep cancel FOLDER",
+    "sweep": "a sweep's folder: dumbo sweep status FOLDER (last: the newest), or wait, or cancel",
     "doctor": "versions, devices, which kernels are usable here and why not",
 }
 

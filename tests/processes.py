@@ -17,7 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-PRELOAD = ["torch", "transformers.trainer", "peft", "accelerate", "dumbo.cli", "dumbo.trainer.session", "processes"]
+PRELOAD = [
+    "torch",
+    "transformers.trainer",
+    "peft",
+    "accelerate",
+    "dumbo.cli",
+    "dumbo.trainer.session",
+    "processes",
+    "sweeps",
+]
 
 
 def _context() -> Any:

@@ -223,7 +223,7 @@ WORDS = [
     case("sweep status nowhere", "'nowhere' is not a sweep's folder (there is no sweep.json in it)"),
     case("-m sweep_dir=nowhere", "'nowhere' is not a sweep's folder (there is no sweep.json in it)"),
     case("-m trainer.seed=1,2 sweep.gpus_per_job=2 sweep.jobs_per_gpu=2", "a job has several GPUs, or shares one"),
-    case("-m trainer.seed=1,2 sweep.cpu_slots=0", "sweep: cpu_slots must be at least 1, got 0."),
+    case("-m trainer.seed=1,2 sweep.cpu_slots=0", "sweep.cpu_slots must be at least 1, got 0."),
     case("-m trainer.seed=1,2 sweep.direction=up", "sweep.direction"),
     case("trainer.lr", "'trainer.lr' lacks its value: trainer.lr=VALUE"),
     case(["preview", "two words"], "'two words' is no override"),
