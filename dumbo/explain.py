@@ -54,6 +54,8 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     if "raised while composing config" in first and len(chain) > 1:
         place = first.split(":")[0].replace(f"'{FILE_GROUP}/experiment'", "the file on the command line")
         return f"{place}: {_reason(chain[-1])}"
+    if first.startswith("Error merging override ") and len(chain) > 1:
+        return f"{first.removeprefix('Error merging override ')}: {_reason(chain[-1])}"
     return _explain_value(first, overrides)
 
 

@@ -7,33 +7,25 @@ The same protocol as the pool on this machine (`sweep/pool.py`): a grid hands ou
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dumbo.errors import RunFailed, Stopped, UserError
+from dumbo.errors import UserError
 from dumbo.outputs.console import Console
-from dumbo.outputs.places import short
 from dumbo.slurm import queue
+from dumbo.slurm.note import Note
+from dumbo.slurm.rows import DEVICE, LOCAL, in_slurm, job_of, note_file, submitted
 from dumbo.slurm.submit import checked_parameters, submit
 from dumbo.slurm.task import Task
-from dumbo.slurm.watch import DEVICE, LIVE, LOCAL, in_slurm, job_of, note_file, refresh, submitted
+from dumbo.slurm.watch import Told, Watched, stoppable, watch
 from dumbo.sweep.ledger import Ledger, Row
+from dumbo.sweep.outcome import may_be_tried_again
 from dumbo.sweep.pool import Job, Source
-from dumbo.sweep.progress import Progress
-from dumbo.trainer.signals import interruptible
-
-LOOK, LOOKS_AT_SLURM = 1.0, 10.0
-"""Seconds between looks at the jobs' notes, and at SLURM's queue at the latest."""
-JOBS_A_SECOND = 100
-"""Notes of so many jobs are looked at in a second."""
-SILENT = 600.0
-"""Seconds that SLURM may not answer before watching is given up."""
 
 
 @dataclass
@@ -60,6 +52,8 @@ class SlurmPool:
     cluster: str
     nodes_of: Callable[[Job], int]
     _jobs: dict[int, Job] = field(default_factory=dict)
+    _again: list[Job] = field(default_factory=list)
+    _tries: dict[int, int] = field(default_factory=dict)
 
     def run(self, source: Source) -> None:
         """Runs the source's jobs to their ends; with `detach`, as far as it hands them out, into the queue.
@@ -70,12 +64,22 @@ class SlurmPool:
             RunFailed: SLURM has not answered for a long time.
         """
         checked = checked_parameters(self.parameters, self.cluster)
+        watching = Watched(source, self._jobs, self._is_tried_again)
         with stoppable(self.console, self.folder):
-            while new := list(iter(source.next, None)):
+            while new := [*self._again, *iter(source.next, None)]:
+                self._again = []
                 self._submit(new, checked)
-                if self.detach:
-                    continue
-                watch(self.folder, self.ledger, self.metric, Told(self.console), source=source, jobs=self._jobs)
+                if not self.detach:
+                    watch(self.folder, self.ledger, self.metric, Told(self.console), watching)
+
+    def _is_tried_again(self, row: Row) -> bool:
+        """Whether a job that ended is submitted once more: one that could not put itself back into the queue."""
+        tries = Note.read(note_file(self.folder, row.name)).failures + self._tries.get(row.number, 0)
+        if row.state == "cancelled" or not may_be_tried_again(row, row.exit_code) or tries >= self.retries:
+            return False
+        self._tries[row.number] = self._tries.get(row.number, 0) + 1
+        self._again.append(self._jobs[row.number])
+        return True
 
     def _submit(self, jobs: list[Job], checked: Mapping[str, Any]) -> None:
         """Those that are not in the queue already."""
@@ -120,127 +124,17 @@ class SlurmPool:
         )
 
 
-class Told:
-    """Says what becomes of the jobs, a line for each change."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def __call__(self, before: Row, row: Row) -> None:
-        if (before.state, before.attempt) == (row.state, row.attempt) and row.state in LIVE:
-            return
-        again = f" (attempt {row.attempt})" if row.attempt > 1 else ""
-        if row.state == "running":
-            self.console.row("", f"{row.name} is running, {row.device}{again} …")
-        elif row.state == "waiting":
-            self.console.row("", f"{row.name} is back in the queue, saved; {row.device}")
-        elif row.state == "done":
-            self.console.row("", f"{row.name}  done{again}")
-        else:
-            said = " ".join((row.error or "").split("\n"))[:300]
-            self.console.row("", f"{row.name}  {row.state}{again}: {said}")
-
-
-def watch(
-    folder: Path,
-    ledger: Ledger,
-    metric: str,
-    tell: Callable[[Row, Row], None],
-    *,
-    source: Source | None = None,
-    jobs: Mapping[int, Job] | None = None,
-) -> None:
-    """Keeps the ledger up to date until every job that was submitted is over.
-
-    Args:
-        folder, metric: the sweep's.
-        tell: called with each row that changed, as it was and as it is.
-        source: told of ends, and asked whether a job is to be pruned.
-        jobs: the source's, by their numbers.
-
-    Raises:
-        RunFailed: SLURM has not answered for a long time.
-    """
-    looked, answered = -LOOKS_AT_SLURM, time.monotonic()
-    stamps: dict[int, int] = {}
-    pruned = _Pruning(folder, source, jobs or {})
-    while rows := submitted(ledger):
-        before, stamps = stamps, {row.number: _stamp(note_file(folder, row.name)) for row in rows}
-        if stamps != before or time.monotonic() - looked >= LOOKS_AT_SLURM:
-            looked = time.monotonic()
-            try:
-                changed = refresh(folder, ledger, metric, pruned=pruned.numbers)
-                answered = time.monotonic()
-            except (OSError, subprocess.SubprocessError) as error:
-                if time.monotonic() - answered > SILENT:
-                    raise RunFailed(
-                        f"SLURM has not answered for {SILENT / 60:g} minutes: {error}\n"
-                        f"  The jobs go on. Watch them again: dumbo sweep wait {short(folder)}"
-                    ) from error
-                changed = []
-            for earlier, row in changed:
-                tell(earlier, row)
-                if source is not None and row.state not in LIVE and jobs and row.number in jobs:
-                    source.finished(jobs[row.number], row)
-        pruned.look(ledger)
-        if submitted(ledger):
-            time.sleep(max(LOOK, len(rows) / JOBS_A_SECOND))
-
-
-class _Pruning:
-    """Shows a search the numbers of the jobs that run, and ends those that it does not want any more."""
-
-    def __init__(self, folder: Path, source: Source | None, jobs: Mapping[int, Job]) -> None:
-        self.folder, self.source, self.jobs = folder, source, jobs
-        self.numbers: set[int] = set()
-        self._progress: dict[int, Progress] = {}
-
-    def look(self, ledger: Ledger) -> None:
-        if self.source is None:
-            return
-        for row in ledger.in_state("running"):
-            if row.number in self.numbers or row.number not in self.jobs:
-                continue
-            progress = self._progress.setdefault(row.number, Progress(self.folder / row.name))
-            rows = progress.new_rows()
-            if rows and in_slurm(row) and self.source.watch(self.jobs[row.number], rows):
-                self.numbers.add(row.number)
-                queue.cancel([str(job_of(row))])
-
-
 def cancel_jobs(ledger: Ledger) -> list[Row]:
     """Ends all jobs that were submitted, those that run after they saved; returns their rows.
 
     Raises:
-        UserError: SLURM would not, or they are processes of submitit's.
+        UserError: SLURM would not.
     """
     rows = submitted(ledger)
-    if here := [row for row in rows if not in_slurm(row)]:
-        raise UserError(
-            f"sweep cancel: {here[0].name} runs in a process of submitit's, not in SLURM: {here[0].device}."
-        )
-    if (refused := queue.cancel([str(job_of(row)) for row in rows])) is not None:
+    for row in rows:
+        if not in_slurm(row):
+            with suppress(ProcessLookupError):
+                os.kill(int(str(job_of(row))), signal.SIGTERM)
+    if (refused := queue.cancel([str(job_of(row)) for row in rows if in_slurm(row)])) is not None:
         raise UserError(f"sweep cancel: SLURM says {refused}")
     return rows
-
-
-@contextmanager
-def stoppable(console: Console, folder: Path) -> Iterator[None]:
-    """A signal ends the watching, and not the jobs."""
-    try:
-        with interruptible():
-            yield
-    except Stopped as stop:
-        console.row(
-            "stopped",
-            f"{stop.signal_name}: nobody watches any more; the jobs go on.\n"
-            f"Watch them: dumbo sweep wait {short(folder)}   End them: dumbo sweep cancel {short(folder)}",
-        )
-        raise Stopped(stop.signal_name, stop.exit_code or 128 + signal.Signals[stop.signal_name]) from None
-
-
-def _stamp(file: Path) -> int:
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return 0

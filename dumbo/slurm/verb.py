@@ -11,8 +11,9 @@ from dumbo.errors import UserError
 from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import short
-from dumbo.slurm.pool import Told, cancel_jobs, stoppable, watch
-from dumbo.slurm.watch import refresh, submitted
+from dumbo.slurm.pool import cancel_jobs
+from dumbo.slurm.rows import refresh, submitted
+from dumbo.slurm.watch import Told, stoppable, watch
 from dumbo.sweep.folder import SweepLock, is_locked, read_sweep
 from dumbo.sweep.ledger import Ledger
 from dumbo.sweep.told import counted

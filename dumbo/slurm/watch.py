@@ -1,171 +1,132 @@
-"""The ledger's rows of jobs in SLURM, from what is on disk and in the queue. Nothing here starts or ends a job.
-
-run.json says whether a run is finished; the job's note (`note.py`) how often it began and how it ended; SLURM whether it waits
-or runs, and how it ended when it could not say it itself. Whoever asks, and when, finds the same.
-"""
+"""Watches jobs in SLURM until they are over: their notes each second, SLURM's queue now and then. Who watches may be killed."""
 
 from __future__ import annotations
 
+import signal
 import subprocess
-from collections.abc import Collection
-from contextlib import suppress
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from dumbo.errors import UserError
-from dumbo.launch.processes import alive
-from dumbo.options import SweepOptions
-from dumbo.outputs.places import now, short
-from dumbo.outputs.printable import printable
-from dumbo.outputs.runs import facts_if_whole, is_claimed
-from dumbo.slurm.note import Note
-from dumbo.slurm.queue import Queued, queued
-from dumbo.sweep.ledger import Ledger, Row, State
-from dumbo.sweep.outcome import LAST_LINES, LONGEST_ERROR
+from dumbo.errors import RunFailed, Stopped
+from dumbo.outputs.console import Console
+from dumbo.outputs.places import short
+from dumbo.slurm import queue
+from dumbo.slurm.rows import LIVE, in_slurm, job_of, note_file, refresh, submitted
+from dumbo.sweep.ledger import Ledger, Row
+from dumbo.sweep.pool import Job, Source
+from dumbo.sweep.progress import Progress
+from dumbo.trainer.signals import interruptible
 
-DEVICE, LOCAL = "slurm ", "submitit "
-"""What stands before a job's number in a row's `device`: SLURM's, or that of submitit's process on this machine."""
-SUBMITIT = ".submitit"
-"""Folder in the sweep's: what submitit and the jobs' notes need."""
-LOST = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
-"""Ends that are no fault of the job."""
-LIVE: tuple[State, ...] = ("waiting", "running")
+LOOK, LOOKS_AT_SLURM = 1.0, 10.0
+"""Seconds between looks at the jobs' notes, and at SLURM's queue at the latest."""
+JOBS_A_SECOND = 100
+"""Notes of so many jobs are looked at in a second."""
+SILENT = 600.0
+"""Seconds that SLURM may not answer before watching is given up."""
 
 
-def job_of(row: Row) -> str | None:
-    """The number of a row's job, as 12_3; None: it was not submitted."""
-    known = row.device is not None and row.device.startswith((DEVICE, LOCAL))
-    return str(row.device).partition(" ")[2] if known else None
+class Told:
+    """Says what becomes of the jobs, a line for each change."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __call__(self, before: Row, row: Row) -> None:
+        if (before.state, before.attempt) == (row.state, row.attempt) and row.state in LIVE:
+            return
+        again = f" (attempt {row.attempt})" if row.attempt > 1 else ""
+        if row.state == "running":
+            self.console.row("", f"{row.name} is running, {row.device}{again} …")
+        elif row.state == "waiting":
+            self.console.row("", f"{row.name} is back in the queue, saved; {row.device}")
+        elif row.state == "done":
+            self.console.row("", f"{row.name}  done{again}")
+        else:
+            said = " ".join((row.error or "").split("\n"))[:300]
+            self.console.row("", f"{row.name}  {row.state}{again}: {said}")
 
 
-def in_slurm(row: Row) -> bool:
-    """Whether a row's job is, or was, SLURM's."""
-    return str(row.device).startswith(DEVICE)
+class Watched:
+    """Where the jobs come from, told of their ends and shown the numbers of those that run; it may prune them."""
+
+    def __init__(self, source: Source, jobs: Mapping[int, Job], tried_again: Callable[[Row], bool]) -> None:
+        self.source, self.jobs, self.tried_again = source, jobs, tried_again
+        self.pruned: set[int] = set()
+        self._progress: dict[int, Progress] = {}
+
+    def ended(self, row: Row) -> None:
+        if row.number in self.jobs and not self.tried_again(row):
+            self.source.finished(self.jobs[row.number], row)
+
+    def look(self, folder: Path, rows: Sequence[Row]) -> None:
+        """At the jobs that run and are not given up yet."""
+        for row in rows:
+            if row.state != "running" or row.number in self.pruned or row.number not in self.jobs:
+                continue
+            new = self._progress.setdefault(row.number, Progress(folder / row.name)).new_rows()
+            if new and in_slurm(row) and self.source.watch(self.jobs[row.number], new):
+                self.pruned.add(row.number)
+                queue.cancel([str(job_of(row))])
 
 
-def note_file(folder: Path, name: str) -> Path:
-    """Where a job's note lies."""
-    return folder / SUBMITIT / f"{name}.json"
-
-
-def submitted(ledger: Ledger) -> list[Row]:
-    """Rows whose jobs SLURM has, as far as the ledger knows."""
-    return [row for row in ledger.in_state(*LIVE) if job_of(row) is not None]
-
-
-def refresh(
-    folder: Path, ledger: Ledger, metric: str, *, write: bool = True, pruned: Collection[int] = ()
-) -> list[tuple[Row, Row]]:
-    """Brings the rows of jobs that were submitted up to date.
-
-    Args:
-        folder: the sweep's.
-        metric: the sweep's, a key of run.json's metrics.
-        write: into the ledger, too.
-        pruned: numbers of jobs that were ended because a search does not want them any more.
-
-    Returns:
-        the rows that changed, as they were and as they are.
-
-    Raises:
-        OSError, subprocess.TimeoutExpired: SLURM does not answer.
-    """
-    rows = submitted(ledger)
-    with suppress(OSError):  # a network file system looks at its server again
-        folder.chmod(folder.stat().st_mode)
-    known = queued(str(job_of(row)) for row in rows if in_slurm(row))
-    known.update(_here(row) for row in rows if not in_slurm(row))
-    found = [(row, _now(row, folder, known.get(str(job_of(row))), metric)) for row in rows]
-    changed = [
-        (
-            row,
-            replace(new, state="pruned", error=None)
-            if row.number in pruned and new.state not in (*LIVE, "done")
-            else new,
-        )
-        for row, new in found
-        if new != row
-    ]
-    if write:
-        ledger.put(new for _, new in changed)
-    return changed
-
-
-def taken_up(folder: Path, ledger: Ledger, options: SweepOptions, *, submits: bool) -> None:
-    """Before a sweep is gone on with: what became of the jobs that an earlier invocation submitted.
+def watch(
+    folder: Path, ledger: Ledger, metric: str, tell: Callable[[Row, Row], None], source: Watched | None = None
+) -> None:
+    """Keeps the ledger up to date until every job that was submitted is over.
 
     Args:
-        submits: whether the launcher is one of submitit's.
+        folder, metric: the sweep's.
+        tell: called with each row that changed, as it was and as it is.
+        source: told of ends.
 
     Raises:
-        UserError: jobs are in SLURM, and this machine cannot ask it, or the launcher is another one.
+        RunFailed: SLURM has not answered for a long time.
     """
-    if options.detach and not submits:
-        raise UserError("sweep.detach=true is for hydra/launcher=submitit_slurm: other jobs end with the sweep.")
-    if not submitted(ledger):
-        return
+    looked, answered = -LOOKS_AT_SLURM, time.monotonic()
+    stamps: dict[int, int] = {}
+    while rows := submitted(ledger):
+        before, stamps = stamps, {row.number: _stamp(note_file(folder, row.name)) for row in rows}
+        if stamps != before or time.monotonic() - looked >= LOOKS_AT_SLURM:
+            looked = time.monotonic()
+            try:
+                changed = refresh(folder, ledger, metric, pruned=source.pruned if source is not None else ())
+                answered = time.monotonic()
+            except (OSError, subprocess.SubprocessError) as error:
+                if time.monotonic() - answered > SILENT:
+                    raise RunFailed(
+                        f"SLURM has not answered for {SILENT / 60:g} minutes: {error}\n"
+                        f"  The jobs go on. Watch them again: dumbo sweep wait {short(folder)}"
+                    ) from error
+                changed = []
+            for earlier, row in changed:
+                tell(earlier, row)
+                if source is not None and row.state not in LIVE:
+                    source.ended(row)
+        if source is not None:
+            source.look(folder, rows)
+        if submitted(ledger):
+            time.sleep(max(LOOK, len(rows) / JOBS_A_SECOND))
+
+
+@contextmanager
+def stoppable(console: Console, folder: Path) -> Iterator[None]:
+    """A signal ends the watching, and not the jobs."""
     try:
-        refresh(folder, ledger, options.metric)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(
-            f"sweep_dir: jobs of {short(folder)} are in SLURM, which does not answer here: {error}.\n"
-            "  Write the same where squeue works."
-        ) from error
-    if (left := submitted(ledger)) and not submits:
-        raise UserError(
-            f"sweep_dir: {len(left)} jobs of {short(folder)} are in SLURM.\n"
-            f"  dumbo sweep wait {short(folder)}, or dumbo sweep cancel {short(folder)}; or write hydra/launcher=submitit_slurm"
+        with interruptible():
+            yield
+    except Stopped as stop:
+        console.row(
+            "stopped",
+            f"{stop.signal_name}: nobody watches any more; the jobs go on.\n"
+            f"Watch them: dumbo sweep wait {short(folder)}   End them: dumbo sweep cancel {short(folder)}",
         )
+        raise Stopped(stop.signal_name, stop.exit_code or 128 + signal.Signals[stop.signal_name]) from None
 
 
-def _here(row: Row) -> tuple[str, Queued]:
-    """What the system knows of a job that submitit runs on this machine."""
-    job = str(job_of(row))
-    return job, Queued("RUNNING") if alive(int(job)) else Queued("FAILED")
-
-
-def _now(row: Row, folder: Path, found: Queued | None, metric: str) -> Row:
-    job, run = str(job_of(row)), folder / row.name
-    note = Note.read(note_file(folder, row.name))
-    began, facts = note.job == job, facts_if_whole(run)
-    row = replace(row, config_hash=facts.get("config_hash", row.config_hash))
-    if began:
-        row = replace(row, attempt=note.attempt, started=row.started or note.began, seconds=note.seconds)
-    ended = began and note.code is not None and not note.next
-    if found is not None and found.waits:
-        return replace(row, state="waiting")
-    if (found is not None and found.runs and not ended) or (found is None and not ended and is_claimed(run)):
-        return replace(row, state="running")
-    code = note.code if ended else found.code if found is not None else None
-    row = replace(row, ended=note.ended if ended else now(), exit_code=code)
-    if facts.get("status") == "finished" and code in (0, None):
-        metrics = facts.get("metrics", {})
-        return replace(row, state="done", exit_code=0, metrics=metrics, result=metrics.get(metric), error=None)
-    state, why = _how(found, facts, note if ended else Note(), code)
-    told = "\n".join([*why, *last_words(folder, row, job)])
-    return replace(row, state=state, error=printable(told, keep="\n")[-LONGEST_ERROR:] or None)
-
-
-def _how(found: Queued | None, facts: dict[str, Any], note: Note, code: int | None) -> tuple[State, list[str]]:
-    """The state of a job that is over and not finished, and what is known of why."""
-    told = [note.said] if note.said else []
-    if found is not None and found.state == "CANCELLED":
-        return "cancelled", []
-    if found is None and code is None:
-        return "interrupted", ["SLURM does not know the job any more, and it left no word"]
-    if code == 0 and facts.get("status") == "preempted":
-        return ("failed" if note.said else "interrupted"), told or [str(facts.get("error"))]
-    if found is not None and found.state not in ("COMPLETED", "FAILED"):
-        told.append(f"SLURM: {found.state}" + (f" ({found.reason})" if found.reason else ""))
-    return ("interrupted" if found is not None and found.state in LOST else "failed"), told
-
-
-def last_words(folder: Path, row: Row, job: str) -> list[str]:
-    """The last lines of what a job printed; where it printed nothing, of what SLURM and submitit say of it."""
-    places = (folder / f"{row.name}.log", *(folder / SUBMITIT / f"{job}_0_log.{end}" for end in ("err", "out")))
-    for file in places:
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
-        if said := [line.rstrip() for line in lines if line.strip()]:
-            return said[-LAST_LINES:]
-    return []
+def _stamp(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0

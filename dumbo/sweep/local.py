@@ -30,7 +30,7 @@ from dumbo.outputs.surroundings import git_state, versions
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
-from dumbo.slurm.watch import submitted, taken_up
+from dumbo.slurm.rows import submitted, taken_up
 from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.outputs.secrets import masked_words
-from dumbo.slurm.watch import job_of
+from dumbo.slurm.rows import job_of
 from dumbo.sweep.ledger import Ledger, Row
 from dumbo.sweep.outcome import ended
 from dumbo.sweep.typed import suffix

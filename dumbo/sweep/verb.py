@@ -21,8 +21,8 @@ from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import short
 from dumbo.outputs.run_dir import finite
+from dumbo.slurm.rows import job_of, submitted
 from dumbo.slurm.verb import cancel_submitted, up_to_date, watched
-from dumbo.slurm.watch import job_of, submitted
 from dumbo.sweep.folder import FACTS, HOME, holder_of, is_locked, read_sweep, require_sweep
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.outcome import ended

@@ -18,8 +18,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -152,39 +152,18 @@ class Cluster:
 
     def lose(self, name: str) -> None:
         """A node goes, with all that it runs: daemon, steps, jobs."""
+        marks = (f"SLURMD_NODENAME={name}".encode(), f"SLURM_CONF={self.folder / 'slurm.conf'}".encode())
+        jobs = [pid for pid in _pids() if all(mark in _bytes(pid, "environ").split(b"\0") for mark in marks)]
+        parents = [int(stat.rpartition(b")")[2].split()[1]) for pid in jobs if (stat := _bytes(pid, "stat"))]
+        steps = {pid for pid in parents if _bytes(pid, "comm").strip() == b"slurmstepd"}
         self.daemons[name].kill()
         self.daemons[name].wait()
-        mark = f"SLURMD_NODENAME={name}".encode()
-        conf = f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                environment, command = (entry / "environ").read_bytes(), (entry / "cmdline").read_bytes()
-                if (mark in environment and conf in environment) or (
-                    b"slurmstepd" in command and self._spools(entry, name)
-                ):
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except OSError:  # it ended meanwhile
-                continue
-
-    def _spools(self, entry: Path, name: str) -> bool:
-        """Whether a slurmstepd is this node's: it holds a socket or file of its spool, or stands in it."""
-        return str(os.readlink(entry / "cwd")).startswith(str(self.folder / f"spool-{name}"))
+        kill([*steps, *jobs])
 
     def until_idle(self) -> None:
         """Waits until both nodes are up and free."""
         idle = ("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N")
         self._until(lambda: self.said(*idle).split() == ["n1", "n2"])
-
-    def processes_of(self, run: Path) -> list[int]:
-        """The processes of `python -m dumbo train … run_dir=RUN`."""
-        found = []
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if f"run_dir={run}".encode() in (entry / "cmdline").read_bytes().replace(b'"', b""):
-                    found.append(int(entry.name))
-            except OSError:  # it ended meanwhile
-                continue
-        return found
 
     def stop(self) -> None:
         """Ends the jobs, then the daemons."""
@@ -218,6 +197,29 @@ class Cluster:
                 )
                 raise TimeoutError(f"SLURM does not come up:\n{logs}")
             time.sleep(0.05)
+
+
+def processes_of(*marks: str) -> list[int]:
+    """Processes whose command line has all of these."""
+    return [pid for pid in _pids() if all(mark.encode() in _bytes(pid, "cmdline").replace(b'"', b"") for mark in marks)]
+
+
+def kill(pids: Iterable[int]) -> None:
+    """At once, as the kernel does when memory is full."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def _bytes(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:  # it ended meanwhile
+        return b""
 
 
 def _free_ports(count: int) -> list[int]:

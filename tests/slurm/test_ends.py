@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, kill, processes_of
 from conftest import Watched, facts_of, on_the_command_line
 from processes import curve, steps_logged
 from test_jobs import SMALL
@@ -94,20 +93,22 @@ def test_a_lost_node(cluster: Cluster, tmp_path: Path, stop_left: list[Watched])
     assert curve(run) == alone(tmp_path, "trainer.save_every=20")
 
 
-def test_killed_without_a_word_is_shown_as_failed(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
+def test_killed_without_a_word(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
     """No accounting, no result, no note: SLURM alone knows. The same command again goes on from the checkpoint."""
-    sweep = Watched(tmp_path, *LONG, "trainer.save_every=20")
+    sweep = Watched(tmp_path, *LONG, "trainer.save_every=20", "sweep.retries=0")
     stop_left.append(sweep)
     run = until_steps(sweep, 60)
-    subprocess.run(["scancel", "--signal=KILL", "--full", sweep.job()], check=True)
+    kill([*processes_of("submitit.core._submit", str(tmp_path)), *processes_of(f"run_dir={run}")])
     assert sweep.wait(60) == 1, sweep.said + sweep.logs()
     (row,) = sweep.rows()
     assert (row["state"], row["attempt"]) == ("failed", 1)
     assert row["exit_code"]
     again = Watched(tmp_path, *LONG, "trainer.save_every=20")
     stop_left.append(again)
+    until_steps(again, 400)
+    kill([*processes_of("submitit.core._submit", str(tmp_path)), *processes_of(f"run_dir={run}")])
     assert again.wait(200) == 0, again.said + again.logs()
-    assert (again.rows()[0]["state"], again.rows()[0]["attempt"]) == ("done", 2)
+    assert (again.rows()[0]["state"], again.rows()[0]["attempt"]) == ("done", 3), "it was submitted once more"
     assert curve(run) == alone(tmp_path, "trainer.save_every=20")
 
 
@@ -115,9 +116,8 @@ def test_a_run_that_fails_is_tried_again_by_its_job(cluster: Cluster, tmp_path: 
     sweep = Watched(tmp_path, *LONG, "trainer.save_every=20", "sweep.retries=1")
     stop_left.append(sweep)
     run = until_steps(sweep, 60)
-    children = cluster.processes_of(run)
-    for pid in children:
-        os.kill(pid, signal.SIGKILL)
+    children = processes_of(f"run_dir={run}")
+    kill(children)
     assert children
     assert sweep.wait(200) == 0, sweep.said + sweep.logs()
     assert "Back into the queue: failed" in sweep.logs()
