@@ -32,6 +32,7 @@ from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.slurm.rows import submitted, taken_up
 from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
+from dumbo.sweep.heard import Heard
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
@@ -82,6 +83,7 @@ class Sweep:
     ledger: Ledger = field(init=False)
     _base: dict[str, Any] = field(default_factory=dict)
     _changed: list[str] = field(default_factory=list)
+    _heard: Heard = field(default_factory=Heard)
     _fixed: list[str] = field(default_factory=list)
     _lock: SweepLock | None = None
     _pool: Pool | None = None
@@ -225,12 +227,13 @@ class Sweep:
         if self.elsewhere is not None:
             self.elsewhere.run(source)
             return
-        pool = self._started_pool()
-        try:
-            pool.run(source)
-        finally:
-            pool.display.close()
-        if (name := pool.stopped_by) is not None:
+        with self._heard.listening():  # before the first process is forked
+            pool = self._started_pool()
+            try:
+                pool.run(source)
+            finally:
+                pool.display.close()
+        if (name := self._heard.first) is not None:
             say_stopped(self.console, self.folder, [self.ledger[number] for number in self.asked], name)
             raise Stopped(name, EXIT_CODES[name])
 
@@ -251,7 +254,14 @@ class Sweep:
             starter = Warm(lock, threads, lambda text: self.console.row("", text))
             display = SweepTable(self.console, self.options.metric, len(at_once))
             self._pool = Pool(
-                self.folder, self.ledger, at_once, starter, display, self.options.retries, self.options.metric
+                self.folder,
+                self.ledger,
+                at_once,
+                starter,
+                display,
+                self.options.retries,
+                self.options.metric,
+                self._heard,
             )
         return self._pool
 

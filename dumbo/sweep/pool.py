@@ -8,17 +8,15 @@ A grid is the simple source (`Grid`); a search asks, watches, prunes and tells t
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from dumbo.outputs.places import now
+from dumbo.sweep.heard import Heard
 from dumbo.sweep.job import Process, Start, Starter
 from dumbo.sweep.ledger import Ledger, Row
 from dumbo.sweep.outcome import Asked, ended, may_be_tried_again
@@ -118,6 +116,7 @@ class Pool:
         folder: the sweep's.
         retries: how often a job that failed or was interrupted is started again in this invocation.
         metric: the sweep's.
+        heard: the signals that ask to stop.
     """
 
     folder: Path
@@ -127,23 +126,18 @@ class Pool:
     display: Display
     retries: int
     metric: str
+    heard: Heard = field(default_factory=Heard)
     _running: list[Running] = field(default_factory=list)
     _again: deque[Job] = field(default_factory=deque)
     _tries: dict[int, int] = field(default_factory=dict)
-    _heard: list[int] = field(default_factory=list)
     _passed_on: int = 0
-
-    @property
-    def stopped_by(self) -> str | None:
-        """The signal that asked the sweep to stop."""
-        return signal.Signals(self._heard[0]).name if self._heard else None
 
     def run(self, source: Source) -> None:
         """Runs the source's jobs to their ends; after a signal those that run save and end, and no others are started."""
-        with self._listening():
+        with self.heard.listening():
             while True:
                 self._pass_on()
-                if not self._heard:
+                if not self.heard.numbers:
                     self._fill(source)
                 if not self._running:
                     break
@@ -202,7 +196,7 @@ class Pool:
             seconds=time.monotonic() - one.began, said=said,
         )  # fmt: skip
         row = self.ledger.change(one.job.number, **changes)
-        again = not self._heard and may_be_tried_again(row, code) and self._tries[row.number] <= self.retries
+        again = not self.heard.numbers and may_be_tried_again(row, code) and self._tries[row.number] <= self.retries
         self.display.ended(row, again)
         if again:
             self._again.append(one.job)
@@ -213,25 +207,9 @@ class Pool:
 
     def _pass_on(self) -> None:
         """Every signal heard so far to every job that runs, once."""
-        while self._passed_on < len(self._heard):
-            number = self._heard[self._passed_on]
+        while self._passed_on < len(self.heard.numbers):
+            number = self.heard.numbers[self._passed_on]
             self._passed_on += 1
             for one in self._running:
                 one.asked = one.asked or "stop"
                 one.process.signal(signal.SIGKILL if self._passed_on >= PATIENCE else number)
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def hear(number: int, frame: FrameType | None) -> None:
-            self._heard.append(number)
-
-        before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, earlier in before.items():
-                signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)

@@ -13,6 +13,7 @@ import pytest
 from processes import Command, curve, facts_of, steps_logged
 from sweeps import fork_the_worker
 
+from dumbo.cli import main
 from dumbo.sweep.folder import is_locked
 from dumbo.sweep.ledger import Ledger
 
@@ -108,13 +109,44 @@ def running(folder: Path) -> list[int]:
 
 def test_a_killed_sweep_leaves_no_process_behind(tmp_path: Path) -> None:
     """Its worker dies with it, and its jobs save and end; whoever starts it meanwhile waits for them."""
-    command = sweep(tmp_path)
-    command.until(lambda: any((tmp_path / "sweep").glob("*/metrics.jsonl")))
-    assert len(running(tmp_path)) >= 3, "sweep, worker, jobs"
+    here = tmp_path / "here"  # where this process and the server that forks are not
+    command = sweep(here)
+    command.until(lambda: any((here / "sweep").glob("*/metrics.jsonl")))
+    assert len(running(here)) >= 3, "sweep, worker, jobs"
     command.kill(signal.SIGKILL)
     command.wait()
-    end = time.monotonic() + 30
-    while left := running(tmp_path):
+    end = time.monotonic() + 60
+    while left := running(here):
         assert time.monotonic() < end, left
         time.sleep(0.05)
-    assert not is_locked(tmp_path / "sweep")
+    assert not is_locked(here / "sweep")
+    again = sweep(here)
+    again.until(lambda: "go on from where they were" in again.said())
+    again.kill(signal.SIGINT)
+    assert again.wait() == 130
+    said = again.said()
+    assert "stopped   SIGINT: " in said
+    assert "Go on: python -m dumbo -m sweep_dir=sweep" in said
+    assert all(row.state != "running" for row in Ledger.open(here / "sweep"))
+
+
+def test_a_job_is_the_run_by_itself(whole: Path, tmp_path: Path) -> None:
+    """Forked from a warm worker, beside another job: the same numbers to the last bit."""
+    words = [word for word in WORDS if not word.startswith(("-m", "trainer.seed", "sweep"))]
+    command = Command(tmp_path, *words, "trainer.seed=1", "run_dir=run")
+    assert command.wait() == 0, command.said()
+    assert curve(tmp_path / "run") == curve(next(whole.glob("001*/")))
+
+
+def test_cancel_and_wait(tmp_path: Path) -> None:
+    """From another process: the jobs that run save, and the sweep can go on."""
+    here = tmp_path / "here"
+    command = Command(here, *WORDS, "trainer.max_steps=10000", "trainer.num_epochs=1000", prelude=fork_the_worker)
+    command.until(lambda: far(here / "sweep") > 3)
+    assert main(["sweep", "status", str(here / "sweep")]) == 0
+    assert main(["sweep", "cancel", str(here / "sweep")]) == 0
+    assert main(["sweep", "wait", str(here / "sweep")]) == 1
+    assert command.wait() == 130, command.said()
+    assert [row.state for row in Ledger.open(here / "sweep")] == ["interrupted", "interrupted", "waiting"]
+    assert len(list((here / "sweep").glob("*/checkpoints/step-*"))) >= 2
+    assert main(["sweep", "cancel", str(here / "sweep")]) == 0, "nobody runs it any more"

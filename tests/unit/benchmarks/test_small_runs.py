@@ -35,6 +35,14 @@ def test_packing(tmp_path):
     assert all(row["documents"] == 5000 and row["percent_filled"] > 99 for row in table)
 
 
+@pytest.mark.full
+def test_sweep(tmp_path):
+    found = run("sweep", tmp_path)
+    assert [row["sweep.cpu_slots"] for row in found["table"]] == [1, 2]
+    assert all(row["added_seconds_per_job"] > 0 for row in found["table"])
+    assert found["ledger"]["rows"] == 10_000
+
+
 def test_startup(tmp_path):
     found = run("startup", tmp_path)
     assert [row["command"] for row in found["table"]][:2] == ["dumbo --help", "dumbo --cfg job"]

@@ -125,7 +125,7 @@ def test_slots_are_filled_and_never_overfilled(tmp_path: Path) -> None:
     assert {row.device for row in pool.ledger} == {"cpu 0", "cpu 1", "cpu 2"}
     assert {one.start.environment["PLACE"] for one in starter.started} == {"0", "1", "2"}
     assert [row.result for row in Ledger.open(tmp_path)] == [1.5] * 8
-    assert pool.stopped_by is None
+    assert pool.heard.first is None
 
 
 def test_a_source_that_wants_to_know_first(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_signal_is_passed_on_and_nothing_else_is_started(number: signal.Signal
     pool = pool_of(tmp_path, starter, retries=3)
     before = signal.getsignal(number)
     pool.run(grid(pool, 5))
-    assert pool.stopped_by == number.name
+    assert pool.heard.first == number.name
     assert [row.state for row in pool.ledger] == ["interrupted"] * 2 + ["waiting"] * 3
     assert all(one.heard[0] == number for one in starter.started)
     assert signal.getsignal(number) == before
