@@ -73,8 +73,6 @@ def refresh(
         OSError, subprocess.TimeoutExpired: SLURM does not answer.
     """
     rows = submitted(ledger)
-    with suppress(OSError):  # a network file system looks at its server again
-        folder.chmod(folder.stat().st_mode)
     known = queued(str(job_of(row)) for row in rows if in_slurm(row))
     known.update(_here(row) for row in rows if not in_slurm(row))
     found = [(row, _now(row, folder, known.get(str(job_of(row))), metric)) for row in rows]
@@ -141,8 +139,17 @@ def _here(row: Row) -> tuple[str, Queued]:
     return job, Queued("RUNNING") if alive(int(job)) else Queued("FAILED")
 
 
+def _look_again(*folders: Path) -> None:
+    """Makes a network file system ask its server what is in them: the job that is over wrote there a moment ago, elsewhere."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.chmod(folder.stat().st_mode)
+
+
 def _now(row: Row, folder: Path, found: Queued | None, metric: str) -> Row:
     job, run = str(job_of(row)), folder / row.name
+    if found is None or found.over:
+        _look_again(folder / SUBMITIT, run)
     note = Note.read(note_file(folder, row.name))
     began, facts = note.job == job, facts_if_whole(run)
     row = replace(row, config_hash=facts.get("config_hash", row.config_hash))
@@ -172,6 +179,8 @@ def _how(found: Queued | None, facts: dict[str, Any], note: Note, code: int | No
         return "interrupted", ["SLURM does not know the job any more, and it left no word"]
     if code == 0 and facts.get("status") == "preempted":
         return ("failed" if note.said else "interrupted"), told or [str(facts.get("error"))]
+    if code == 0:
+        told.append(f"its job ended with exit code 0, and the run's status is {facts.get('status', 'unknown')}")
     if found is not None and found.state not in ("COMPLETED", "FAILED"):
         told.append(f"SLURM: {found.state}" + (f" ({found.reason})" if found.reason else ""))
     lost = found is not None and found.state in LOST

@@ -86,6 +86,9 @@ class Task:
     def _run(self, place: Place, heard: Heard) -> int:
         log = Path(self.log) if place.node == 0 else Path(self.log).with_suffix(f".node-{place.node}.log")
         with log.open("a", encoding="utf-8") as output:
+            if log.stat().st_size:
+                output.write(f"\n---- again, {now()} ----\n")
+                output.flush()
             process = subprocess.Popen(
                 [sys.executable, "-m", "dumbo", *self.words],
                 stdout=output,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from conftest import Watched, facts_of
 from processes import curve, steps_logged
+from watched import Watched, facts_of
 
 SMALL = (
     "trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_at_start=false", "trainer.eval_every=null",

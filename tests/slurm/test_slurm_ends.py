@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from cluster import Cluster, kill, processes_of
-from conftest import Watched, facts_of, on_the_command_line
 from processes import curve, steps_logged
-from test_jobs import SMALL
+from test_slurm_jobs import SMALL
+from watched import Watched, facts_of, on_the_command_line
 
 import dumbo
 
