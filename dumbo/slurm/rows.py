@@ -182,8 +182,7 @@ def _how(found: Queued | None, facts: dict[str, Any], note: Note, code: int | No
         return ("failed" if note.said else "interrupted"), told or [str(facts.get("error"))]
     if code == 0:
         told.append(f"its job ended with exit code 0, and the run's status is {facts.get('status', 'unknown')}")
-    if code is not None and 128 < code < 128 + signal.NSIG:
-        told.append(f"ended by {signal.Signals(code - 128).name}")
+    told += [f"ended by {one.name}" for one in signal.Signals if code == 128 + one]
     if found is not None and found.state not in ("COMPLETED", "FAILED"):
         told.append(f"SLURM: {found.state}" + (f" ({found.reason})" if found.reason else ""))
     lost = found is not None and found.state in LOST
