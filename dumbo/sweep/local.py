@@ -155,6 +155,13 @@ class Sweep:
             "  or force it: sweep.force=true (jobs that are done stay as they are, all others begin anew)"
         )
 
+    def _begin_anew(self) -> None:
+        """Under sweep.force: jobs that are not done cannot go on from checkpoints of another config."""
+        if self._changed:
+            self.console.row("changed", "\n".join(self._changed))
+            begun = [row for row in self.ledger if row.state not in ENDED and row.attempt]
+            begun_anew(self.ledger, self.folder, begun)
+
     def _record(self) -> None:
         """Writes down what the sweep is; once its jobs are known to compose."""
         before = read_sweep(self.folder)
@@ -183,32 +190,29 @@ class Sweep:
             each one's result (nan: it has none), for Hydra's sweeper.
         """
         rows = self.rows_for(job_overrides)
-        left = self._left(rows)
+        left = [row for row in rows if row.state not in ENDED]
         words = {row.number: job for row, job in zip(rows, job_overrides, strict=True)}
         say_begin(self.console, self.folder, rows, left, len(self._slots()))
         if left:
             self.run(Grid.of(self.job_of(row, words[row.number]) for row in left))
         return [self._returned(self.ledger[row.number], words[row.number]) for row in rows]
 
-    def rows_for(self, job_overrides: Sequence[Sequence[str]]) -> list[Row]:
-        """Their rows in the ledger, new ones among them; what the sweep is stands in its folder from here on."""
+    def rows_for(self, job_overrides: Sequence[Sequence[str]], *, all_vary: bool = False) -> list[Row]:
+        """Their rows in the ledger, new ones among them; what the sweep is stands in its folder from here on.
+
+        Args:
+            all_vary: as `rows.assigned`; for a search, which does not know its jobs beforehand.
+        """
         if not self.asked:
+            self._begin_anew()
             self._record()
-        rows = assigned(self.ledger, [own_words(job, self.swept) for job in job_overrides])
+        rows = assigned(self.ledger, [own_words(job, self.swept) for job in job_overrides], all_vary=all_vary)
         if job_overrides:
             self._fixed = [word for word in job_overrides[0] if key_of(word) not in self.swept]
         if not self.asked:
             self.ledger.compact()
         self.asked += [row.number for row in rows]
         return rows
-
-    def _left(self, rows: Sequence[Row]) -> list[Row]:
-        left = [row for row in rows if row.state not in ENDED]
-        if not self._changed:
-            return left
-        self.console.row("changed", "\n".join(self._changed))
-        begun = {row.number: row for row in begun_anew(self.ledger, self.folder, [row for row in left if row.attempt])}
-        return [begun.get(row.number, row) for row in left]
 
     def job_of(self, row: Row, overrides: Sequence[str]) -> Job:
         """How a job is started: its own words, where its plugins and YAML files are, its folder, from its checkpoint if it has one."""
@@ -244,7 +248,7 @@ class Sweep:
             return
         self.console.row("sweep", f"{len(rows)} more of earlier commands")
         self.asked += [row.number for row in rows]
-        self.run(Grid.of(self.job_of(row, [*self._fixed, *row.overrides]) for row in self._left(rows)))
+        self.run(Grid.of(self.job_of(row, [*self._fixed, *row.overrides]) for row in rows))
 
     def _started_pool(self) -> Pool:
         if self._pool is None:

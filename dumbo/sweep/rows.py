@@ -17,14 +17,17 @@ from dumbo.sweep.outcome import ended
 from dumbo.sweep.typed import suffix
 
 
-def assigned(ledger: Ledger, jobs: Sequence[Sequence[str]]) -> list[Row]:
+def assigned(ledger: Ledger, jobs: Sequence[Sequence[str]], *, all_vary: bool = False) -> list[Row]:
     """The row of each job; jobs that are new get one, with the next number.
 
     Args:
         jobs: each one's own words.
+        all_vary: name folders for all of these words, also those that are the same in all of these jobs.
     """
     masked = [masked_words(words) for words in jobs]
     common = set.intersection(*map(set, masked)) if len(masked) > 1 else set(masked[0]) if masked else set()
+    if all_vary:
+        common = set()
     found = ledger.matching(masked)
     number, new, rows = ledger.next_number, [], []
     for words, row in zip(masked, found, strict=True):

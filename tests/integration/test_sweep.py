@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from sweeps import NotStarted, facts
+from processes import Command
+from sweeps import NotStarted, facts, fork_the_worker
 
 from dumbo.cli import main
 from dumbo.command import parse
@@ -79,7 +77,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> NotStarted:
 def test_patches_of_one_job_never_reach_the_next_and_a_failure_does_not_end_it(users, tmp_path, capsys) -> None:
     """Three jobs: leaky, failing, leaky again."""
     code = main([
-        "-m", f"--config-dir={users}", "patch=[leaky],[fails],[leaky]", 'sweep_dir="it\'s a sweep"', *SHORT,
+        "-m", f"--config-dir={users}", "patch=[leaky],[fails],[leaky]", 'sweep_dir="it\'s a sweep"', "sweep.retries=0", *SHORT,
     ])  # fmt: skip
     said = capsys.readouterr().out
     assert code == 1, said
@@ -233,21 +231,11 @@ def test_a_signal_ends_the_sweep_and_its_job_saves(number: signal.Signals, code:
         "-m", "trainer.seed=1,2", "trainer.max_steps=10000", "trainer.num_epochs=1", "dataset.limit=64", "sweep_dir=sweep",
         "trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_every=null", "trainer.save_every=null", "verify.mode=off",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dumbo", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "CI": "true"},
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 90
-        while not (logged := list((tmp_path / "sweep").glob("000*/metrics.jsonl"))) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert logged, "the first job did not begin to train"
-        process.send_signal(number)
-        out, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code, out
+    command = Command(tmp_path, *words, prelude=fork_the_worker)
+    command.until(lambda: any((tmp_path / "sweep").glob("000*/metrics.jsonl")))
+    command.kill(number)
+    assert command.wait() == code, command.said()
     runs = facts(tmp_path / "sweep")
     assert [run["status"] for run in runs] == ["preempted"], "the second job was not started"
     assert list((tmp_path / "sweep").glob("000*/checkpoints/step-*")), "the running job saved"
-    assert "stopped" in out
+    assert "stopped" in command.said()
