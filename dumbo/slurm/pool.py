@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from dumbo.errors import UserError
+from dumbo.hydra_node import key_of
+from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.slurm import queue
 from dumbo.slurm.note import Note
@@ -25,7 +29,10 @@ from dumbo.slurm.task import Task
 from dumbo.slurm.watch import Told, Watched, stoppable, watch
 from dumbo.sweep.ledger import Ledger, Row
 from dumbo.sweep.outcome import may_be_tried_again
-from dumbo.sweep.pool import Job, Source
+from dumbo.sweep.pool import Grid, Job, Source
+
+LOCAL_AT_ONCE = 4
+"""Trials of a search that submitit's local executor runs at once: it knows no limit."""
 
 
 @dataclass
@@ -37,9 +44,9 @@ class SlurmPool:
         metric: the sweep's.
         retries: how often a job that fails is put back by itself.
         detach: submit and return.
-        parameters: of hydra.launcher.
+        parameters: of hydra.launcher, checked.
         cluster: "slurm", or "local": processes of submitit's on this machine.
-        nodes_of: how many nodes a job wants.
+        nodes: launch.num_nodes, where a job's own words do not say another.
     """
 
     folder: Path
@@ -50,27 +57,59 @@ class SlurmPool:
     detach: bool
     parameters: Mapping[str, Any]
     cluster: str
-    nodes_of: Callable[[Job], int]
+    nodes: int
     _jobs: dict[int, Job] = field(default_factory=dict)
     _again: list[Job] = field(default_factory=list)
     _tries: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, cfg: DictConfig, launcher: str, options: SweepOptions, folder: Path, ledger: Ledger, console: Console
+    ) -> SlurmPool:
+        """For a sweep.
+
+        Args:
+            cfg: of the words that are not swept, `hydra` in it.
+            launcher: submitit_slurm or submitit_local.
+
+        Raises:
+            UserError: a parameter is wrong.
+        """
+        raw = OmegaConf.to_container(cfg.hydra.launcher, resolve=True)
+        assert isinstance(raw, dict)
+        cluster = launcher.removeprefix("submitit_")
+        parameters = checked_parameters({str(key): value for key, value in raw.items() if key != "_target_"}, cluster)
+        nodes = getattr(cfg.launch, "num_nodes", 1)
+        return cls(folder, ledger, console, options.metric, options.retries, options.detach, parameters, cluster, nodes)
 
     def run(self, source: Source) -> None:
         """Runs the source's jobs to their ends; with `detach`, as far as it hands them out, into the queue.
 
         Raises:
             Stopped: a signal ended the watching; the jobs go on.
-            UserError: a parameter is wrong, or SLURM does not take a job.
+            UserError: SLURM does not take a job.
             RunFailed: SLURM has not answered for a long time.
         """
-        checked = checked_parameters(self.parameters, self.cluster)
+        grid = isinstance(source, Grid)
+        if self.detach and not grid:
+            raise UserError(
+                "sweep.detach=true: a search chooses a trial from those that have ended, and must watch them."
+            )
         watching = Watched(source, self._jobs, self._is_tried_again)
         with stoppable(self.console, self.folder):
-            while new := [*self._again, *iter(source.next, None)]:
-                self._again = []
-                self._submit(new, checked)
-                if not self.detach:
-                    watch(self.folder, self.ledger, self.metric, Told(self.console), watching)
+            while (new := self._next(source, grid)) or submitted(self.ledger):
+                self._submit(new)
+                if self.detach:
+                    return
+                watch(self.folder, self.ledger, self.metric, Told(self.console), watching, whole=grid)
+
+    def _next(self, source: Source, grid: bool) -> list[Job]:
+        """Those to be submitted now: all of a grid; of a search as many as may run at once."""
+        new, self._again = self._again, []
+        room = self.parameters.get("array_parallelism", LOCAL_AT_ONCE) - len(submitted(self.ledger))
+        while (grid or len(new) < room) and (job := source.next()) is not None:
+            new.append(job)
+        return new
 
     def _is_tried_again(self, row: Row) -> bool:
         """Whether a job that ended is submitted once more: one that could not put itself back into the queue."""
@@ -81,18 +120,18 @@ class SlurmPool:
         self._again.append(self._jobs[row.number])
         return True
 
-    def _submit(self, jobs: list[Job], checked: Mapping[str, Any]) -> None:
+    def _submit(self, jobs: list[Job]) -> None:
         """Those that are not in the queue already."""
         self._jobs.update((job.number, job) for job in jobs)
         known = {row.number for row in submitted(self.ledger)}
-        wanted = {job.number: self.nodes_of(job) for job in jobs if job.number not in known}
+        wanted = {job.number: self._nodes_of(job) for job in jobs if job.number not in known}
         for nodes in sorted(set(wanted.values())):
             chosen = [job for job in jobs if wanted.get(job.number) == nodes]
             numbers = submit(
-                [self._task(job, checked) for job in chosen],
+                [self._task(job) for job in chosen],
                 nodes,
-                checked,
-                Path(checked["submitit_folder"]),
+                self.parameters,
+                Path(self.parameters["submitit_folder"]),
                 self.cluster,
             )
             device = DEVICE if self.cluster == "slurm" else LOCAL
@@ -111,15 +150,25 @@ class SlurmPool:
             first, last = numbers[0], numbers[-1]
             self.console.row("submitted", f"{len(numbers)}{places}: {first if first == last else f'{first} to {last}'}")
 
-    def _task(self, job: Job, checked: Mapping[str, Any]) -> Task:
+    def _nodes_of(self, job: Job) -> int:
+        typed = [word.partition("=")[2] for word in job.words if key_of(word) == "launch.num_nodes"]
+        nodes, asked = int(typed[-1]) if typed and typed[-1].isdigit() else self.nodes, self.parameters["nodes"]
+        if asked not in (1, nodes):
+            raise UserError(
+                f"hydra.launcher.nodes={asked}, and the job has launch.num_nodes={nodes}.\n"
+                f"  Write launch=ddp launch.num_nodes={asked}, and leave hydra.launcher.nodes out."
+            )
+        return nodes
+
+    def _task(self, job: Job) -> Task:
         return Task(
             words=tuple(job.words),
             run_dir=str(self.folder / job.name),
             log=str(self.folder / f"{job.name}.log"),
             note=str(note_file(self.folder, job.name)),
-            time_limit=60.0 * checked["timeout_min"],
-            warning=float(checked["signal_delay_s"]),
-            max_timeouts=checked["max_num_timeout"],
+            time_limit=60.0 * self.parameters["timeout_min"],
+            warning=float(self.parameters["signal_delay_s"]),
+            max_timeouts=self.parameters["max_num_timeout"],
             retries=self.retries,
         )
 

@@ -72,7 +72,13 @@ class Watched:
 
 
 def watch(
-    folder: Path, ledger: Ledger, metric: str, tell: Callable[[Row, Row], None], source: Watched | None = None
+    folder: Path,
+    ledger: Ledger,
+    metric: str,
+    tell: Callable[[Row, Row], None],
+    source: Watched | None = None,
+    *,
+    whole: bool = True,
 ) -> None:
     """Keeps the ledger up to date until every job that was submitted is over.
 
@@ -80,6 +86,7 @@ def watch(
         folder, metric: the sweep's.
         tell: called with each row that changed, as it was and as it is.
         source: told of ends.
+        whole: else until one of them is over.
 
     Raises:
         RunFailed: SLURM has not answered for a long time.
@@ -104,6 +111,8 @@ def watch(
                 tell(earlier, row)
                 if source is not None and row.state not in LIVE:
                     source.ended(row)
+            if not whole and any(row.state not in LIVE for _, row in changed):
+                return
         if source is not None:
             source.look(folder, rows)
         if submitted(ledger):

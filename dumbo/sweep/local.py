@@ -135,6 +135,10 @@ class Sweep:
         self.ledger = Ledger.open(self.folder)
         if self.ledger.torn:
             self.console.row("ledger", "a line that a crash cut short is left out")
+        if self.launcher in SUBMITTING:
+            from dumbo.slurm.pool import SlurmPool
+
+            self.elsewhere = SlurmPool.of(cfg, self.launcher, self.options, self.folder, self.ledger, self.console)
         taken_up(self.folder, self.ledger, self.options, submits=self.launcher in SUBMITTING)
         settle(self.ledger, self.folder, self.options.metric, lambda text: self.console.row("waiting", text))
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
