@@ -21,6 +21,7 @@ class Note:
         job: its number in SLURM, as 12_3.
         attempt: starts so far.
         timeouts: how often the time limit ended one.
+        stuck: how often in a row a time limit ended it no step further than the one before.
         failures: how often one failed and was started again.
         step: of the newest checkpoint when the last one ended.
         began, ended: of the newest start (ISO, UTC); ended is "" while it runs.
@@ -33,6 +34,7 @@ class Note:
     job: str = ""
     attempt: int = 0
     timeouts: int = 0
+    stuck: int = 0
     failures: int = 0
     step: int = -1
     began: str = ""

@@ -36,6 +36,8 @@ LEFT_OVER = 600.0
 """Seconds that a job waits for another process to let go of its folder: what a node that was lost still runs."""
 LAST_WORDS = 20.0
 """Seconds that another node has to write how the run ended."""
+PATIENCE = 1
+"""So many time limits in a row may end a job no step further."""
 EARLY = 90
 """SLURM sends its warning up to 60 seconds before it was asked to."""
 
@@ -148,13 +150,14 @@ class Task:
             if note.timeouts >= self.max_timeouts:
                 limit = f"hydra.launcher.max_num_timeout={self.max_timeouts}"
                 return replace(note, said=f"The time limit ended it {note.timeouts + 1} times: {limit} allows no more.")
-            if note.timeouts and newest <= note.step:
-                return replace(
-                    note,
-                    said=f"Between two time limits ({self.time_limit / 60:g} minutes) it got no step further than {newest}."
-                    "\n  Write a larger hydra.launcher.timeout_min.",
+            stuck = note.stuck + 1 if note.timeouts and newest <= note.step else 0
+            if stuck > PATIENCE:
+                said = (
+                    f"{stuck} time limits of {self.time_limit / 60:g} minutes in a row ended it no step further than {newest}.\n"
+                    "  Write a larger hydra.launcher.timeout_min."
                 )
-            return replace(note, next="time limit", timeouts=note.timeouts + 1, step=newest)
+                return replace(note, said=said)
+            return replace(note, next="time limit", timeouts=note.timeouts + 1, stuck=stuck, step=newest)
         if note.code not in (0, 2, 3, 4) and not heard.numbers and note.failures < self.retries:
             return replace(note, next="failed", failures=note.failures + 1, step=newest)
         return note
