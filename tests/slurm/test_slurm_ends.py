@@ -198,6 +198,28 @@ def test_two_nodes(interrupted: bool, cluster: Cluster, tmp_path: Path, stop_lef
         assert together[:2] == pytest.approx(single[:2], abs=1e-5)
 
 
+def test_a_lost_node_of_two(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
+    """The first node's ranks notice, or SLURM does: the job is put back, and goes on when there are two nodes again."""
+    words = [word if not word.startswith("trainer.max_steps") else "trainer.max_steps=150" for word in LONG]
+    sweep = Watched(
+        tmp_path,
+        *words,
+        "trainer.save_every=10",
+        "launch=ddp",
+        "launch.num_nodes=2",
+        "launch.num_processes=1",
+        "launch.timeout=8s",
+    )
+    stop_left.append(sweep)
+    run = until_steps(sweep, 15)
+    cluster.lose("n2")
+    sweep.until(lambda: sweep.rows()[0]["state"] == "waiting", 120)
+    cluster.node("n2")
+    assert sweep.wait(300) == 0, sweep.said + sweep.logs()
+    assert sweep.rows()[0]["attempt"] >= 2
+    assert len(curve(run)) == 151 + 15, "150 steps, 15 checkpoints with a held-out loss each, and the last one"
+
+
 def test_submitit_on_this_machine(cluster: Cluster, tmp_path: Path) -> None:
     short = [word if not word.startswith("trainer.max_steps") else "trainer.max_steps=5" for word in LONG]
     done = on_the_command_line(
