@@ -157,7 +157,8 @@ def _now(row: Row, folder: Path, found: Queued | None, metric: str) -> Row:
     if began:
         row = replace(row, attempt=note.attempt, started=row.started or note.began, seconds=note.seconds)
     ended = began and note.code is not None and not note.next
-    if found is not None and found.waits:
+    going_back = began and note.next and found is not None and not found.over
+    if going_back or (found is not None and found.waits):
         return replace(row, state="waiting")
     if (found is not None and found.runs and not ended) or (found is None and not ended and is_claimed(run)):
         return replace(row, state="running")

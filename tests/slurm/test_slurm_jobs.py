@@ -62,7 +62,9 @@ def test_warned_saved_put_back_and_gone_on_with_exactly(sweeps: Sweeps) -> None:
     assert sweeps.warned.wait() == 0, sweeps.warned.said + sweeps.warned.logs()
     (row,) = sweeps.warned.rows()
     assert (row["state"], row["attempt"]) == ("done", 2)
-    assert "000 is back in the queue, saved" in sweeps.warned.said
+    assert "000 is running, slurm" in sweeps.warned.said
+    assert "(attempt 2)" in sweeps.warned.said
+    assert "Back into the queue: preempted" in sweeps.warned.logs()
     run = sweeps.warned.run(0)
     assert "resume    from step-" in (sweeps.warned.folder / f"{run.name}.log").read_text()
     assert len(curve(run)) == 61, "60 steps and the held-out loss"
