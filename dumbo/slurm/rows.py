@@ -180,7 +180,7 @@ def _how(found: Queued | None, facts: dict[str, Any], note: Note, code: int | No
     if found is None and code is None:
         return "interrupted", ["SLURM does not know the job any more, and it left no word"]
     if code == 0 and facts.get("status") == "preempted":
-        return ("failed" if note.said else "interrupted"), told or [str(facts.get("error"))]
+        return "interrupted", [str(facts.get("error"))]
     if code == 0:
         told.append(f"its job ended with exit code 0, and the run's status is {facts.get('status', 'unknown')}")
     told += [f"ended by {one.name}" for one in signal.Signals if code == 128 + one]

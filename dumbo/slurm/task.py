@@ -129,12 +129,12 @@ class Task:
             note = replace(note, next="")
             note.write(Path(self.note))
         if not note.next:
-            return note.code or (1 if note.said else 0)
+            return note.code or 0
         if (refused := place.again()) is not None:
             said = f"SLURM did not put the job back into the queue: {refused}"
-            replace(note, next="", said=said).write(Path(self.note))
+            replace(note, code=note.code or 1, next="", said=said).write(Path(self.note))
             print(said, flush=True)
-            return note.code or 0
+            return note.code or 1
         print(f"Back into the queue: {note.next}", flush=True)
         return place.code_for_again
 
@@ -149,14 +149,16 @@ class Task:
                 return replace(note, next="preempted", step=newest)
             if note.timeouts >= self.max_timeouts:
                 limit = f"hydra.launcher.max_num_timeout={self.max_timeouts}"
-                return replace(note, said=f"The time limit ended it {note.timeouts + 1} times: {limit} allows no more.")
+                return replace(
+                    note, code=1, said=f"The time limit ended it {note.timeouts + 1} times: {limit} allows no more."
+                )
             stuck = note.stuck + 1 if note.timeouts and newest <= note.step else 0
             if stuck > PATIENCE:
                 said = (
                     f"{stuck} time limits of {self.time_limit / 60:g} minutes in a row ended it no step further than {newest}.\n"
                     "  Write a larger hydra.launcher.timeout_min."
                 )
-                return replace(note, said=said)
+                return replace(note, code=1, said=said)
             return replace(note, next="time limit", timeouts=note.timeouts + 1, stuck=stuck, step=newest)
         if note.code not in (0, 2, 3, 4) and not heard.numbers and note.failures < self.retries:
             return replace(note, next="failed", failures=note.failures + 1, step=newest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,19 @@ pytestmark = pytest.mark.full
 STEPS = 1500
 LONG = (*SMALL, f"trainer.max_steps={STEPS}", "trainer.global_batch_size=2", "trainer.micro_batch_size=1")
 """Half a minute and more."""
+SAVING = (
+    *SMALL,
+    "trainer.max_steps=300",
+    "trainer.global_batch_size=2",
+    "trainer.micro_batch_size=1",
+    "trainer.save_every=20",
+)
+"""As long, for what must go on from a checkpoint that nobody asked for."""
 
 
-def alone(folder: Path, *words: str) -> list[tuple[Any, ...]]:
+def alone(folder: Path, words: Sequence[str] = LONG) -> list[tuple[Any, ...]]:
     """The curve of the same run, uninterrupted, in this process."""
-    dumbo.run([*LONG, *words, "launch=single", f"run_dir={folder / 'alone'}"])
+    dumbo.run([*words, "launch=single", f"run_dir={folder / 'alone'}"])
     return curve(folder / "alone")
 
 
@@ -77,7 +86,7 @@ def test_preemption(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) 
 
 
 def test_a_lost_node(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
-    sweep = Watched(tmp_path, *LONG, "trainer.save_every=20")
+    sweep = Watched(tmp_path, *SAVING)
     stop_left.append(sweep)
     run = until_steps(sweep, 60)
     node = cluster.said("squeue", "-h", "-j", sweep.job(), "-o", "%N")
@@ -88,12 +97,12 @@ def test_a_lost_node(cluster: Cluster, tmp_path: Path, stop_left: list[Watched])
         cluster.node(node)
         cluster.until_idle()
     assert sweep.rows()[0]["attempt"] == 2
-    assert curve(run) == alone(tmp_path, "trainer.save_every=20")
+    assert curve(run) == alone(tmp_path, SAVING)
 
 
 def test_killed_without_a_word(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
     """No accounting, no result, no note: SLURM alone knows. The same command again goes on from the checkpoint."""
-    sweep = Watched(tmp_path, *LONG, "trainer.save_every=20", "sweep.retries=0")
+    sweep = Watched(tmp_path, *SAVING, "sweep.retries=0")
     stop_left.append(sweep)
     run = until_steps(sweep, 60)
     kill([*processes_of("submitit.core._submit", str(tmp_path)), *processes_of(f"run_dir={run}")])
@@ -101,17 +110,17 @@ def test_killed_without_a_word(cluster: Cluster, tmp_path: Path, stop_left: list
     (row,) = sweep.rows()
     assert (row["state"], row["attempt"]) == ("failed", 1)
     assert row["exit_code"]
-    again = Watched(tmp_path, *LONG, "trainer.save_every=20")
+    again = Watched(tmp_path, *SAVING)
     stop_left.append(again)
-    until_steps(again, 400)
+    until_steps(again, 160)
     kill([*processes_of("submitit.core._submit", str(tmp_path)), *processes_of(f"run_dir={run}")])
     assert again.wait(200) == 0, again.said + again.logs()
     assert (again.rows()[0]["state"], again.rows()[0]["attempt"]) == ("done", 3), "it was submitted once more"
-    assert curve(run) == alone(tmp_path, "trainer.save_every=20")
+    assert curve(run) == alone(tmp_path, SAVING)
 
 
 def test_a_run_that_fails_is_tried_again_by_its_job(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
-    sweep = Watched(tmp_path, *LONG, "trainer.save_every=20", "sweep.retries=1")
+    sweep = Watched(tmp_path, *SAVING, "sweep.retries=1")
     stop_left.append(sweep)
     run = until_steps(sweep, 60)
     children = processes_of(f"run_dir={run}")
