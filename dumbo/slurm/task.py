@@ -74,8 +74,8 @@ class Task:
             if place.node == 0:
                 note = Note.read(Path(self.note)).beginning(place.job)
                 note.write(Path(self.note))
-            self._wait_for_folder(heard)
-            code = 0 if self._is_finished() else self._run(place, heard)
+                self._wait_for_folder(heard)
+            code = 0 if self._is_finished() or heard.numbers else self._run(place, heard)
             code = code if code >= 0 else 128 - code
             if place.node == 0:
                 ended = replace(note, ended=now(), seconds=note.seconds + time.time() - began, code=code)
@@ -105,9 +105,7 @@ class Task:
     def _wait_for_folder(self, heard: Heard) -> None:
         """A node that SLURM lost may still run what this job is to go on with."""
         end = time.monotonic() + LEFT_OVER
-        while (
-            Place.here().node == 0 and is_claimed(Path(self.run_dir)) and time.monotonic() < end and not heard.numbers
-        ):
+        while is_claimed(Path(self.run_dir)) and time.monotonic() < end and not heard.numbers:
             time.sleep(1)
 
     def _is_finished(self) -> bool:
