@@ -25,22 +25,22 @@ from dumbo.hydra_node import key_of
 from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import now, short, typed
-from dumbo.outputs.secrets import masked_tree, masked_words
+from dumbo.outputs.secrets import hidden_keys, masked_tree, masked_words
 from dumbo.outputs.surroundings import git_state, versions
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.slurm.rows import submitted, taken_up
-from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
+from dumbo.sweep.folder import SweepLock, base_differences, read_sweep, refuse_a_run, write_facts, write_sweep
 from dumbo.sweep.heard import Heard
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
-from dumbo.sweep.rows import assigned, begun_anew, settle
+from dumbo.sweep.rows import assigned, begun_anew, measured_by, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import go_on, say_begin, say_end, say_stopped
-from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
+from dumbo.sweep.typed import folder_of, is_of_the_jobs, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
 
@@ -130,6 +130,8 @@ class Sweep:
         self._base = masked_tree({str(key): value for key, value in raw.items() if key not in ("hydra", "sweep")})
         if self.launcher not in OURS:
             return
+        self._slots()  # a machine that has not what is asked for, before anything is written
+        refuse_a_run(self.folder)
         self._lock = SweepLock(self.folder)
         self._lock.take(lambda text: self.console.row("waiting", text))
         self.ledger = Ledger.open(self.folder)
@@ -144,6 +146,7 @@ class Sweep:
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
         if self._changed and (not self.options.force or submitted(self.ledger)):
             raise UserError(self._another_base())
+        measured_by(self.ledger, self.options.metric)
 
     def _launcher(self, cfg: DictConfig) -> str:
         chosen = BY_CLASS.get(str(cfg.hydra.launcher.get("_target_")), str(cfg.hydra.runtime.choices["hydra/launcher"]))
@@ -248,7 +251,13 @@ class Sweep:
     def run_what_is_left(self) -> None:
         """After `-m sweep_dir=PATH` alone: jobs of earlier commands too, as far as their words are written down."""
         rows = [row for row in self.ledger if row.state not in ENDED and row.number not in self.asked]
-        if not self.alone or self.launcher not in OURS or not rows:
+        if not self.alone or self.launcher not in OURS:
+            return
+        if hidden := [row.name for row in rows if any(map(hidden_keys, row.overrides))]:
+            told = "their words hold secrets, which are not written down; type them again"
+            self.console.row("left", f"{', '.join(hidden)}: {told}")
+            rows = [row for row in rows if row.name not in hidden]
+        if not rows:
             return
         self.console.row("sweep", f"{len(rows)} more of earlier commands")
         self.asked += [row.number for row in rows]

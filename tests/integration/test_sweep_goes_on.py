@@ -275,3 +275,36 @@ def test_another_sweeps_ledger_row_is_not_lost(jobs: NotStarted) -> None:
     assert [(row.number, row.state) for row in Ledger.open(Path("sweep"))] == [
         (0, "done"), (1, "done"), (7, "failed"), (8, "done"),
     ]  # fmt: skip
+
+
+# ---- other things ---------------------------------------------------------------------------------------------------
+
+
+def test_another_metric_is_taken_from_the_runs_that_are_done(jobs: NotStarted, capsys) -> None:
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0
+    assert "best      000-" in capsys.readouterr().out
+    assert main(["-m", "sweep_dir=sweep", "sweep.metric=eval_loss", "sweep.direction=maximize"]) == 0
+    assert "best      001-" in capsys.readouterr().out
+    assert main(["-m", "sweep_dir=sweep", "sweep.metric=bleu"]) == 0
+    assert "no job has bleu" in capsys.readouterr().out
+    assert [row.result for row in Ledger.open(Path("sweep"))] == [None, None]
+
+
+def test_what_this_machine_has_not_is_said_before_anything_is_written(jobs: NotStarted, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep", "sweep.gpus_per_job=4"]) == 2
+    assert "sweep.gpus_per_job=4, but 2 GPUs are visible here" in capsys.readouterr().err
+    assert not Path("sweep").exists()
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0, "the pool: nobody typed a launcher"
+    assert [start.environment["CUDA_VISIBLE_DEVICES"] for start in jobs.starts] == ["0", "1"]
+    assert json.loads(Path("sweep/sweep.json").read_text())["launcher"] == "gpu_pool"
+    jobs.starts.clear()
+    assert main(["-m", "trainer.seed=3,4", "sweep_dir=sweep", "hydra/launcher=process"]) == 0
+    assert [start.environment for start in jobs.starts] == [{}, {}], "all of the machine for each"
+
+
+def test_a_runs_folder_is_no_sweeps(jobs: NotStarted, capsys) -> None:
+    finished(Path("run"), 0)
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=run"]) == 2
+    assert "run is a run's folder" in capsys.readouterr().err
+    assert [path.name for path in Path("run").iterdir()] == ["run.json"]
