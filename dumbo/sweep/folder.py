@@ -1,4 +1,4 @@
-"""A sweep's folder: its lock, what the sweep is, and whether what is typed now is the same sweep.
+"""A sweep's folder: its name, its lock, what the sweep is, and whether what is typed now is the same sweep.
 
 sweep.json     what was typed, the swept keys, launcher, metric, when and with which versions it began
 base.yaml      the config of the words without a sweep (secrets masked): what a changed base is compared with
@@ -8,11 +8,13 @@ base.yaml      the config of the words without a sweep (secrets masked): what a 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +23,37 @@ from typing import Any, TextIO
 import yaml
 
 from dumbo.errors import UserError
+from dumbo.hydra_node import key_of
 from dumbo.outputs.config_hash import config_hash, differences
 from dumbo.outputs.places import short, typed
 
 FACTS, BASE, LOCK = "sweep.json", "base.yaml", ".lock"
 HOME = Path("multirun_outputs")
+LONGEST_NAME = 60
 SECONDS_TO_TAKE = 2.0
 """Whoever looks whether a lock is held has it for a moment."""
+
+
+def default_folder(
+    fixed: Sequence[str], swept: Sequence[str], file: Path | None, config_dirs: Sequence[Path] = ()
+) -> Path:
+    """Where a sweep lies when `sweep_dir` is not typed: equal for the same command, also with more values for a swept key.
+
+    Args:
+        fixed: words without a sweep, as typed; those that say how jobs are started or retried do not count.
+        swept: the swept keys.
+        file: an experiment's YAML file.
+    """
+    counting = sorted(word for word in fixed if is_of_the_jobs(word))
+    told = json.dumps([counting, sorted(swept), str(file or ""), [str(folder) for folder in config_dirs]])
+    last = [re.sub(r"[^\w=.+-]", "_", key.rpartition(".")[2], flags=re.ASCII) for key in swept]
+    name = "-".join(last)[:LONGEST_NAME].strip("-") or "sweep"
+    return HOME / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def is_of_the_jobs(word: str) -> bool:
+    """Whether an override says what the jobs are, rather than where they lie and how they are started."""
+    return not key_of(word).startswith(("hydra/launcher", "hydra.launcher", "hydra.job", "sweep_dir", "sweep."))
 
 
 # ---- what the sweep is ----------------------------------------------------------------------------------------------

@@ -31,7 +31,15 @@ from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.slurm.rows import submitted, taken_up
-from dumbo.sweep.folder import SweepLock, base_differences, read_sweep, refuse_a_run, write_facts, write_sweep
+from dumbo.sweep.folder import (
+    SweepLock,
+    base_differences,
+    is_of_the_jobs,
+    read_sweep,
+    refuse_a_run,
+    write_facts,
+    write_sweep,
+)
 from dumbo.sweep.heard import Heard
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER
@@ -40,7 +48,7 @@ from dumbo.sweep.rows import assigned, begun_anew, measured_by, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import go_on, say_begin, say_end, say_stopped
-from dumbo.sweep.typed import folder_of, is_of_the_jobs, own_words, swept_keys, to_record, with_recorded
+from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
 

@@ -1,12 +1,8 @@
-"""What was typed for a sweep: which words are swept and which fixed, and the names that come of them; taken up again by
-`-m sweep_dir=PATH` alone.
-"""
+"""What was typed for a sweep: which words are swept and which fixed; taken up again by `-m sweep_dir=PATH` alone."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,33 +15,11 @@ from dumbo.hydra_node import TYPED_ONLY, key_of
 from dumbo.outputs.secrets import hidden_keys, masked_words
 from dumbo.refuse import typed_text
 from dumbo.repeat import require_typed
-from dumbo.sweep.folder import HOME, require_sweep
+from dumbo.sweep.folder import default_folder, is_of_the_jobs, require_sweep
 
-LONGEST_NAME, LONGEST_FOLDER = 80, 60
+LONGEST_NAME = 80
 ONCE = ("sweep_dir", "sweep.force", "sweep.detach")
 """Keys that are of one invocation: not taken up by the next."""
-
-
-def default_folder(
-    fixed: Sequence[str], swept: Sequence[str], file: Path | None, config_dirs: Sequence[Path] = ()
-) -> Path:
-    """Where a sweep lies when `sweep_dir` is not typed: equal for the same command, also with more values for a swept key.
-
-    Args:
-        fixed: words without a sweep, as typed; those that say how jobs are started or retried do not count.
-        swept: the swept keys.
-        file: an experiment's YAML file.
-    """
-    counting = sorted(word for word in fixed if is_of_the_jobs(word))
-    told = json.dumps([counting, sorted(swept), str(file or ""), [str(folder) for folder in config_dirs]])
-    last = [re.sub(r"[^\w=.+-]", "_", key.rpartition(".")[2], flags=re.ASCII) for key in swept]
-    name = "-".join(last)[:LONGEST_FOLDER].strip("-") or "sweep"
-    return HOME / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-
-
-def is_of_the_jobs(word: str) -> bool:
-    """Whether an override says what the jobs are, rather than where they lie and how they are started."""
-    return not key_of(word).startswith(("hydra/launcher", "hydra.launcher", "hydra.job", "sweep_dir", "sweep."))
 
 
 def swept_keys(words: Sequence[str]) -> list[str]:

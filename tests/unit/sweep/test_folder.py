@@ -16,13 +16,13 @@ from dumbo.sweep.folder import (
     Holder,
     SweepLock,
     base_differences,
+    default_folder,
     holder_of,
     is_locked,
     read_sweep,
     require_sweep,
     write_sweep,
 )
-from dumbo.sweep.typed import default_folder
 
 HOLDS = """
 import sys, time
