@@ -47,7 +47,7 @@ from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, measured_by, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
 from dumbo.sweep.table import SweepTable
-from dumbo.sweep.told import go_on, say_begin, say_end, say_stopped
+from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
@@ -332,7 +332,7 @@ class Sweep:
     def _leave(self) -> int:
         """After `sweep.detach=true`: how to come back."""
         left = submitted(self.ledger)
-        self.console.row("detached", f"{len(left)} jobs go on by themselves")
+        self.console.row("detached", f"{counted(len(left), 'job')}, which nobody need watch")
         self.console.row(
             "next", "\n".join(f"dumbo sweep {what} {short(self.folder)}" for what in ("status", "wait", "cancel"))
         )
