@@ -113,8 +113,9 @@ class SlurmPool:
 
     def _is_tried_again(self, row: Row) -> bool:
         """Whether a job that ended is submitted once more: one that could not put itself back into the queue."""
-        tries = Note.read(note_file(self.folder, row.name)).failures + self._tries.get(row.number, 0)
-        if row.state == "cancelled" or not may_be_tried_again(row, row.exit_code) or tries >= self.retries:
+        note = Note.read(note_file(self.folder, row.name))
+        given_up = row.state == "cancelled" or bool(note.said) or not may_be_tried_again(row, row.exit_code)
+        if given_up or note.failures + self._tries.get(row.number, 0) >= self.retries:
             return False
         self._tries[row.number] = self._tries.get(row.number, 0) + 1
         self._again.append(self._jobs[row.number])
