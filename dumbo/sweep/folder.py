@@ -216,8 +216,9 @@ class SweepLock:
             waiting: told once, in words, when there is something to wait for.
 
         Raises:
-            UserError: a live sweep has it, or the folder cannot be written.
+            UserError: a live sweep has it, it is a run's, or it cannot be written.
         """
+        refuse_a_run(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / LOCK).open("a+", encoding="utf-8")

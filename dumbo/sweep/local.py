@@ -31,21 +31,13 @@ from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.slurm.rows import submitted, taken_up
-from dumbo.sweep.folder import (
-    SweepLock,
-    base_differences,
-    is_of_the_jobs,
-    read_sweep,
-    refuse_a_run,
-    write_facts,
-    write_sweep,
-)
+from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
 from dumbo.sweep.heard import Heard
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
-from dumbo.sweep.rows import assigned, begun_anew, measured_by, settle
-from dumbo.sweep.slots import Slot, slots, wants_pool
+from dumbo.sweep.rows import assigned, begun_anew, settle
+from dumbo.sweep.slots import Slot, alone, slots, wants_pool
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
@@ -139,7 +131,6 @@ class Sweep:
         if self.launcher not in OURS:
             return
         self._slots()  # a machine that has not what is asked for, before anything is written
-        refuse_a_run(self.folder)
         self._lock = SweepLock(self.folder)
         self._lock.take(lambda text: self.console.row("waiting", text))
         self.ledger = Ledger.open(self.folder)
@@ -154,7 +145,6 @@ class Sweep:
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
         if self._changed and (not self.options.force or submitted(self.ledger)):
             raise UserError(self._another_base())
-        measured_by(self.ledger, self.options.metric)
 
     def _launcher(self, cfg: DictConfig) -> str:
         chosen = BY_CLASS.get(str(cfg.hydra.launcher.get("_target_")), str(cfg.hydra.runtime.choices["hydra/launcher"]))
@@ -276,7 +266,7 @@ class Sweep:
             at_once = self._slots()
             lock = self._lock.fileno() if self._lock is not None else None
             threads = {name: value for name, value in at_once[0].environment.items() if name == "OMP_NUM_THREADS"}
-            starter = Warm(lock, threads, lambda text: self.console.row("", text))
+            starter = Warm(lock, threads, lambda text: self.console.row("", text), self.options.warm)
             display = SweepTable(self.console, self.options.metric, len(at_once))
             self._pool = Pool(
                 self.folder,
@@ -291,7 +281,9 @@ class Sweep:
         return self._pool
 
     def _slots(self) -> list[Slot]:
-        return slots(self.options) if self.launcher == "gpu_pool" else [Slot()]
+        if self.launcher == "gpu_pool":
+            return slots(self.options)
+        return alone(self.options) if self.launcher == "process" else [Slot()]
 
     def job(self, cfg: DictConfig) -> dict[str, Any]:
         """What another launcher of Hydra (basic, joblib) calls for each job, in its own process."""

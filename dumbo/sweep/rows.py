@@ -48,6 +48,7 @@ def settle(ledger: Ledger, folder: Path, metric: str, waiting: Callable[[str], N
     Returns:
         their rows, as they are now: done, or interrupted.
     """
+    measured_by(ledger, metric)
     settled = []
     for row in ledger.in_state("running"):
         if job_of(row) is not None:  # it did not run in that sweep's process
