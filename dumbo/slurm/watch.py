@@ -34,7 +34,8 @@ class Told:
         self.console = console
 
     def __call__(self, before: Row, row: Row) -> None:
-        if (before.state, before.attempt) == (row.state, row.attempt) and row.state in LIVE:
+        first = max(1, before.attempt)  # SLURM runs it; a moment later it says so itself
+        if before.state == row.state and row.attempt <= first:
             return
         again = f" (attempt {row.attempt})" if row.attempt > 1 else ""
         if row.state == "running":

@@ -19,7 +19,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "CI": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def on_the_command_line(folder: Path, *words: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def on_the_command_line(folder: Path, *words: str, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     """`python -m dumbo WORDS` in a folder, to its end."""
     command = [sys.executable, "-m", "dumbo", *words]
     return subprocess.run(command, cwd=folder, env=_environment(), capture_output=True, text=True, timeout=timeout)
@@ -43,10 +43,10 @@ class Watched:
     def said(self) -> str:
         return self._out.read_text(errors="replace")
 
-    def wait(self, timeout: float = 120) -> int:
+    def wait(self, timeout: float = 500) -> int:
         return self.process.wait(timeout)
 
-    def until(self, true: Callable[[], Any], timeout: float = 90) -> Any:
+    def until(self, true: Callable[[], Any], timeout: float = 300) -> Any:
         """Waits until something is so; returns it."""
         end = time.monotonic() + timeout
         while not (found := true()):
