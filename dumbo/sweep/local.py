@@ -37,7 +37,7 @@ from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
-from dumbo.sweep.slots import Slot, alone, slots, wants_pool
+from dumbo.sweep.slots import Slot, slots, wants_pool
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
@@ -281,9 +281,7 @@ class Sweep:
         return self._pool
 
     def _slots(self) -> list[Slot]:
-        if self.launcher == "gpu_pool":
-            return slots(self.options)
-        return alone(self.options) if self.launcher == "process" else [Slot()]
+        return slots(self.options, self.launcher)
 
     def job(self, cfg: DictConfig) -> dict[str, Any]:
         """What another launcher of Hydra (basic, joblib) calls for each job, in its own process."""

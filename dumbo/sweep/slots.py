@@ -58,12 +58,14 @@ def alone(options: SweepOptions) -> list[Slot]:
     return [Slot()]
 
 
-def slots(options: SweepOptions) -> list[Slot]:
+def slots(options: SweepOptions, launcher: str = "gpu_pool") -> list[Slot]:
     """The slots of the pool: of each GPU, or of several together; of the CPU where cpu_slots says so or there is no GPU.
 
     Raises:
         UserError: fewer GPUs than are asked for.
     """
+    if launcher != "gpu_pool":
+        return alone(options) if launcher == "process" else [Slot()]
     found = gpus()
     if options.cpu_slots is None and not found and _asks(options):
         raise UserError(
