@@ -195,6 +195,8 @@ OPEN_MAPPINGS = (
     "preview.fail_on=",
     "dataset.columns.",
     "dataset.columns=",
+    "hydra.launcher.additional_parameters.",
+    "hydra.launcher.additional_parameters=",
 )
 
 

@@ -146,6 +146,10 @@ class CheckedLoader(ConfigLoaderImpl):
         """What Hydra's own does, and then hydra_node.py's look."""
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=r".*provider=.*is not available.*", category=UserWarning)
+            # hydra-submitit-launcher has dataclasses of the same names as our files: they check the types.
+            warnings.filterwarnings(
+                "ignore", message=r"\s*'hydra/launcher/submitit_\w+' is validated against", category=UserWarning
+            )
             try:
                 cfg = super().load_configuration(*args, **kwargs)
             except KeyError as error:

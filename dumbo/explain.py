@@ -54,6 +54,9 @@ def explain(error: BaseException, overrides: Sequence[str]) -> str:
     if "raised while composing config" in first and len(chain) > 1:
         place = first.split(":")[0].replace(f"'{FILE_GROUP}/experiment'", "the file on the command line")
         return f"{place}: {_reason(chain[-1])}"
+    refused = next((link for link in chain if type(link).__module__.startswith("omegaconf")), None)
+    if first.startswith("Error merging override ") and refused is not None:  # against a dataclass (hydra.launcher)
+        return _reason(refused)
     return _explain_value(first, overrides)
 
 

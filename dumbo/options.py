@@ -244,6 +244,7 @@ class SweepOptions:
         gpus_per_job: GPUs that each job of the pool has to itself.
         jobs_per_gpu: jobs that share one GPU.
         cpu_slots: jobs at once on the CPU, threads divided; null: the GPUs, or one job at a time without any.
+        detach: with hydra/launcher=submitit_slurm, put the jobs into the queue and return; `dumbo sweep wait` watches them.
         format: of `dumbo sweep status`: "text" or "json".
     """
 
@@ -255,6 +256,7 @@ class SweepOptions:
     gpus_per_job: int = 1
     jobs_per_gpu: int = 1
     cpu_slots: int | None = None
+    detach: bool = False
     format: Format = "text"
 
     def __post_init__(self) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dumbo.errors import MemoryFull, RunFailed, UserError
+from dumbo.launch import slurm
+from dumbo.launch.addresses import Meeting, meeting_at
 from dumbo.launch.again import with_less_memory
 from dumbo.launch.gpus import visible_gpus
 from dumbo.launch.job import Job
@@ -50,7 +52,9 @@ def checked(options: Options) -> None:
     for name, value in (("num_processes", options.num_processes), ("num_nodes", options.num_nodes)):
         if value is not None and value < 1:
             raise UserError(f"launch.{name} must be at least 1, got {value}.")
-    if options.num_nodes > 1 and not options.rdzv_endpoint and not asked_by_environment():
+    slurm.refuse_other_shape(options.num_nodes)
+    met = options.rdzv_endpoint or asked_by_environment() or slurm.several_nodes()
+    if options.num_nodes > 1 and not met:
         raise UserError(
             f"launch.num_nodes={options.num_nodes}: the machines need a place to meet.\n"
             "  Write the same launch.rdzv_endpoint=HOST:PORT on each, HOST being one of them."
@@ -75,7 +79,7 @@ class Many:
     Attributes:
         here: on this machine.
         nodes: machines.
-        endpoint: where they meet; "" with one.
+        endpoint: where they meet; "" with one, or where SLURM says it.
         start_timeout, timeout: seconds.
     """
 
@@ -133,9 +137,13 @@ class Many:
                 return self._in_ranks(job, gpus)
         return with_less_memory(run, lambda: self._in_ranks(job, gpus))
 
+    def _meeting(self) -> Meeting | None:
+        if self.nodes == 1:
+            return None
+        return meeting_at(self.endpoint) if self.endpoint else slurm.meeting()
+
     def _in_ranks(self, job: Job, gpus: int) -> dict[str, Any]:
         """Once, from the start or from a checkpoint, to the end of all ranks."""
-        from dumbo.launch.addresses import meeting_at
         from dumbo.launch.processes import node_folder
         from dumbo.launch.ranks import Ranks
 
@@ -144,7 +152,7 @@ class Many:
             node_folder(),
             self.here,
             self.nodes,
-            meeting_at(self.endpoint) if self.nodes > 1 else None,
+            self._meeting(),
             self.start_timeout,
             gpus > 0,
         )

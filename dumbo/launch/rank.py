@@ -20,7 +20,7 @@ from typing import Any
 
 from dumbo.launch.endings import Ending, ending_of
 from dumbo.launch.frozen import Frozen, frozen_from_environment
-from dumbo.trainer.signals import interruptible
+from dumbo.trainer.signals import WARNINGS, interruptible
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,6 +29,8 @@ def main() -> int:
     """Runs the rank that the environment describes."""
     folder, rank = Path(os.environ["DUMBO_LAUNCH_FOLDER"]), int(os.environ["RANK"])
     die_with(int(os.environ["DUMBO_LAUNCHER"]))
+    for number in WARNINGS:  # the launcher tells it, once this rank listens; told twice, the second time may come last
+        signal.signal(number, signal.SIG_IGN)
     frozen = frozen_from_environment()
     _speak_into(Path(frozen.folder) / f"rank-{rank}.log", also_out=rank != 0)
     try:

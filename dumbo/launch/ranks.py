@@ -33,7 +33,7 @@ from dumbo.launch.endings import Ending, cause, endings
 from dumbo.launch.environment import changed_environment, for_ranks
 from dumbo.launch.frozen import Frozen
 from dumbo.launch.processes import Processes
-from dumbo.trainer.signals import EXIT_CODES
+from dumbo.trainer.signals import EXIT_CODES, WARNINGS
 
 GRACE, GRACE_STOPPED = 5.0, 12.0
 """Seconds the other ranks have to end by themselves when one has failed; when one has stopped (trackers have last words)."""
@@ -132,6 +132,8 @@ class Ranks:
             logs_specs=DefaultLogsSpecs(log_dir=str(self.folder / "torchrun")),
         )
         words = ["-m", "dumbo.launch.rank"]
+        # SLURM may tell every process of a job at once: a rank that cannot hear yet gets it when it can (signals.py).
+        signal.pthread_sigmask(signal.SIG_BLOCK, WARNINGS)
         try:
             elastic_launch(config, sys.executable)(*words)
         except ChildFailedError as error:
@@ -217,10 +219,13 @@ class Ranks:
         def forward(number: int, frame: FrameType | None) -> None:
             self._heard.append(number)
 
+        kept = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # as it is
         before = {getattr(signal, name): signal.signal(getattr(signal, name), forward) for name in FORWARDED}
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
             yield
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
             for number, handler in before.items():
                 signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 import dumbo
-from dumbo.errors import UserError
+from dumbo.errors import RunFailed, UserError
 from dumbo.groups import GROUPS
+from dumbo.launch import slurm
 from dumbo.launch.world import World, asked_by_environment, join
 from dumbo.outputs import repeated
 from dumbo.outputs.config_hash import config_hash
@@ -138,11 +139,22 @@ def _claimed_elsewhere(plugins: Plugins) -> RunDir | None:
             "  Write the same run_dir=FOLDER (on a shared file system) on each."
         )
     path = Path(asked).expanduser().absolute()
-    if not is_claimed(path):
+    if slurm.several_nodes() and slurm.node_number() > 0:
+        _wait_for_first_node(path, plugins.launch.many.start_timeout)
+    elif not is_claimed(path):
         return None
     run = RunDir(path=path, console=Console(), started=time.time(), claimed=False)
     run.console.row("run", f"{short(path)} is another machine's: this one brings its ranks to it")
     return run
+
+
+def _wait_for_first_node(path: Path, seconds: float) -> None:
+    """In SLURM the first node claims the folder: file systems without locks between machines exist."""
+    end = time.monotonic() + seconds
+    while not (path / ".lock").is_file():
+        if time.monotonic() > end:
+            raise RunFailed(f"The first node of the job has not begun the run in {path} within {seconds:g} s.")
+        time.sleep(0.1)
 
 
 def _write_down(

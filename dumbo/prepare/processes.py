@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from dumbo.errors import RunFailed
+from dumbo.trainer.signals import WARNINGS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -120,7 +121,8 @@ class _Helper:
 
 def _serve(work: Callable[[Any], Any], connection: Connection, parents: list[Connection]) -> None:
     """The life of a helper: answers what it is given until there is no more, or no parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends its helpers
+    for number in (signal.SIGINT, *WARNINGS):
+        signal.signal(number, signal.SIG_IGN)  # the parent hears it too, and ends its helpers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # what was there before the fork is not looked at again: a fifth of a helper's time, and its own copy of it all
     for end in parents:

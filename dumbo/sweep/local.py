@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
@@ -30,6 +30,7 @@ from dumbo.outputs.surroundings import git_state, versions
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
+from dumbo.slurm.rows import submitted, taken_up
 from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
 from dumbo.sweep.heard import Heard
 from dumbo.sweep.ledger import ENDED, Ledger, Row
@@ -38,12 +39,22 @@ from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
 from dumbo.sweep.table import SweepTable
-from dumbo.sweep.told import go_on, say_begin, say_end, say_stopped
+from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
 
-OURS = ("process", "gpu_pool")
+if TYPE_CHECKING:
+    from dumbo.slurm.pool import SlurmPool
+
+BY_CLASS = {
+    "hydra_plugins.dumbo_submitit_launcher.SlurmLauncher": "submitit_slurm",
+    "hydra_plugins.dumbo_submitit_launcher.LocalLauncher": "submitit_local",
+}
+"""A launcher's file may have another name: what is always said to a cluster goes into a file of the user's."""
+SUBMITTING = tuple(BY_CLASS.values())
+"""Launchers whose jobs do not end with the sweep (dumbo/slurm)."""
+OURS = ("process", "gpu_pool", *SUBMITTING)
 """Launchers whose jobs this module runs."""
 
 
@@ -57,6 +68,7 @@ class Sweep:
         launcher: Hydra's name of it.
         swept: the keys with several values.
         asked: numbers of the jobs that this invocation is about.
+        elsewhere: what runs its jobs, where they do not run in slots of this machine.
     """
 
     command: Command
@@ -67,6 +79,7 @@ class Sweep:
     launcher: str = "process"
     swept: list[str] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
+    elsewhere: SlurmPool | None = None
     ledger: Ledger = field(init=False)
     _base: dict[str, Any] = field(default_factory=dict)
     _changed: list[str] = field(default_factory=list)
@@ -123,13 +136,18 @@ class Sweep:
         self.ledger = Ledger.open(self.folder)
         if self.ledger.torn:
             self.console.row("ledger", "a line that a crash cut short is left out")
+        if self.launcher in SUBMITTING:
+            from dumbo.slurm.pool import SlurmPool
+
+            self.elsewhere = SlurmPool.of(cfg, self.launcher, self.options, self.folder, self.ledger, self.console)
+        taken_up(self.folder, self.ledger, self.options, submits=self.launcher in SUBMITTING)
         settle(self.ledger, self.folder, self.options.metric, lambda text: self.console.row("waiting", text))
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
-        if self._changed and not self.options.force:
+        if self._changed and (not self.options.force or submitted(self.ledger)):
             raise UserError(self._another_base())
 
     def _launcher(self, cfg: DictConfig) -> str:
-        chosen = str(cfg.hydra.runtime.choices["hydra/launcher"])
+        chosen = BY_CLASS.get(str(cfg.hydra.launcher.get("_target_")), str(cfg.hydra.runtime.choices["hydra/launcher"]))
         named = any(key_of(word) == "hydra/launcher" for word in self.command.overrides)
         return "gpu_pool" if chosen == "process" and not named and wants_pool(self.options) else chosen
 
@@ -215,6 +233,9 @@ class Sweep:
         Raises:
             Stopped: a signal ended the sweep, after the jobs that were running had ended.
         """
+        if self.elsewhere is not None:
+            self.elsewhere.run(source)
+            return
         with self._heard.listening():  # before the first process is forked
             pool = self._started_pool()
             try:
@@ -289,12 +310,25 @@ class Sweep:
         """Says how it went; 1 when a job is not done."""
         self.run_what_is_left()
         rows = [self.ledger[number] for number in self.asked]
+        if self.options.detach:
+            return self._leave()
         well = say_end(self.console, self.folder, rows, self.options.metric, self.options.direction)
         if not well:
             self.console.row("next", f"{go_on(self.folder)}   (jobs go on from their checkpoints)")
         if not self.console.fancy:
             self.console.plain(str(self.folder))
         return 0 if well else 1
+
+    def _leave(self) -> int:
+        """After `sweep.detach=true`: how to come back."""
+        left = submitted(self.ledger)
+        self.console.row("detached", f"{counted(len(left), 'job')}, which nobody need watch")
+        self.console.row(
+            "next", "\n".join(f"dumbo sweep {what} {short(self.folder)}" for what in ("status", "wait", "cancel"))
+        )
+        if not self.console.fancy:
+            self.console.plain(str(self.folder))
+        return 0
 
     def close(self) -> None:
         """Lets go of the folder, with one row a job in the ledger."""

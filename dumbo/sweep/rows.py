@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.outputs.secrets import masked_words
+from dumbo.slurm.rows import job_of
 from dumbo.sweep.ledger import Ledger, Row
 from dumbo.sweep.outcome import ended
 from dumbo.sweep.typed import suffix
@@ -50,6 +51,8 @@ def settle(ledger: Ledger, folder: Path, metric: str, waiting: Callable[[str], N
     measured_by(ledger, metric)
     settled = []
     for row in ledger.in_state("running"):
+        if job_of(row) is not None:  # it did not run in that sweep's process
+            continue
         run = folder / row.name
         if is_claimed(run):
             waiting(f"{row.name} is still running; it is waited for")
@@ -70,7 +73,11 @@ def begun_anew(ledger: Ledger, folder: Path, rows: Sequence[Row]) -> list[Row]:
         if run.exists():
             place = next(path for n in range(1, 1000) if not (path := run.with_name(f"{row.name}.before-{n}")).exists())
             run.rename(place)
-        anew.append(ledger.change(row.number, state="waiting", config_hash="", seconds=0.0, error=None, exit_code=None))
+        anew.append(
+            ledger.change(
+                row.number, state="waiting", config_hash="", seconds=0.0, error=None, exit_code=None, device=None
+            )
+        )
     return anew
 
 

@@ -18,7 +18,7 @@ from dumbo.repeat import require_typed
 from dumbo.sweep.folder import default_folder, is_of_the_jobs, require_sweep
 
 LONGEST_NAME = 80
-ONCE = ("sweep_dir", "sweep.force")
+ONCE = ("sweep_dir", "sweep.force", "sweep.detach")
 """Keys that are of one invocation: not taken up by the next."""
 
 

@@ -1,6 +1,7 @@
 """`dumbo sweep status|wait|cancel FOLDER`: a sweep as others see it, from its folder alone.
 
-Each action is a function of the sweep's folder and its ledger. Nothing here writes: the process that runs the sweep does.
+Each action is a function of the sweep's folder and its ledger. Nothing here writes: the process that runs the sweep does. Jobs
+in SLURM need no such process: for them the ledger is brought up to date here (dumbo/slurm/verb.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import short
 from dumbo.outputs.run_dir import finite
+from dumbo.slurm.rows import job_of, submitted
+from dumbo.slurm.verb import cancel_submitted, up_to_date, watched
 from dumbo.sweep.folder import FACTS, HOME, holder_of, is_locked, read_sweep, require_sweep
 from dumbo.sweep.ledger import ENDED, Ledger, Row
 from dumbo.sweep.outcome import ended
@@ -38,7 +41,7 @@ def act(action: str, asked: str, options: SweepOptions) -> int:
         UserError: there is no such sweep.
     """
     folder = find_sweep(asked)
-    return ACTIONS[action](folder, Ledger.open(folder), options)
+    return ACTIONS[action](folder, up_to_date(folder, Ledger.open(folder)), options)
 
 
 def find_sweep(asked: str) -> Path:
@@ -74,14 +77,14 @@ def status(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
     console.row("jobs", summary(ledger, progress, max(1, len(progress))))
     well = say_end(console, folder, [row for row in ledger if not live or row.state not in ("running", "waiting")],
                    str(facts.get("metric", options.metric)), str(facts.get("direction", options.direction)))  # fmt: skip
-    if not live and not well:
+    if not live and not well and not submitted(ledger):
         console.row("next", go_on(folder))
     return 0
 
 
 def wait(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
     """Returns when nobody runs the sweep any more: 0 when all its jobs are done, else 1."""
-    while is_locked(folder):
+    while is_locked(folder) or watched(folder, Ledger.open(folder)):
         time.sleep(LOOK)
     ledger = as_it_stands(folder, Ledger.open(folder))
     status(folder, ledger, options)
@@ -95,6 +98,8 @@ def cancel(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
         UserError: it runs on another machine.
     """
     console, holder = Console(), holder_of(folder)
+    if submitted(ledger):
+        return cancel_submitted(console, folder, ledger)
     if not is_locked(folder) or holder is None:
         console.row("cancel", f"nobody is running the sweep in {short(folder)}")
         return 0
@@ -119,7 +124,7 @@ def as_it_stands(folder: Path, ledger: Ledger) -> Ledger:
     metric = str(read_sweep(folder).get("metric", SweepOptions().metric))
     seen.take(
         replace(row, **ended(row, folder / row.name, metric, code=None, asked=None, seconds=0.0, said=""))
-        if row.state == "running"
+        if row.state == "running" and job_of(row) is None
         else row
         for row in ledger
     )
@@ -157,4 +162,6 @@ def _said(folder: Path, live: bool, ledger: Ledger) -> str:
         return f"running (process {holder.pid}{'' if holder.here else f' on {holder.host}'})"
     if live:
         return "the sweep is gone, jobs of it are saving what they have"
+    if submitted(ledger):
+        return "jobs go on in SLURM, nobody watches them"
     return "all jobs are done" if all(row.state in ENDED for row in ledger) else "not running"

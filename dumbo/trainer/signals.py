@@ -21,6 +21,8 @@ from dumbo.errors import Stopped
 from dumbo.launch.world import World
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0, "SIGUSR2": 0, "max_time": 0}
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""What a scheduler sends some time before it ends a job."""
 
 
 class StopRequests:
@@ -87,14 +89,20 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Only the main thread can take signals; in another one nothing changes."""
+    """Only the main thread can take signals; in another one nothing changes.
+
+    Whoever starts this process may have it begin with some of them blocked (`slurm/task.py`): they are kept for the block.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # as it is
     before = {number: signal.signal(number, handler) for number in numbers}
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
         for number, earlier in before.items():
             signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)

@@ -1,0 +1,128 @@
+"""What needs no SLURM: numbers as it writes them, parameters, shapes, the note, a warning that comes too early."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lacking import needs
+
+from dumbo.errors import Stopped, UserError
+from dumbo.launch.slurm import refuse_other_shape, several_nodes
+from dumbo.slurm.note import Note
+from dumbo.slurm.queue import _code, _indices
+from dumbo.slurm.rows import job_of
+from dumbo.slurm.submit import checked_parameters
+from dumbo.slurm.task import Heard, Task
+from dumbo.sweep.ledger import Row
+from dumbo.trainer.signals import interruptible
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("3", [3]), ("4-6%2", [4, 5, 6]), ("1,3-5", [1, 3, 4, 5]), ("0-8:4%1", [0, 4, 8])]
+)
+def test_tasks_of_an_array(text: str, found: list[int]) -> None:
+    assert _indices(text) == found
+
+
+def test_exit_codes() -> None:
+    assert [_code("0:0"), _code("2:0"), _code("0:9"), _code("0:15")] == [0, 2, 137, 143]
+
+
+def test_which_rows_are_in_slurm() -> None:
+    devices = {"slurm 12_3": "12_3", "submitit 77": "77", "GPU 0": None, None: None}
+    assert {device: job_of(Row(number=0, name="a", device=device)) for device in devices} == devices
+
+
+def test_a_note_of_a_job_that_is_submitted_anew_counts_anew(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "a.json"
+    assert Note.read(file) == Note()
+    Note(job="1", attempt=3, timeouts=2, failures=1, step=7, seconds=5.0, code=1).write(file)
+    same, other = Note.read(file).beginning("1"), Note.read(file).beginning("2")
+    assert (same.attempt, same.timeouts, same.failures, same.step, same.code) == (4, 2, 1, 7, None)
+    assert (other.attempt, other.timeouts, other.failures, other.step, other.seconds) == (4, 0, 0, -1, 5.0)
+
+
+def task(folder: Path, **changes: object) -> Task:
+    told: dict[str, object] = {
+        "words": (), "run_dir": str(folder), "log": "", "note": "", "time_limit": 3600.0, "warning": 120.0, "max_timeouts": 2,
+        "retries": 1,
+    }  # fmt: skip
+    return Task(**{**told, **changes})  # type: ignore[arg-type]
+
+
+def heard(*numbers: int) -> Heard:
+    found = Heard()
+    found.numbers += numbers
+    return found
+
+
+def again(note: Note) -> Note:
+    """The next start of a job, ended with code 0."""
+    return replace(note.beginning(note.job), code=0)
+
+
+def test_what_comes_after_a_start(tmp_path: Path) -> None:
+    one, ended = task(tmp_path), Note(code=0)
+    assert one._what_next(ended, heard(signal.SIGUSR2), 100.0).next == "preempted", "long before the time limit"
+    late = one._what_next(ended, heard(signal.SIGUSR2), 3490.0)
+    assert (late.next, late.timeouts) == ("time limit", 1)
+    (tmp_path / "checkpoints" / "step-000007").mkdir(parents=True)
+    further = one._what_next(again(late), heard(signal.SIGUSR2), 3490.0)
+    assert (further.next, further.timeouts, further.step) == ("time limit", 2, 7)
+    used_up = one._what_next(again(further), heard(signal.SIGUSR2), 3490.0)
+    assert (used_up.next, "ended it 3 times" in used_up.said) == ("", True)
+    patient = task(tmp_path, max_timeouts=9)
+    first = patient._what_next(Note(code=0, timeouts=1, step=7), heard(signal.SIGUSR2), 3490.0)
+    second = patient._what_next(again(first), heard(signal.SIGUSR2), 3490.0)
+    assert (first.next, second.next) == ("time limit", "")
+    assert "2 time limits of 60 minutes in a row ended it no step further than 7" in second.said
+    failed = one._what_next(Note(code=1), heard(), 5.0)
+    assert (failed.next, failed.failures) == ("failed", 1)
+    assert one._what_next(replace(again(failed), code=1), heard(), 5.0).next == "", "once, as sweep.retries says"
+    assert one._what_next(Note(code=2), heard(), 5.0).next == "", "what is to be mended is not tried again"
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    assert one._what_next(ended, heard(signal.SIGUSR2), 3490.0).next == "", "it was done when it was told"
+
+
+def test_parameters_are_checked() -> None:
+    needs("hydra_plugins.hydra_submitit_launcher", "pip install 'dumbo[slurm]'")
+    told = checked_parameters({"timeout_min": 30, "partition": None, "gpus_per_node": 2}, "slurm")
+    assert (told["timeout_min"], told["partition"], told["gpus_per_node"]) == (30, None, 2)
+    with pytest.raises(UserError, match=r"tasks_per_node=2.*one task a node"):
+        checked_parameters({"tasks_per_node": 2}, "slurm")
+    with pytest.raises(UserError, match=r"signal_delay_s=120 is no shorter"):
+        checked_parameters({"timeout_min": 2, "signal_delay_s": 120}, "slurm")
+    with pytest.raises(UserError, match=r"hydra\.launcher\.mem_gb"):
+        checked_parameters({"mem_gb": "much"}, "slurm")
+
+
+def test_the_shape_that_slurm_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    monkeypatch.setenv("SLURM_NNODES", "2")
+    assert several_nodes() == 0, "an allocation, and no task of a step"
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert several_nodes() == 2
+    refuse_other_shape(2)
+    with pytest.raises(UserError, match=r"launch\.num_nodes=3, but SLURM gave this step 2 nodes"):
+        refuse_other_shape(3)
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    with pytest.raises(UserError, match=r"8 tasks on 2 nodes"):
+        refuse_other_shape(2)
+
+
+def test_a_warning_that_comes_before_anybody_listens_is_kept() -> None:
+    before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    kept = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        with pytest.raises(Stopped, match="SIGUSR2"), interruptible():
+            signal.pause()
+        assert signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "it is as it was"
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+        signal.signal(signal.SIGUSR2, before)
