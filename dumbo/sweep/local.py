@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,11 +32,12 @@ from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
 from dumbo.sweep.heard import Heard
-from dumbo.sweep.ledger import ENDED, Ledger, Row
+from dumbo.sweep.ledger import ENDED, Ledger, Row, State
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
+from dumbo.sweep.sweeper import SEARCH, require_same, sweeper_of
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import go_on, say_begin, say_end, say_stopped
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
@@ -54,7 +55,7 @@ class Sweep:
     Attributes:
         folder: where its runs lie, absolute.
         alone: nothing but the folder was typed: every job of the ledger that is left is meant.
-        launcher: Hydra's name of it.
+        launcher, sweeper: Hydra's names of them.
         swept: the keys with several values.
         asked: numbers of the jobs that this invocation is about.
     """
@@ -65,6 +66,7 @@ class Sweep:
     console: Console = field(default_factory=Console)
     options: SweepOptions = field(default_factory=SweepOptions)
     launcher: str = "process"
+    sweeper: str = "basic"
     swept: list[str] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
     ledger: Ledger = field(init=False)
@@ -109,6 +111,7 @@ class Sweep:
         self.options = section("sweep", SweepOptions, resolved(cfg.sweep, "sweep", report), report)
         report.stop_if_any()
         self.launcher = self._launcher(cfg)
+        self.sweeper = sweeper_of(cfg, self.command.overrides, self.launcher, OURS)
         sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=False)
         params = sweeper.get("params") or {} if isinstance(sweeper, dict) else {}
         self.swept = list(dict.fromkeys([*swept_keys(self.command.overrides), *(key_of(str(name)) for name in params)]))
@@ -126,6 +129,8 @@ class Sweep:
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
         if self._changed and not self.options.force:
             raise UserError(self._another_base())
+        if len(self.ledger):
+            require_same(self.folder, self.sweeper)
 
     def _launcher(self, cfg: DictConfig) -> str:
         chosen = str(cfg.hydra.runtime.choices["hydra/launcher"])
@@ -156,6 +161,8 @@ class Sweep:
             "fixed": masked_words([word for word in self.command.overrides if key_of(word) not in self.swept]),
             "swept": self.swept,
             "launcher": self.launcher,
+            "sweeper": self.sweeper,
+            **({"search": asdict(self.options.search)} if self.sweeper == SEARCH else {}),
             "metric": self.options.metric,
             "direction": self.options.direction,
             "started": before.get("started") or now(),
@@ -252,6 +259,15 @@ class Sweep:
             )
         return self._pool
 
+    @property
+    def at_once(self) -> int:
+        return len(self._slots())
+
+    @property
+    def final(self) -> tuple[State, ...]:
+        """States of jobs that are not started again: a search goes on to other values where a job failed."""
+        return ("done", "pruned", "failed") if self.sweeper == SEARCH else ("done", "pruned")
+
     def _slots(self) -> list[Slot]:
         return slots(self.options) if self.launcher == "gpu_pool" else [Slot()]
 
@@ -283,7 +299,7 @@ class Sweep:
         self.run_what_is_left()
         rows = [self.ledger[number] for number in self.asked]
         well = say_end(self.console, self.folder, rows, self.options.metric, self.options.direction)
-        if not well:
+        if any(row.state not in self.final for row in rows):
             self.console.row("next", f"{go_on(self.folder)}   (jobs go on from their checkpoints)")
         if not self.console.fancy:
             self.console.plain(str(self.folder))
