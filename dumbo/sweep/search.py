@@ -129,8 +129,10 @@ class Search:
             row = trial.user_attrs.get(JOB)
             if row in written:
                 self._know(row, trial.number, trial.params)
-            elif not trial.state.is_finished():  # it was asked for when the search was killed
-                self._begin(trial.number, self.study.completed(trial.number))
+            elif (
+                trial.state.name == "RUNNING"
+            ):  # it was asked for when the search was killed: its row's turn comes again
+                self.study.tell(trial.number, "FAIL")
         self.sweep.asked += [row.number for row in ledger]
         for row in ledger:
             if row.state in self.sweep.final:
@@ -152,11 +154,12 @@ class Search:
             return None
         if self.space.size is not None and self.space.size <= min(LISTED, len(self._own)):
             return None
-        number, params = self.study.ask()
+        row = self.sweep.ledger.next_number
+        number, params = self.study.ask(row)
         if (earlier := self._row_with(params)) is not None:
             self._tell(self.sweep.ledger[earlier], number)
-            number, params = self.study.ask(self._untried())
-        row = self._begin(number, params)
+            number, params = self.study.ask(row, self._untried())
+        self._begin(row, number, params)
         self.sweep.asked.append(row)
         return self._job(row)
 
@@ -195,15 +198,13 @@ class Search:
 
     # ---- a trial ----------------------------------------------------------------------------------------------------
 
-    def _begin(self, number: int, params: Mapping[str, Any]) -> int:
-        """Gives a trial its row; returns the row's number."""
-        ledger = self.sweep.ledger
-        row = ledger.next_number
+    def _begin(self, row: int, number: int, params: Mapping[str, Any]) -> None:
+        """Writes a trial's row."""
         self._know(row, number, params)
         self.study.belongs_to(number, row)
         name = f"{row:03d}{suffix(self.space.short(params))}"
-        ledger.put([Row(number=row, name=name, overrides=masked_words(self._own[row]))])
-        return row
+        overrides = masked_words(self._own[row])
+        self.sweep.ledger.put([Row(number=row, name=name, overrides=overrides)])
 
     def _job(self, row: int) -> Job:
         return self.sweep.job_of(self.sweep.ledger[row], self.space.job(self._own[row]))

@@ -89,12 +89,8 @@ class Dimension:
 
     @property
     def samples(self) -> list[Any]:
-        """Values that stand for the others: each choice, or a number's ends and one between."""
-        if self.kind == "choice":
-            return list(self.choices)
-        if self.step is not None or self.kind == "int":
-            return [self.low, self.high]
-        return [self.low, self.low + (self.high - self.low) / 3, self.high]
+        """Values that stand for the others: each choice, or a number's ends."""
+        return list(self.choices) if self.kind == "choice" else [self.low, self.high]
 
 
 @dataclass(frozen=True)
@@ -162,11 +158,9 @@ class Space:
         return [by_key[one.key] if isinstance(one, Dimension) else one for one in self.words]
 
     def samples(self) -> list[list[str]]:
-        """Words of jobs in which each value that stands for others comes up once."""
-        first = {one.key: one.samples[0] for one in self.dimensions}
-        jobs = [first]
-        for one in self.dimensions:
-            jobs += [{**first, one.key: value} for value in one.samples[1:]]
+        """Words of a few jobs, in which each value that stands for others comes up."""
+        count = max(len(one.samples) for one in self.dimensions)
+        jobs = [{one.key: one.samples[number % len(one.samples)] for one in self.dimensions} for number in range(count)]
         return [self.job(self.own(job)) for job in jobs]
 
 

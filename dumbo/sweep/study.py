@@ -3,7 +3,7 @@
 optuna.jsonl    a line for each thing that happened; Optuna reads it again when the search goes on, and so can anybody:
                 optuna.load_study(study_name="search", storage=JournalStorage(JournalFileBackend("optuna.jsonl")))
 
-A trial's random numbers come from sweep.search.seed and its own number alone. So a search that was killed goes on with the
+A trial's random numbers come from sweep.search.seed and its row's number alone. So a search that was killed goes on with the
 values that it would have chosen (https://optuna.readthedocs.io, "Ask-and-Tell Interface", "JournalStorage").
 """
 
@@ -105,36 +105,30 @@ class Study:
 
     # ---- asked ------------------------------------------------------------------------------------------------------
 
-    def ask(self, params: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+    def ask(self, row: int, params: Mapping[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """A new trial: its number, and key -> value.
 
         Args:
+            row: the number that its row is going to have.
             params: the values, where they are not for Optuna to choose.
         """
         with _quietly():
             if params is not None:
                 self.study.enqueue_trial(dict(params))
-            self.study.sampler = self._sampler(len(self.trials))
+            self.study.sampler = self._sampler(row)
             trial = self.study.ask(self.distributions)
         self._live[trial.number] = trial
         return trial.number, {key: trial.params[key] for key in self.distributions}
-
-    def completed(self, number: int) -> dict[str, Any]:
-        """Key -> value of a trial that was being asked for when the search was killed; what it lacks is chosen now."""
-        with _quietly():
-            self.study.sampler = self._sampler(number)
-            trial = self._trial(number)
-            return {key: _suggested(trial, key, one) for key, one in self.distributions.items()}
 
     def belongs_to(self, number: int, row: int) -> None:
         """Notes the row of a trial."""
         self._trial(number).set_user_attr(JOB, row)
 
-    def _sampler(self, number: int) -> BaseSampler:
+    def _sampler(self, row: int) -> BaseSampler:
         import numpy as np
         from optuna.samplers import RandomSampler, TPESampler
 
-        seed = int(np.random.SeedSequence([self.options.seed, number]).generate_state(1)[0])
+        seed = int(np.random.SeedSequence([self.options.seed, row]).generate_state(1)[0])
         if self.options.sampler == "random":
             return RandomSampler(seed)
         return TPESampler(
@@ -194,16 +188,6 @@ def pruner(options: SearchOptions) -> BasePruner:
         if options.pruner == "hyperband":
             return HyperbandPruner(min_resource=first or 1)
     return NopPruner()
-
-
-def _suggested(trial: Any, key: str, one: Any) -> Any:
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
-    if isinstance(one, CategoricalDistribution):
-        return trial.suggest_categorical(key, one.choices)
-    if isinstance(one, IntDistribution):
-        return trial.suggest_int(key, one.low, one.high, step=one.step, log=one.log)
-    return trial.suggest_float(key, one.low, one.high, step=one.step, log=one.log)
 
 
 def _said(one: Any) -> str:
