@@ -11,6 +11,7 @@ and slots that stay empty at the end. `ledger` is timed by itself: a change of a
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -63,19 +64,21 @@ def _once(key: str, count: int, jobs: int, words: list[str]) -> dict[str, float]
     with tempfile.TemporaryDirectory() as place:
         seeds = ",".join(str(number) for number in range(jobs))
         command = [sys.executable, "-m", "dumbo", "-m", f"trainer.seed={seeds}", *words, f"{key}={count}"]
-        began = time.perf_counter()
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         done = subprocess.run(
             [*command, "hydra/launcher=gpu_pool", f"sweep_dir={place}/sweep"],
             capture_output=True,
             text=True,
             check=False,
         )
-        wall = time.perf_counter() - began
+        wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode:
             sys.exit(f"the sweep ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         rows = Ledger.open(Path(place) / "sweep").rows
         own = sum(float(row.metrics["seconds"]) for row in rows)
-    return {"wall_seconds": wall, "own_seconds": own, "added_seconds_per_job": (wall * count - own) / jobs}
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    added = (wall * count - own) / jobs
+    return {"wall_seconds": wall, "cpu_seconds": cpu, "own_seconds": own, "added_seconds_per_job": added}
 
 
 def _ledger(count: int = 10_000) -> dict[str, float]:

@@ -263,6 +263,7 @@ class SweepOptions:
 
     Args:
         retries: a job that fails or is interrupted is started again from its checkpoint, at most so often in one invocation.
+        warm: jobs are forked from one process that has imported what runs import; False: each starts Python anew.
         force: go on although the base config changed; jobs that are done stay, all others begin anew.
         metric: of run.json's metrics; jobs are compared by it.
         direction: "minimize" or "maximize" the metric.
@@ -274,6 +275,7 @@ class SweepOptions:
     """
 
     retries: int = 1
+    warm: bool = True
     force: bool = False
     metric: str = "eval_loss"
     direction: Literal["minimize", "maximize"] = "minimize"

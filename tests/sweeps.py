@@ -95,7 +95,7 @@ class _Worker:
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 300) -> int:
         end = time.monotonic() + timeout
         while self.poll() is None:
             assert time.monotonic() < end, "the worker did not end with its socket"

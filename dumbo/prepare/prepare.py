@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dumbo.cache import cache_folder, key_of, made_whole
+from dumbo.cache import cache_folder, key_of, made_whole, one_at_a_time
 from dumbo.errors import UserError
 from dumbo.interfaces import Formatter, RowBatches, Splits
 from dumbo.prepare.audit import audit_of
@@ -67,10 +67,12 @@ def prepare(
         files = [str(file) for file in getattr(batches, "files", ())]  # the store names them as sources
         folder = cache_folder("prepared") / key_of({**key, "notes": NOTES, "split": name, "files": files})
         if not folder.is_dir():
-            with made_whole(folder) as staging:
-                DocumentWriter(formatter, tokenizer, max_seq_len, too_long, splits.on_bad_row).write(
-                    batches, staging, lambda rows: progress(name, rows)
-                )
+            with one_at_a_time(folder):  # jobs of a sweep that begin together
+                if not folder.is_dir():
+                    with made_whole(folder) as staging:
+                        DocumentWriter(formatter, tokenizer, max_seq_len, too_long, splits.on_bad_row).write(
+                            batches, staging, lambda rows: progress(name, rows)
+                        )
         return Store(folder)
 
     train = stored("train", splits.train)

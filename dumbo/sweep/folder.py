@@ -92,6 +92,16 @@ def require_sweep(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def refuse_a_run(folder: Path) -> None:
+    """A sweep in a run's folder would be taken for that run.
+
+    Raises:
+        UserError: it is one.
+    """
+    if (folder / "run.json").is_file():
+        raise UserError(f"sweep_dir: {short(folder)} is a run's folder.\n  Write another sweep_dir=FOLDER.")
+
+
 def write_sweep(folder: Path, facts: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     """Both files, each whole or as it was; base.yaml first, since sweep.json says that the sweep is there."""
     _write(folder / BASE, yaml.safe_dump(dict(base), sort_keys=False, allow_unicode=True))
@@ -207,8 +217,9 @@ class SweepLock:
             waiting: told once, in words, when there is something to wait for.
 
         Raises:
-            UserError: a live sweep has it, or the folder cannot be written.
+            UserError: a live sweep has it, it is a run's, or it cannot be written.
         """
+        refuse_a_run(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / LOCK).open("a+", encoding="utf-8")

@@ -25,7 +25,7 @@ from dumbo.hydra_node import key_of
 from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import now, short, typed
-from dumbo.outputs.secrets import masked_tree, masked_words
+from dumbo.outputs.secrets import hidden_keys, masked_tree, masked_words
 from dumbo.outputs.surroundings import git_state, versions
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
@@ -120,6 +120,7 @@ class Sweep:
         self._base = masked_tree({str(key): value for key, value in raw.items() if key not in ("hydra", "sweep")})
         if self.launcher not in OURS:
             return
+        self._slots()  # a machine that has not what is asked for, before anything is written
         self._lock = SweepLock(self.folder)
         self._lock.take(lambda text: self.console.row("waiting", text))
         self.ledger = Ledger.open(self.folder)
@@ -234,7 +235,13 @@ class Sweep:
     def run_what_is_left(self) -> None:
         """After `-m sweep_dir=PATH` alone: jobs of earlier commands too, as far as their words are written down."""
         rows = [row for row in self.ledger if row.state not in ENDED and row.number not in self.asked]
-        if not self.alone or self.launcher not in OURS or not rows:
+        if not self.alone or self.launcher not in OURS:
+            return
+        if hidden := [row.name for row in rows if any(map(hidden_keys, row.overrides))]:
+            told = "their words hold secrets, which are not written down; type them again"
+            self.console.row("left", f"{', '.join(hidden)}: {told}")
+            rows = [row for row in rows if row.name not in hidden]
+        if not rows:
             return
         self.console.row("sweep", f"{len(rows)} more of earlier commands")
         self.asked += [row.number for row in rows]
@@ -245,7 +252,7 @@ class Sweep:
             at_once = self._slots()
             lock = self._lock.fileno() if self._lock is not None else None
             threads = {name: value for name, value in at_once[0].environment.items() if name == "OMP_NUM_THREADS"}
-            starter = Warm(lock, threads, lambda text: self.console.row("", text))
+            starter = Warm(lock, threads, lambda text: self.console.row("", text), self.options.warm)
             display = SweepTable(self.console, self.options.metric, len(at_once))
             self._pool = Pool(
                 self.folder,

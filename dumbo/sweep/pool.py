@@ -103,6 +103,8 @@ class Display(Protocol):
 
     def ended(self, row: Row, again: bool) -> None: ...
 
+    def stopping(self, signal_name: str, running: int) -> None: ...
+
     def show(self, ledger: Ledger, running: Sequence[Running]) -> None: ...
 
     def close(self) -> None: ...
@@ -210,6 +212,7 @@ class Pool:
         while self._passed_on < len(self.heard.numbers):
             number = self.heard.numbers[self._passed_on]
             self._passed_on += 1
+            self.display.stopping(signal.Signals(number).name, len(self._running))
             for one in self._running:
                 one.asked = one.asked or "stop"
                 one.process.signal(signal.SIGKILL if self._passed_on >= PATIENCE else number)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dumbo.outputs.runs import facts_if_whole, is_claimed
@@ -46,6 +47,7 @@ def settle(ledger: Ledger, folder: Path, metric: str, waiting: Callable[[str], N
     Returns:
         their rows, as they are now: done, or interrupted.
     """
+    measured_by(ledger, metric)
     settled = []
     for row in ledger.in_state("running"):
         run = folder / row.name
@@ -70,3 +72,9 @@ def begun_anew(ledger: Ledger, folder: Path, rows: Sequence[Row]) -> list[Row]:
             run.rename(place)
         anew.append(ledger.change(row.number, state="waiting", config_hash="", seconds=0.0, error=None, exit_code=None))
     return anew
+
+
+def measured_by(ledger: Ledger, metric: str) -> None:
+    """Takes the results from another metric, where one is named when a sweep is gone on with."""
+    found = [(row, row.metrics.get(metric)) for row in ledger.in_state("done")]
+    ledger.put(replace(row, result=value) for row, value in found if value != row.result)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dumbo.outputs.console import Console, clock
 from dumbo.sweep.ledger import Ledger, Row
 from dumbo.sweep.progress import Progress
+from dumbo.sweep.told import counted
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -40,7 +41,7 @@ class SweepTable:
         self._shown = time.monotonic()
 
     def began(self, row: Row) -> None:
-        if self._live is None:
+        if not self.console.fancy:
             where = f" on {row.device}" if row.device else ""
             again = f" (attempt {row.attempt})" if row.attempt > 1 else ""
             self.console.row("", f"{row.name} is running{where}{again} …")
@@ -57,6 +58,14 @@ class SweepTable:
             self.console.row("", f"{row.name}  failed (exit code {row.exit_code}){more}: {said}")
         else:
             self.console.row("", f"{row.name}  {row.state} after {took}{'; it is gone on with' if again else ''}")
+
+    def stopping(self, signal_name: str, running: int) -> None:
+        saving = (
+            f"{counted(running, 'job')} that run{'s' * (running == 1)} save{'s' * (running == 1)} first"
+            if running
+            else "nothing runs"
+        )
+        self.console.row("stopping", f"{signal_name}: {saving}")
 
     def show(self, ledger: Ledger, running: Sequence[Running]) -> None:
         now = time.monotonic()

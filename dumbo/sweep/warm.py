@@ -37,20 +37,24 @@ class Warm:
         lock: of the sweep's folder; the worker and the jobs have it too until they end.
         environment: variables that are read when torch is loaded (OMP_NUM_THREADS): the same for all jobs.
         tell: told when jobs have to be started the slow way, and why.
+        forks: False: the slow way is asked for (sweep.warm=false).
     """
 
     def __init__(
-        self, lock: int | None, environment: Mapping[str, str], tell: Callable[[str], None] = lambda text: None
+        self,
+        lock: int | None,
+        environment: Mapping[str, str],
+        tell: Callable[[str], None] = lambda text: None,
+        forks: bool = True,
     ) -> None:
         self._cold, self._tell = Cold(lock), tell
         self._jobs: dict[int, _WarmProcess] = {}
         self._buffer = b""
         self._ready = False
-        self.why_cold: str | None = None
-        ours, theirs = socket.socketpair()
-        self._socket = ours
+        self.why_cold: str | None = None if forks else "sweep.warm=false"
+        self._socket, theirs = socket.socketpair()
         with theirs:
-            self._worker = worker_process(theirs.fileno(), lock, environment)
+            self._worker = worker_process(theirs.fileno(), lock, environment) if forks else None
 
     def start(self, start: Start) -> Process:
         if self.why_cold is not None:
@@ -109,6 +113,8 @@ class Warm:
     def close(self) -> None:
         """Ends the worker."""
         self._socket.close()
+        if self._worker is None:
+            return
         try:
             self._worker.wait(timeout=10)
         except subprocess.TimeoutExpired:

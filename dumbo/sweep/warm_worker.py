@@ -49,10 +49,20 @@ def import_what_runs_import() -> str | None:
     for name in [name for name, value in before.items() if value is None]:
         del os.environ[name]
     gc.freeze()  # jobs need not look through what is never freed, nor copy its memory
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized() or _forks_badly():
         return "importing made a CUDA context"
     names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
     return None if len(names) == 1 else f"importing started threads ({', '.join(sorted(names)[1:])})"
+
+
+def _forks_badly() -> bool:
+    """Asks a forked process whether it could use CUDA: torch notes in it what its parent has done with the driver."""
+    import torch
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(int(getattr(torch.cuda, "_is_in_bad_fork", bool)()))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
 
 
 @dataclass

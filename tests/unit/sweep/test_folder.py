@@ -45,6 +45,11 @@ def holding(folder: Path, then: str = "time.sleep(60)") -> subprocess.Popen[str]
     return process
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dumbo.sweep.folder.SECONDS_TO_TAKE", 0.1)
+
+
 def test_the_name_is_of_the_command() -> None:
     fixed, swept = ["model=tiny", "trainer.max_steps=5"], ["trainer.lr", "patch.lora.rank"]
     folder = default_folder(fixed, swept, None)
@@ -114,7 +119,7 @@ def test_a_second_sweep_is_kept_out(tmp_path: Path) -> None:
 
 def test_what_a_killed_sweep_left_behind_is_waited_for(tmp_path: Path) -> None:
     """Its job has the lock too, until it ends."""
-    process = holding(tmp_path, "import os\nif os.fork():\n    os.kill(os.getpid(), 9)\ntime.sleep(3.5)")
+    process = holding(tmp_path, "import os\nif os.fork():\n    os.kill(os.getpid(), 9)\ntime.sleep(1.5)")
     process.wait()
     assert is_locked(tmp_path)
     said: list[str] = []

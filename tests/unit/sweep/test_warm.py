@@ -45,7 +45,7 @@ def reads(tmp_path: Path) -> list[str]:
     return [f"--config-dir={tmp_path / 'my'}", "train", "model=reads"]
 
 
-def ended(starter: Starter, *jobs: Process, timeout: float = 60) -> list[int | None]:
+def ended(starter: Starter, *jobs: Process, timeout: float = 300) -> list[int | None]:
     """Their exit codes."""
     end = time.monotonic() + timeout
     while any(job.poll() is None for job in jobs):
@@ -54,7 +54,7 @@ def ended(starter: Starter, *jobs: Process, timeout: float = 60) -> list[int | N
     return [job.poll() for job in jobs]
 
 
-def until(true: Callable[[], bool], timeout: float = 60) -> None:
+def until(true: Callable[[], bool], timeout: float = 300) -> None:
     end = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < end
@@ -137,6 +137,14 @@ def test_where_nothing_can_be_forked_jobs_import_for_themselves(
     warm.close()
 
 
+def test_no_worker_where_none_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sweep.warm=false."""
+    monkeypatch.setattr(module, "worker_process", lambda *arguments: pytest.fail("a worker was started"))
+    warm = Warm(None, {}, pytest.fail, False)
+    assert ended(warm, warm.start(Start(words=["--version"], log=tmp_path / "version.log"))) == [0]
+    warm.close()
+
+
 @pytest.mark.full
 def test_a_worker_that_dies_takes_its_jobs_along(tmp_path: Path, reads: list[str]) -> None:
     """The kernel asks them to stop; the loop hears of an end, and later jobs are started the slow way."""
@@ -145,7 +153,7 @@ def test_a_worker_that_dies_takes_its_jobs_along(tmp_path: Path, reads: list[str
     one = warm.start(Start(words=reads, log=tmp_path / "one.log"))
     until(lambda: bool(warm.wait(0)) or "pid" in told(tmp_path / "one.log"))
     until(lambda: one.poll() is None and one.pid is not None)  # type: ignore[attr-defined]
-    os.kill(warm._worker.pid, signal.SIGKILL)
+    os.kill(warm._worker.pid, signal.SIGKILL)  # type: ignore[union-attr]
     assert ended(warm, one) == [-signal.SIGTERM]
     assert not alive(one.pid)  # type: ignore[attr-defined]
     assert ended(warm, warm.start(Start(words=["--version"], log=tmp_path / "late.log"))) == [0]
