@@ -276,7 +276,7 @@ class Sweep:
         return ("done", "pruned", "failed") if self.sweeper == SEARCH else ("done", "pruned")
 
     def _slots(self) -> list[Slot]:
-        return slots(self.options) if self.launcher == "gpu_pool" else [Slot()]
+        return slots(self.options, self.launcher)
 
     def job(self, cfg: DictConfig) -> dict[str, Any]:
         """What another launcher of Hydra (basic, joblib) calls for each job, in its own process."""

@@ -37,16 +37,41 @@ def cores() -> int:
 
 def wants_pool(options: SweepOptions) -> bool:
     """Whether jobs run at once where nobody typed a launcher."""
-    return visible_gpus() > 1 or (options.cpu_slots or 0) > 1
+    return visible_gpus() > 1 or _asks(options)
 
 
-def slots(options: SweepOptions) -> list[Slot]:
+def _asks(options: SweepOptions) -> bool:
+    return (options.cpu_slots or 0) > 1 or options.gpus_per_job > 1 or options.jobs_per_gpu > 1
+
+
+def alone(options: SweepOptions) -> list[Slot]:
+    """One slot that has everything (`hydra/launcher=process`).
+
+    Raises:
+        UserError: the options ask for more than one.
+    """
+    if _asks(options):
+        raise UserError(
+            "hydra/launcher=process runs one job after another, and sweep.cpu_slots, gpus_per_job or jobs_per_gpu ask for the pool.\n"
+            "  Leave hydra/launcher out, or write hydra/launcher=gpu_pool."
+        )
+    return [Slot()]
+
+
+def slots(options: SweepOptions, launcher: str = "gpu_pool") -> list[Slot]:
     """The slots of the pool: of each GPU, or of several together; of the CPU where cpu_slots says so or there is no GPU.
 
     Raises:
-        UserError: fewer GPUs than one job is to have.
+        UserError: fewer GPUs than are asked for.
     """
+    if launcher != "gpu_pool":
+        return alone(options) if launcher == "process" else [Slot()]
     found = gpus()
+    if options.cpu_slots is None and not found and _asks(options):
+        raise UserError(
+            f"sweep.gpus_per_job={options.gpus_per_job}, sweep.jobs_per_gpu={options.jobs_per_gpu}, but no GPU is visible here.\n"
+            "  For several jobs at once on the CPU write sweep.cpu_slots=N."
+        )
     if options.cpu_slots is not None or not found:
         return _cpu_slots(options.cpu_slots or 1)
     each = options.gpus_per_job

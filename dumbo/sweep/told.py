@@ -9,6 +9,9 @@ from dumbo.outputs.console import Console
 from dumbo.outputs.places import short, typed
 from dumbo.sweep.ledger import ENDED, Row
 
+TOLD = 20
+"""Jobs that are named at the end; the ledger has them all."""
+
 
 def say_begin(console: Console, folder: Path, rows: Sequence[Row], left: Sequence[Row], at_once: int) -> None:
     """How many jobs there are, how many of them are left."""
@@ -34,17 +37,20 @@ def say_end(console: Console, folder: Path, rows: Sequence[Row], metric: str, di
     _say_best(console, rows, metric, direction)
     failed = [row for row in rows if row.state == "failed"]
     left = [row for row in rows if row.state not in (*ENDED, "failed")]
-    for number, row in enumerate(failed):
+    for number, row in enumerate(failed[:TOLD]):
         attempts = f", {row.attempt} attempts" if row.attempt > 1 else ""
         said = "\n".join(f"  {line}" for line in (row.error or "").split("\n"))
         head = f"{row.name}   exit code {row.exit_code}{attempts}   {short(folder / row.name)}.log"
         console.row("failures" if number == 0 else "", f"{head}\n{said}")
     if failed:
-        console.row("failed", f"{len(failed)} of {len(rows)}: {', '.join(row.name for row in failed)}")
+        console.row("failed", f"{len(failed)} of {len(rows)}: {_listed([row.name for row in failed])}")
     if left:
-        named = ", ".join(f"{row.name} ({row.state})" for row in left[:8]) + (", …" if len(left) > 8 else "")
-        console.row("left", f"{len(left)} of {len(rows)}: {named}")
+        console.row("left", f"{len(left)} of {len(rows)}: {_listed([f'{row.name} ({row.state})' for row in left])}")
     return not failed and not left
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:TOLD]) + (", …" if len(names) > TOLD else "")
 
 
 def _say_best(console: Console, rows: Sequence[Row], metric: str, direction: str) -> None:

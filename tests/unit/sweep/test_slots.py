@@ -7,7 +7,7 @@ import pytest
 from dumbo.errors import UserError
 from dumbo.options import SweepOptions
 from dumbo.sweep import slots as module
-from dumbo.sweep.slots import Slot, divided, slots, wants_pool
+from dumbo.sweep.slots import Slot, alone, divided, slots, wants_pool
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,17 @@ def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(UserError, match=r"gpus_per_job=2, but 1 GPU is visible here"):
         slots(SweepOptions(gpus_per_job=2))
+
+
+def test_what_is_asked_for_is_never_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options of the pool without a pool, or without a GPU, are no wish that is forgotten."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for options in (SweepOptions(jobs_per_gpu=2), SweepOptions(gpus_per_job=2)):
+        assert wants_pool(options)
+        with pytest.raises(UserError, match=r"no GPU is visible here"):
+            slots(options)
+    with pytest.raises(UserError, match=r"hydra/launcher=process runs one job after another"):
+        alone(SweepOptions(cpu_slots=2))
+    assert alone(SweepOptions(cpu_slots=1)) == [Slot()]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert wants_pool(SweepOptions(jobs_per_gpu=2)), "one GPU, several jobs"
