@@ -151,7 +151,7 @@ class Sweep:
         """Under sweep.force: jobs that are not done cannot go on from checkpoints of another config."""
         if self._changed:
             self.console.row("changed", "\n".join(self._changed))
-            begun = [row for row in self.ledger if row.state not in ENDED and row.attempt]
+            begun = [row for row in self.ledger if row.state not in self.final and row.attempt]
             begun_anew(self.ledger, self.folder, begun)
 
     def _record(self) -> None:

@@ -25,6 +25,7 @@ from dumbo.errors import ConfigError, UserError
 from dumbo.outputs.places import short, typed
 from dumbo.outputs.runs import facts_if_whole
 from dumbo.outputs.secrets import masked_words
+from dumbo.sweep.folder import read_sweep
 from dumbo.sweep.ledger import Row
 from dumbo.sweep.local import Sweep
 from dumbo.sweep.pool import Job
@@ -112,13 +113,21 @@ class Search:
     # ---- taken up ---------------------------------------------------------------------------------------------------
 
     def require_own(self) -> None:
-        """Raises a UserError when the ledger has jobs that the study does not know."""
+        """Raises a UserError when the ledger has jobs that the study does not know, or Optuna was told another metric."""
         known = self.study.jobs()
         other = self.sweep.folder.with_name(f"{self.sweep.folder.name}-2")
         if any(row.number not in known for row in self.sweep.ledger):
             raise UserError(
                 f"sweep_dir: {short(self.sweep.folder)} has jobs that {JOURNAL} there does not know.\n"
                 f"  Restore {JOURNAL}, or begin another search: {typed('sweep_dir', other)}"
+            )
+
+        metric, before = self.sweep.options.metric, read_sweep(self.sweep.folder).get("metric")
+        told = any(trial.value is not None or trial.intermediate_values for trial in self.study.trials)
+        if told and before not in (None, metric):
+            raise UserError(
+                f"sweep.metric={metric}, but the search in {short(self.sweep.folder)} was begun with sweep.metric={before}.\n"
+                f"  Leave it as it was, or begin another search: {typed('sweep_dir', other)}"
             )
 
     def take_up(self) -> None:

@@ -55,7 +55,7 @@ def test_one_learns_one_is_stopped_one_fails(tmp_path: Path) -> None:
     assert {row.attempt for row in rows.values()} == {1}
     assert "trainer.lr must be a number, got the text 'fast'" in (rows["fast"].error or "")
     stopped = folder / rows["1e-09"].name
-    assert facts_of(stopped)["status"] == "interrupted"
+    assert facts_of(stopped)["status"] == "preempted"
     assert any(stopped.glob("checkpoints/step-*")), "it saved before it ended"
     assert steps_logged(stopped) < 120
     found = {trial.params["trainer.lr"]: trial for trial in trials(folder)}

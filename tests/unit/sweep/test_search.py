@@ -185,6 +185,8 @@ def test_a_metric_and_a_direction_of_ones_own(runs: Runs, capsys: pytest.Capture
     assert search(trials=2) == 0, "what is done is told by the right metric"
     assert [state for state, _ in told()] == ["COMPLETE"] * 2
     assert len(runs.starts) == 4
+    assert search("sweep.metric=steps") == 2
+    assert "was begun with sweep.metric=eval_loss" in capsys.readouterr().err
 
 
 def test_values_are_not_tried_twice_where_they_can_be_counted(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
