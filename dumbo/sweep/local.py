@@ -253,7 +253,8 @@ class Sweep:
             lock = self._lock.fileno() if self._lock is not None else None
             threads = {name: value for name, value in at_once[0].environment.items() if name == "OMP_NUM_THREADS"}
             starter = Warm(lock, threads, lambda text: self.console.row("", text), self.options.warm)
-            display = SweepTable(self.console, self.options.metric, len(at_once))
+            planned = self.options.search.num_trials if self.sweeper == SEARCH else 0
+            display = SweepTable(self.console, self.options.metric, len(at_once), planned)
             self._pool = Pool(
                 self.folder,
                 self.ledger,

@@ -152,7 +152,8 @@ class Study:
         for step, value in values.items():
             if step not in known:
                 trial.report(value, step)
-        return bool(values) and self.options.pruner != "none" and trial.should_prune()
+        with _quietly():
+            return bool(values) and self.options.pruner != "none" and trial.should_prune()
 
     def tell(self, number: int, told: Told, value: float | None = None) -> None:
         """How a trial ended: once, a second time is passed over."""
@@ -209,11 +210,12 @@ def _mend(file: Path) -> None:
 
 
 class _quietly(warnings.catch_warnings):
-    """Context: what Optuna warns of although it is meant (samplers that it calls experimental, ends that moved)."""
+    """Context: what is warned of although it is meant (what Optuna calls experimental; numpy, of losses that are nan)."""
 
     def __enter__(self) -> Any:
         entered = super().__enter__()
         import optuna
 
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
         return entered

@@ -21,6 +21,7 @@ from dumbo.refuse import typed_text
 from dumbo.sweep import pool
 from dumbo.sweep.job import Start
 from dumbo.sweep.ledger import Ledger, Row
+from dumbo.sweep.table import summary
 
 needs("optuna", "pip install 'dumbo[search]'")
 import optuna  # noqa: E402
@@ -265,6 +266,17 @@ def test_without_a_pruner(runs: Runs) -> None:
     assert search("sweep.search.pruner=none", trials=12) == 0
     assert {row.state for row in rows()} == {"done"}
     assert len(study().trials[3].intermediate_values) == 5
+
+
+def test_how_far_it_is(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(trials=2) == 0
+    assert summary(Ledger.open(FOLDER), {}, 1, 6).startswith("2 of 6 jobs done, about ")
+    facts = json.loads((FOLDER / "sweep.json").read_text())
+    facts["search"]["num_trials"] = 6
+    (FOLDER / "sweep.json").write_text(json.dumps(facts))
+    capsys.readouterr()
+    assert main(["sweep", "status", "sweep"]) == 0
+    assert "not running, 2 trials of at most 6 are begun" in capsys.readouterr().out
 
 
 # ---- it goes on --------------------------------------------------------------------------------------------------------
