@@ -16,12 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from dumbo.check import check
-from dumbo.compose import composed_of
-from dumbo.errors import ConfigError, UserError
+from dumbo.errors import UserError
 from dumbo.outputs.places import short, typed
 from dumbo.outputs.runs import facts_if_whole
 from dumbo.outputs.secrets import masked_words
@@ -31,6 +28,7 @@ from dumbo.sweep.local import Sweep
 from dumbo.sweep.pool import Job
 from dumbo.sweep.space import Space
 from dumbo.sweep.study import JOB, JOURNAL, Study
+from dumbo.sweep.sweeper import require_composable
 from dumbo.sweep.typed import suffix
 
 LISTED = 10_000
@@ -51,7 +49,7 @@ def search(sweep: Sweep, words: Sequence[str], cfg: DictConfig, loader: Any) -> 
     """
     space = Space.of(words, loader, cfg)
     sweep.swept = [one.key for one in space.dimensions]
-    require_composable(sweep, space, cfg, loader)
+    require_composable(space.samples(), cfg, loader, sweep.command.config_dirs)
     study = Study.open(sweep.folder, space, sweep.options, sweep.at_once)
     source = Search(sweep, space, study)
     source.require_own()
@@ -64,32 +62,6 @@ def search(sweep: Sweep, words: Sequence[str], cfg: DictConfig, loader: Any) -> 
         source.say_end()
     if source.without_metric is not None:
         raise UserError(source.without_metric)
-
-
-def require_composable(sweep: Sweep, space: Space, cfg: DictConfig, loader: Any) -> None:
-    """Composes jobs in which each choice, and the ends of each interval, come up once.
-
-    Raises:
-        UserError: one of them does not compose, or every one has faults (where some have, those trials fail).
-    """
-    first, well, before = None, False, HydraConfig.instance().cfg
-    try:
-        for words in space.samples():
-            job = loader.load_sweep_config(cfg, words)
-            if well:
-                continue
-            HydraConfig.instance().set_config(job)
-            composed = composed_of(job)
-            try:
-                check(composed.cfg, composed.choices, sweep.command.config_dirs)
-            except ConfigError as error:
-                first = first or error
-            else:
-                well = True
-    finally:
-        HydraConfig.instance().cfg = before
-    if first is not None and not well:
-        raise first
 
 
 @dataclass

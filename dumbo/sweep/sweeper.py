@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from dumbo.errors import UserError
+from dumbo.check import check
+from dumbo.compose import composed_of
+from dumbo.errors import ConfigError, UserError
 from dumbo.hydra_node import key_of
 from dumbo.outputs.places import short, typed
 from dumbo.sweep.folder import read_sweep
@@ -57,6 +60,38 @@ def require_same(folder: Path, sweeper: str) -> None:
             f"sweep_dir: {short(folder)} is a sweep of hydra/sweeper={before}, not of hydra/sweeper={sweeper}.\n"
             f"  Write another one: {typed('sweep_dir', folder.with_name(f'{folder.name}-2'))}"
         )
+
+
+def require_composable(
+    jobs: Sequence[Sequence[str]], cfg: DictConfig, loader: Any, config_dirs: Sequence[Path] = ()
+) -> None:
+    """Composes some jobs of a search before any of it is begun.
+
+    Args:
+        jobs: words of each.
+        cfg: composed from the words that are not swept, `hydra` in it; loader: Hydra's.
+
+    Raises:
+        UserError: one of them does not compose, or every one has faults (where some have, those trials fail).
+    """
+    first, well, before = None, False, HydraConfig.instance().cfg
+    try:
+        for words in jobs:
+            job = loader.load_sweep_config(cfg, list(words))
+            if well:
+                continue
+            HydraConfig.instance().set_config(job)
+            composed = composed_of(job)
+            try:
+                check(composed.cfg, composed.choices, config_dirs)
+            except ConfigError as error:
+                first = first or error
+            else:
+                well = True
+    finally:
+        HydraConfig.instance().cfg = before
+    if first is not None and not well:
+        raise first
 
 
 def _params(cfg: DictConfig) -> list[str]:
