@@ -8,6 +8,7 @@ A job that fails does not end it. The folder is described in docs/sweeps.md.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -332,6 +333,8 @@ class Sweep:
         well = say_end(self.console, self.folder, rows, self.options.metric, self.options.direction)
         if any(row.state not in self.final for row in rows):
             self.console.row("next", f"{go_on(self.folder)}   (jobs go on from their checkpoints)")
+        if any(row.state in ENDED for row in rows):
+            self.console.row("report", f"dumbo report {shlex.quote(short(self.folder))}")
         if not self.console.fancy:
             self.console.plain(str(self.folder))
         return 0 if well else 1
