@@ -6,6 +6,7 @@ or runs, and how it ended when it could not say it itself. Whoever asks, and whe
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,8 @@ from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR
 
 DEVICE, LOCAL = "slurm ", "submitit "
 """What stands before a job's number in a row's `device`: SLURM's, or that of submitit's process on this machine."""
+JOB = re.compile(rf"(?:{DEVICE}|{LOCAL})(\d+(?:_\d+)?)", re.ASCII)
+"""Nothing else: it becomes a word of scancel's."""
 SUBMITIT = ".submitit"
 """Folder in the sweep's: what submitit and the jobs' notes need."""
 LOST = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
@@ -37,8 +40,8 @@ LIVE: tuple[State, ...] = ("waiting", "running")
 
 def job_of(row: Row) -> str | None:
     """The number of a row's job, as 12_3; None: it was not submitted."""
-    known = row.device is not None and row.device.startswith((DEVICE, LOCAL))
-    return str(row.device).partition(" ")[2] if known else None
+    found = JOB.fullmatch(str(row.device))
+    return found[1] if found is not None else None
 
 
 def in_slurm(row: Row) -> bool:

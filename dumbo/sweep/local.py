@@ -40,6 +40,7 @@ from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
+from dumbo.sweep.trusted import require_inside, require_no_code
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
@@ -136,6 +137,7 @@ class Sweep:
         self.ledger = Ledger.open(self.folder)
         if self.ledger.torn:
             self.console.row("ledger", "a line that a crash cut short is left out")
+        require_inside(self.folder, self.ledger)
         if self.launcher in SUBMITTING:
             from dumbo.slurm.pool import SlurmPool
 
@@ -254,9 +256,11 @@ class Sweep:
         if hidden := [row.name for row in rows if any(map(hidden_keys, row.overrides))]:
             told = "their words hold secrets, which are not written down; type them again"
             self.console.row("left", f"{', '.join(hidden)}: {told}")
+            self.asked += [row.number for row in rows if row.name in hidden]  # they are not done
             rows = [row for row in rows if row.name not in hidden]
         if not rows:
             return
+        require_no_code(self.folder, rows, self.command, self.swept)
         self.console.row("sweep", f"{len(rows)} more of earlier commands")
         self.asked += [row.number for row in rows]
         self.run(Grid.of(self.job_of(row, [*self._fixed, *row.overrides]) for row in rows))

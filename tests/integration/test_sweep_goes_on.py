@@ -185,6 +185,47 @@ def test_code_of_others_is_typed_again(jobs: NotStarted, tmp_path: Path, capsys)
     assert main(["-m", "sweep_dir=sweep", "--config-dir=theirs"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"overrides": ["--config-dir=theirs"]}, "job 2 has the word '--config-dir=theirs', which is no override"),
+        ({"overrides": ["theirs.yaml"]}, "job 2 has the word 'theirs.yaml', which is no override"),
+        (
+            {"overrides": ["model.trust_remote_code=true"]},
+            "job 2: the run had model.trust_remote_code=true, and code that comes",
+        ),
+        ({"overrides": ["evaluate.tasks_path=theirs"]}, "and task files can run code"),
+        ({"name": "../outside"}, "job 2 is called '../outside', which leads elsewhere"),
+        ({"name": "/tmp/outside"}, "which leads elsewhere"),
+    ],
+)
+def test_a_ledger_of_others_brings_no_code_and_writes_nothing_elsewhere(
+    changes: dict[str, object], said: str, jobs: NotStarted, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0
+    row = {"number": 2, "name": "002", "overrides": ["trainer.seed=3"], "state": "waiting", **changes}
+    with Path("sweep/ledger.jsonl").open("a") as ledger:
+        ledger.write(json.dumps(row) + "\n")
+    jobs.words.clear()
+    assert main(["-m", "sweep_dir=sweep"]) == 2
+    assert said in capsys.readouterr().err
+    assert jobs.words == []
+
+
+def test_a_swept_secret_that_is_left_is_not_all_done(jobs: NotStarted, tmp_path: Path, capsys) -> None:
+    (tmp_path / "mine.yaml").write_text("tracker: {t: {x: 1}}\n")
+    jobs.ending = fails(*range(99))
+    words = ["-m", "mine.yaml", "sweep_dir=sweep", "sweep.retries=0"]
+    assert main([*words, "+tracker.t.api_key=a,b"]) == 1
+    jobs.ending = finished
+    assert main([*words, "+tracker.t.api_key=c"]) == 0
+    capsys.readouterr()
+    assert main(["-m", "sweep_dir=sweep", "+tracker.t.api_key=c"]) == 1
+    assert "000, 001: their words hold secrets" in capsys.readouterr().out
+    assert states(Path("sweep")) == ["failed", "failed", "done"]
+
+
 # ---- a changed base -------------------------------------------------------------------------------------------------
 
 

@@ -33,7 +33,14 @@ def test_exit_codes() -> None:
 
 
 def test_which_rows_are_in_slurm() -> None:
-    devices = {"slurm 12_3": "12_3", "submitit 77": "77", "GPU 0": None, None: None}
+    devices = {
+        "slurm 12_3": "12_3",
+        "submitit 77": "77",
+        "GPU 0": None,
+        None: None,
+        "slurm --user=me": None,
+        "submitit ": None,
+    }
     assert {device: job_of(Row(number=0, name="a", device=device)) for device in devices} == devices
 
 
