@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from dataclasses import replace
@@ -12,12 +13,15 @@ from lacking import needs
 
 from dumbo.errors import Stopped, UserError
 from dumbo.launch.slurm import refuse_other_shape, several_nodes
+from dumbo.outputs.console import Console
 from dumbo.slurm.note import Note
+from dumbo.slurm.pool import SlurmPool
 from dumbo.slurm.queue import _code, _indices
 from dumbo.slurm.rows import job_of
 from dumbo.slurm.submit import checked_parameters
 from dumbo.slurm.task import Heard, Task
-from dumbo.sweep.ledger import Row
+from dumbo.sweep.ledger import Ledger, Row
+from dumbo.sweep.pool import Grid, Job
 from dumbo.trainer.signals import interruptible
 
 
@@ -105,6 +109,30 @@ def test_parameters_are_checked() -> None:
         checked_parameters({"timeout_min": 2, "signal_delay_s": 120}, "slurm")
     with pytest.raises(UserError, match=r"hydra\.launcher\.mem_gb"):
         checked_parameters({"mem_gb": "much"}, "slurm")
+    with pytest.raises(UserError, match=r"hydra\.launcher\.comment=.*the next line would run"):
+        checked_parameters({"comment": "night\ntouch /tmp/ran #"}, "slurm")
+
+
+def test_arrays_that_slurm_took_are_known_when_it_refuses_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same command would submit them a second time."""
+    monkeypatch.setattr("dumbo.slurm.submit.LONGEST_ARRAY", 2)
+
+    def taken(tasks: list[Task], *others: object) -> list[str]:
+        if len(tasks) < 2:
+            raise UserError("SLURM does not take the job: AssocMaxSubmitJobLimit")
+        return [f"7_{place}" for place in range(len(tasks))]
+
+    monkeypatch.setattr("dumbo.slurm.pool.submit", taken)
+    ledger = Ledger.open(tmp_path)
+    ledger.put(Row(number=n, name=f"{n:03d}") for n in range(3))
+    told = {"nodes": 1, "submitit_folder": "x", "timeout_min": 9, "signal_delay_s": 9, "max_num_timeout": 1}
+    console = Console(io.StringIO())
+    pool = SlurmPool(tmp_path, ledger, console, "eval_loss", 0, True, told, "slurm", 1)
+    with pytest.raises(UserError, match="AssocMaxSubmitJobLimit"):
+        pool.run(Grid.of(Job(number=n, name=f"{n:03d}", words=["train"]) for n in range(3)))
+    assert [row.device for row in Ledger.open(tmp_path)] == ["slurm 7_0", "slurm 7_1", None]
 
 
 def test_the_shape_that_slurm_gave(monkeypatch: pytest.MonkeyPatch) -> None:
