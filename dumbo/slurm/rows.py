@@ -25,7 +25,7 @@ from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.slurm.note import Note
 from dumbo.slurm.queue import Queued, queued
 from dumbo.sweep.ledger import Ledger, Row, State
-from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR
+from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR, end_of_log
 
 DEVICE, LOCAL = "slurm ", "submitit "
 """What stands before a job's number in a row's `device`: SLURM's, or that of submitit's process on this machine."""
@@ -197,7 +197,6 @@ def last_words(folder: Path, row: Row, job: str) -> list[str]:
     """The last lines of what a job printed; where it printed nothing, of what SLURM and submitit say of it."""
     places = (folder / f"{row.name}.log", *(folder / SUBMITIT / f"{job}_0_log.{end}" for end in ("err", "out")))
     for file in places:
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
-        if said := [line.rstrip() for line in lines if line.strip()]:
+        if said := [line.rstrip() for line in end_of_log(file).split("\n") if line.strip()]:
             return said[-LAST_LINES:]
     return []

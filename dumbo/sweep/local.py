@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dumbo.bind import section
 from dumbo.command import Command
-from dumbo.errors import Stopped, UserError
+from dumbo.errors import RunFailed, Stopped, UserError
 from dumbo.faults import Report
 from dumbo.hydra_node import key_of
 from dumbo.options import SweepOptions
@@ -234,6 +234,7 @@ class Sweep:
 
         Raises:
             Stopped: a signal ended the sweep, after the jobs that were running had ended.
+            RunFailed: the disk is full, no process can be started.
         """
         if self.elsewhere is not None:
             self.elsewhere.run(source)
@@ -242,6 +243,10 @@ class Sweep:
             pool = self._started_pool()
             try:
                 pool.run(source)
+            except OSError as error:  # a log cannot be begun, no process be started
+                raise RunFailed(
+                    f"sweep: {error}; jobs that run save what they have.\n  Go on: {go_on(self.folder)}"
+                ) from error
             finally:
                 pool.display.close()
         if (name := self._heard.first) is not None:
@@ -340,10 +345,11 @@ class Sweep:
             self._pool.starter.close()
             self._pool = None
         if self._lock is not None:
-            if len(self.ledger):
+            try:
                 self.ledger.compact()
-            self._lock.release()
-            self._lock = None
+            finally:
+                self._lock.release()
+                self._lock = None
 
 
 def _is_own(word: str) -> bool:

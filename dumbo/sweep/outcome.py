@@ -5,6 +5,7 @@ run.json decides: a run that says it is finished is done, whatever killed the pr
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from dumbo.sweep.ledger import Row, State
 
 LAST_LINES = 3
 LONGEST_ERROR = 1000
+LOG_END = 64 * 2**10
+"""Bytes of a log that are looked at: one may have grown to any size."""
 FOR_THE_USER = (2, 3, 4)
 """Exit codes of what is to be mended in config or data: the same again ends the same."""
 INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
@@ -81,6 +84,16 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def end_of_log(file: Path, began: int = 0) -> str:
+    """The last of what a log holds from a byte on; "" where there is none any more."""
+    try:
+        with file.open("rb") as log:
+            log.seek(max(began, log.seek(0, os.SEEK_END) - LOG_END))
+            return log.read(LOG_END).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def may_be_tried_again(row: Row, code: int | None) -> bool:

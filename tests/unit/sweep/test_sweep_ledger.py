@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dumbo.errors import UserError
+from dumbo.errors import RunFailed, UserError
 from dumbo.sweep.ledger import FILE, STATES, Ledger, Row
 
 
@@ -54,6 +54,23 @@ def test_every_prefix_of_the_file_is_a_ledger(tmp_path: Path) -> None:
         assert again.rows == torn.rows
         again.compact()
         assert all(json.loads(line) for line in (tmp_path / FILE).read_text().splitlines())
+
+
+def test_a_disk_that_is_full_is_said(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path)
+    ledger.put(rows(1))
+    whole = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).rename(tmp_path / "kept")
+    (tmp_path / FILE).symlink_to("/dev/full")
+    with pytest.raises(RunFailed, match=r"No space left on device.*\n.*go on: python -m dumbo -m .*sweep_dir="):
+        ledger.change(0, state="running")
+    assert ledger[0].state == "waiting", "as on disk"
+    (tmp_path / "kept").rename(tmp_path / FILE)
+    assert (tmp_path / FILE).read_text() == whole
+    (tmp_path / f".{FILE}.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(RunFailed, match="No space left"):
+        ledger.compact()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE], "as it was, nothing is left aside"
 
 
 def test_polars_reads_it(tmp_path: Path) -> None:
