@@ -183,7 +183,7 @@ class Sweep:
             "versions": before.get("versions") or versions(),
             "git": before.get("git") or git_state(),
         }
-        if before and not self._changed:
+        if before and len(self.ledger) and not self._changed:  # without a job nothing was compared
             write_facts(self.folder, {**before, **facts})
         else:
             write_sweep(self.folder, facts, self._base)

@@ -229,6 +229,16 @@ def test_a_swept_secret_that_is_left_is_not_all_done(jobs: NotStarted, tmp_path:
 # ---- a changed base -------------------------------------------------------------------------------------------------
 
 
+def test_a_sweep_that_was_killed_before_its_first_job_may_be_another_one(jobs: NotStarted, capsys) -> None:
+    """Its base is what its jobs have, and not what was typed before there was one."""
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0
+    Path("sweep/ledger.jsonl").unlink()
+    for command in (["trainer.seed=1,2", "trainer.lr=3e-3"], ["trainer.seed=1,2,3", "trainer.lr=3e-3"]):
+        assert main(["-m", *command, "sweep_dir=sweep"]) == 0, capsys.readouterr().err
+    assert yaml.safe_load(Path("sweep/base.yaml").read_text())["trainer"]["lr"] == 3e-3
+    assert states(Path("sweep")) == ["done"] * 3
+
+
 def test_a_changed_base_is_refused_or_forced(jobs: NotStarted, capsys) -> None:
     jobs.ending = fails(1, 2)
     words = ["-m", "trainer.seed=1,2", "sweep_dir=sweep"]
