@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 WAITS = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -69,6 +70,19 @@ def queued(jobs: Iterable[str]) -> dict[str, Queued]:
     if forgotten := sorted(wanted - set(found)):
         found.update(_accounted(forgotten))
     return found
+
+
+def jobs_of_scripts(folder: Path) -> list[str]:
+    """The user's jobs in the queue whose script lies in a folder, as 12 or 12_3.
+
+    Raises:
+        OSError, TimeoutExpired: SLURM does not answer.
+    """
+    shown = _run("squeue", "--me", "--array", "--noheader", "--format", "%i|%o")
+    if shown.returncode:
+        raise OSError(shown.stderr.strip() or f"squeue: exit code {shown.returncode}")
+    lines = [line.strip().partition("|") for line in shown.stdout.splitlines()]
+    return [job for job, _, script in lines if script and Path(script).parent == folder]
 
 
 def cancel(jobs: Sequence[str]) -> str | None:

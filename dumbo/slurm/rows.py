@@ -23,7 +23,7 @@ from dumbo.outputs.places import now, short
 from dumbo.outputs.printable import printable
 from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.slurm.note import Note
-from dumbo.slurm.queue import Queued, queued
+from dumbo.slurm.queue import Queued, cancel, jobs_of_scripts, queued
 from dumbo.sweep.ledger import Ledger, Row, State
 from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR, end_of_log
 
@@ -67,7 +67,7 @@ def refresh(
     Args:
         folder: the sweep's.
         metric: the sweep's, a key of run.json's metrics.
-        write: into the ledger, too.
+        write: into the ledger's file too; else in memory alone.
         pruned: numbers of jobs that were ended because a search does not want them any more.
 
     Returns:
@@ -90,8 +90,7 @@ def refresh(
         for row, new in found
         if new != row
     ]
-    if write:
-        ledger.put(new for _, new in changed)
+    (ledger.put if write else ledger.take)(new for _, new in changed)
     return changed
 
 
@@ -108,6 +107,7 @@ def taken_up(folder: Path, ledger: Ledger, options: SweepOptions, *, submits: bo
         raise UserError("sweep.detach=true is for hydra/launcher=submitit_slurm: other jobs end with the sweep.")
     try:
         _adopt(folder, ledger)
+        _give_up_unknown(folder, ledger)
         if not submitted(ledger):
             return
         refresh(folder, ledger, options.metric)
@@ -135,6 +135,15 @@ def _adopt(folder: Path, ledger: Ledger) -> None:
         known = queued(begun.values())
         live = {number: job for number, job in begun.items() if job in known and not known[job].over}
         ledger.put(replace(ledger[number], device=f"{DEVICE}{job}") for number, job in live.items())
+
+
+def _give_up_unknown(folder: Path, ledger: Ledger) -> None:
+    """Jobs of this sweep in the queue that have not begun, and that no row knows: they would run beside those of their rows."""
+    scripts = folder / SUBMITIT
+    if not len(ledger) or not scripts.is_dir() or shutil.which("squeue") is None:
+        return
+    known = {job_of(row) for row in ledger}
+    cancel([job for job in jobs_of_scripts(scripts) if job not in known])
 
 
 def _here(row: Row) -> tuple[str, Queued]:
