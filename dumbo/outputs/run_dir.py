@@ -121,8 +121,13 @@ class RunDir:
         assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
+        except OSError as error:
+            raise UserError(
+                f"run_dir: {self.path} cannot be locked ({error.strerror}), and two runs in it would spoil one another.\n"
+                "  Write run_dir=FOLDER on a file system with locks (flock)."
+            ) from error
         return True
 
     def release(self) -> None:

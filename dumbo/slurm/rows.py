@@ -103,8 +103,6 @@ def taken_up(folder: Path, ledger: Ledger, options: SweepOptions, *, submits: bo
     Raises:
         UserError: jobs are in SLURM, and this machine cannot ask it, or the launcher is another one.
     """
-    if options.detach and not submits:
-        raise UserError("sweep.detach=true is for hydra/launcher=submitit_slurm: other jobs end with the sweep.")
     try:
         _adopt(folder, ledger)
         _give_up_unknown(folder, ledger)

@@ -265,6 +265,12 @@ class SweepLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:  # some clusters' file systems have none
+            self.release()
+            raise UserError(
+                f"sweep_dir: {self.folder} cannot be locked ({error.strerror}), and two sweeps in it would spoil one another.\n"
+                "  Write sweep_dir=FOLDER on a file system with locks (flock)."
+            ) from error
         return True
 
     def fileno(self) -> int:

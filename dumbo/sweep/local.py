@@ -129,6 +129,8 @@ class Sweep:
         raw = OmegaConf.to_container(cfg, resolve=False)
         assert isinstance(raw, dict)
         self._base = masked_tree({str(key): value for key, value in raw.items() if key not in ("hydra", "sweep")})
+        if self.options.detach and self.launcher not in SUBMITTING:
+            raise UserError("sweep.detach=true is for hydra/launcher=submitit_slurm: other jobs end with the sweep.")
         if self.launcher not in OURS:
             return
         self._slots()  # a machine that has not what is asked for, before anything is written

@@ -359,3 +359,10 @@ def test_a_runs_folder_is_no_sweeps(jobs: NotStarted, capsys) -> None:
     assert main(["-m", "trainer.seed=1,2", "sweep_dir=run"]) == 2
     assert "run is a run's folder" in capsys.readouterr().err
     assert [path.name for path in Path("run").iterdir()] == ["run.json"]
+
+
+def test_what_only_slurm_can_is_refused_elsewhere(jobs: NotStarted, capsys) -> None:
+    for launcher in ("process", "basic"):
+        assert main(["-m", "trainer.seed=1,2", f"hydra/launcher={launcher}", "sweep.detach=true", "sweep_dir=a"]) == 2
+        assert "sweep.detach=true is for hydra/launcher=submitit_slurm" in capsys.readouterr().err
+    assert not Path("a").exists()

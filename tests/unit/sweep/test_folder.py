@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import pytest
 
 from dumbo.errors import UserError
 from dumbo.outputs.console import Console
+from dumbo.outputs.run_dir import RunDir
 from dumbo.slurm.queue import Queued
 from dumbo.slurm.verb import cancel_submitted, up_to_date
 from dumbo.sweep.folder import (
@@ -138,6 +140,17 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"):
         SweepLock(tmp_path / "file" / "sweep").take(print)
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # what Lustre says, mounted without flock
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(UserError, match=r"cannot be locked \(Function not implemented\)"):
+        SweepLock(tmp_path).take(print)
+    with pytest.raises(UserError, match=r"run_dir: .* cannot be locked"):
+        RunDir(path=tmp_path, console=Console(io.StringIO()), started=0.0).claim()
 
 
 def test_a_number_that_was_given_out_again_is_another_process() -> None:

@@ -96,7 +96,7 @@ def test_ten_thousand_jobs(tmp_path: Path) -> None:
     size = os.path.getsize(tmp_path / FILE)
     began = time.process_time()
     ledger = Ledger.open(tmp_path)
-    assert time.process_time() - began < 2, "0.2 s on two cores; < 1 s is promised"
+    assert time.process_time() - began < 1, "promised; 0.2 s of CPU time here"
     assert len(ledger) == 10_000
     began = time.process_time()
     for number in range(20):
