@@ -23,7 +23,7 @@ from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.slurm import queue
 from dumbo.slurm.note import Note
-from dumbo.slurm.rows import DEVICE, LOCAL, in_slurm, job_of, note_file, submitted
+from dumbo.slurm.rows import DEVICE, LOCAL, in_slurm, job_of, note_file, runs_here, submitted
 from dumbo.slurm.submit import arrays, checked_parameters, submit
 from dumbo.slurm.task import Task
 from dumbo.slurm.watch import Told, Watched, stoppable, watch
@@ -186,9 +186,9 @@ def cancel_jobs(ledger: Ledger) -> list[Row]:
     """
     rows = submitted(ledger)
     for row in rows:
-        if not in_slurm(row):
+        if not in_slurm(row) and runs_here(pid := int(str(job_of(row)))):
             with suppress(ProcessLookupError):
-                os.kill(int(str(job_of(row))), signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
     if (refused := queue.cancel([str(job_of(row)) for row in rows if in_slurm(row)])) is not None:
         raise UserError(f"sweep cancel: SLURM says {refused}")
     return rows

@@ -86,11 +86,17 @@ def jobs_of_scripts(folder: Path) -> list[str]:
 
 
 def cancel(jobs: Sequence[str]) -> str | None:
-    """Takes jobs out of the queue, or ends them; what SLURM said when it would not."""
+    """Takes jobs out of the queue, or ends them; what SLURM said when it would not. One that is over already is none."""
     if not jobs:
         return None
-    asked = _run("scancel", *jobs)
-    return (asked.stderr.strip() or "no reason given") if asked.returncode else None
+    try:
+        asked = _run("scancel", *jobs)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    if not asked.returncode:
+        return None
+    said = asked.stderr.splitlines()
+    return "\n".join(line for line in said if "Invalid job id" not in line) or (None if said else "no reason given")
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -147,7 +147,14 @@ def _give_up_unknown(folder: Path, ledger: Ledger) -> None:
 def _here(row: Row) -> tuple[str, Queued]:
     """What the system knows of a job that submitit runs on this machine."""
     job = str(job_of(row))
-    return job, Queued("RUNNING") if alive(int(job)) else Queued("FAILED")
+    return job, Queued("RUNNING") if runs_here(int(job)) else Queued("FAILED")
+
+
+def runs_here(pid: int) -> bool:
+    """Whether a process is still the one that submitit started: numbers are given out again."""
+    with suppress(OSError):
+        return alive(pid) and b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return alive(pid) and not Path("/proc/self").exists()
 
 
 def _look_again(*folders: Path) -> None:

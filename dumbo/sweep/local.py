@@ -147,8 +147,13 @@ class Sweep:
         taken_up(self.folder, self.ledger, self.options, submits=self.launcher in SUBMITTING)
         settle(self.ledger, self.folder, self.options.metric, lambda text: self.console.row("waiting", text))
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
-        if self._changed and (not self.options.force or submitted(self.ledger)):
+        if self._changed and not self.options.force:
             raise UserError(self._another_base())
+        if self._changed and (left := submitted(self.ledger)):
+            raise UserError(
+                f"sweep.force=true: {counted(len(left), 'job')} of {short(self.folder)} are in SLURM with the config as it was.\n"
+                f"  dumbo sweep cancel {short(self.folder)}, then the same command."
+            )
 
     def _launcher(self, cfg: DictConfig) -> str:
         chosen = BY_CLASS.get(str(cfg.hydra.launcher.get("_target_")), str(cfg.hydra.runtime.choices["hydra/launcher"]))

@@ -11,8 +11,10 @@ import yaml
 from sweeps import NotStarted, finished, leave
 
 from dumbo.cli import main
+from dumbo.command import parse
 from dumbo.sweep.folder import HOME
 from dumbo.sweep.ledger import Ledger, Row
+from dumbo.sweep.typed import folder_of
 
 
 @pytest.fixture
@@ -72,6 +74,15 @@ def test_the_same_command_again_does_nothing_and_more_values_are_appended(jobs: 
     rows = Ledger.open(folder).rows
     assert [row.overrides for row in rows] == [[f"trainer.seed={n}"] for n in (1, 2, 3, 4)]
     assert len((folder / "ledger.jsonl").read_text().splitlines()) == 4, "one row a job at the end"
+
+
+def test_another_password_is_no_other_sweep() -> None:
+    first, second, other = (
+        folder_of(parse(["-m", "trainer.seed=1,2", "+tracker.t.api_key=" + key, "trainer.lr=" + lr]))
+        for key, lr in (("a", "1"), ("b", "1"), ("a", "2"))
+    )
+    assert first == second
+    assert first != other
 
 
 def test_another_command_is_another_sweep(jobs: NotStarted) -> None:
@@ -237,6 +248,16 @@ def test_a_sweep_that_was_killed_before_its_first_job_may_be_another_one(jobs: N
         assert main(["-m", *command, "sweep_dir=sweep"]) == 0, capsys.readouterr().err
     assert yaml.safe_load(Path("sweep/base.yaml").read_text())["trainer"]["lr"] == 3e-3
     assert states(Path("sweep")) == ["done"] * 3
+
+
+def test_jobs_in_slurm_are_not_forced_into_another_config(jobs: NotStarted, monkeypatch, capsys) -> None:
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0
+    monkeypatch.setattr("dumbo.sweep.local.submitted", lambda ledger: ledger.rows)
+    capsys.readouterr()
+    assert main(["-m", "trainer.seed=1,2", "trainer.lr=3e-3", "sweep_dir=sweep", "sweep.force=true"]) == 2
+    assert (
+        "2 jobs of sweep are in SLURM with the config as it was.\n  dumbo sweep cancel sweep" in capsys.readouterr().err
+    )
 
 
 def test_a_changed_base_is_refused_or_forced(jobs: NotStarted, capsys) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from dumbo.launch.slurm import refuse_other_shape, several_nodes
 from dumbo.outputs.console import Console
 from dumbo.slurm.note import Note
 from dumbo.slurm.pool import SlurmPool
-from dumbo.slurm.queue import _code, _indices
-from dumbo.slurm.rows import job_of
+from dumbo.slurm.queue import _code, _indices, cancel
+from dumbo.slurm.rows import job_of, runs_here
 from dumbo.slurm.submit import checked_parameters
 from dumbo.slurm.task import Heard, Task
 from dumbo.sweep.ledger import Ledger, Row
@@ -46,6 +48,42 @@ def test_which_rows_are_in_slurm() -> None:
         "submitit ": None,
     }
     assert {device: job_of(Row(number=0, name="a", device=device)) for device in devices} == devices
+
+
+def test_a_number_that_another_process_has_now_is_no_job() -> None:
+    """Neither waited for, nor ended by `dumbo sweep cancel`."""
+    sleeps = "import time; print(flush=True); time.sleep(60)"
+    for words, ours in ((["submitit.local._local"], True), ([], False)):
+        process = subprocess.Popen([sys.executable, "-c", sleeps, *words], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert runs_here(process.pid) == ours
+        process.kill()
+        process.wait()
+        assert not runs_here(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "found"),
+    [
+        ("exit 0", "", None),
+        ("exit 1", "scancel: error: Kill job error on job id 5: Invalid job id specified", None),
+        ("exit 1", "scancel: error: Kill job error on job id 6: Access/permission denied", "Access/permission denied"),
+        ("exit 1", "", "no reason given"),
+        ("sleep 5", "", "timed out"),
+    ],
+)
+def test_what_scancel_says(
+    code: str, said: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dumbo.slurm.queue.SECONDS", 1)
+    (tmp_path / "scancel").write_text(
+        f"#!/bin/sh\n[ -z '{said}' ] || echo '{said}' >&2\nexec {code}\n".replace("exec exit", "exit")
+    )
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    answer = cancel(["5", "6"])
+    assert answer is None if found is None else found in str(answer)
 
 
 def test_a_note_of_a_job_that_is_submitted_anew_counts_anew(tmp_path: Path) -> None:
