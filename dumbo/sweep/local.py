@@ -140,6 +140,9 @@ class Sweep:
         if self.ledger.torn:
             self.console.row("ledger", "a line that a crash cut short is left out")
         require_inside(self.folder, self.ledger)
+        if self.alone:
+            left = [row for row in self.ledger if row.state not in ENDED and not any(map(hidden_keys, row.overrides))]
+            require_no_code(self.folder, left, self.command, self.swept)
         if self.launcher in SUBMITTING:
             from dumbo.slurm.pool import SlurmPool
 
@@ -272,7 +275,6 @@ class Sweep:
             rows = [row for row in rows if row.name not in hidden]
         if not rows:
             return
-        require_no_code(self.folder, rows, self.command, self.swept)
         self.console.row("sweep", f"{len(rows)} more of earlier commands")
         self.asked += [row.number for row in rows]
         self.run(Grid.of(self.job_of(row, [*self._fixed, *row.overrides]) for row in rows))
