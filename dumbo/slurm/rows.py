@@ -25,7 +25,7 @@ from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.slurm.note import Note
 from dumbo.slurm.queue import Queued, cancel, jobs_of_scripts, queued
 from dumbo.sweep.ledger import Ledger, Row, State
-from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR, end_of_log
+from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR, end_of_log, result_of
 
 DEVICE, LOCAL = "slurm ", "submitit "
 """What stands before a job's number in a row's `device`: SLURM's, or that of submitit's process on this machine."""
@@ -182,8 +182,8 @@ def _now(row: Row, folder: Path, found: Queued | None, metric: str) -> Row:
     code = note.code if ended else found.code if found is not None else None
     row = replace(row, ended=note.ended if ended else now(), exit_code=code)
     if facts.get("status") == "finished" and code in (0, None):
-        metrics = facts.get("metrics", {})
-        return replace(row, state="done", exit_code=0, metrics=metrics, result=metrics.get(metric), error=None)
+        metrics = facts.get("metrics") or {}
+        return replace(row, state="done", exit_code=0, metrics=metrics, result=result_of(metrics, metric), error=None)
     state, why = _how(found, facts, note if ended else Note(), code)
     told = "\n".join([*why, *last_words(folder, row, job)])
     return replace(row, state=state, error=printable(told, keep="\n")[-LONGEST_ERROR:] or None)

@@ -5,8 +5,10 @@ run.json decides: a run that says it is finished is done, whatever killed the pr
 
 from __future__ import annotations
 
+import math
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +44,6 @@ def ended(
     facts = facts_if_whole(folder)
     state = _state(facts, code, asked)
     metrics = facts.get("metrics") or {} if state == "done" else {}
-    result = metrics.get(metric)
     return {
         "state": state,
         "config_hash": str(facts.get("config_hash") or row.config_hash),
@@ -50,9 +51,16 @@ def ended(
         "seconds": round(row.seconds + seconds, 3),
         "exit_code": code,
         "metrics": metrics,
-        "result": result if isinstance(result, int | float) and not isinstance(result, bool) else None,
+        "result": result_of(metrics, metric),
         "error": _error(facts, code, said) if state == "failed" else None,
     }
+
+
+def result_of(metrics: Mapping[str, Any], metric: str) -> float | None:
+    """The sweep's metric among a run's; None where it is there not, or no number."""
+    value = metrics.get(metric)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
 
 
 def _state(facts: dict[str, Any], code: int | None, asked: Asked) -> State:

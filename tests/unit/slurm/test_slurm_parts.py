@@ -89,6 +89,12 @@ def test_what_scancel_says(
 def test_a_note_of_a_job_that_is_submitted_anew_counts_anew(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "a.json"
     assert Note.read(file) == Note()
+    file.parent.mkdir()
+    for left in ("", '{"job": "1", "att', "[]"):  # a node that is lost takes along what was not on the disk yet
+        file.write_text(left)
+        assert Note.read(file) == Note()
+    file.write_text('{"job": "1", "colour": "of a later dumbo"}')
+    assert Note.read(file) == Note(job="1")
     Note(job="1", attempt=3, timeouts=2, failures=1, step=7, seconds=5.0, code=1).write(file)
     same, other = Note.read(file).beginning("1"), Note.read(file).beginning("2")
     assert (same.attempt, same.timeouts, same.failures, same.step, same.code) == (4, 2, 1, 7, None)
