@@ -82,7 +82,7 @@ def jobs_of_scripts(folder: Path) -> list[str]:
     if shown.returncode:
         raise OSError(shown.stderr.strip() or f"squeue: exit code {shown.returncode}")
     lines = [line.strip().partition("|") for line in shown.stdout.splitlines()]
-    return [job for job, _, script in lines if script and Path(script).parent == folder]
+    return [job for job, _, script in lines if script and Path(script).parent.resolve() == folder.resolve()]
 
 
 def cancel(jobs: Sequence[str]) -> str | None:
