@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from dumbo.prepare.store import PreparedSplits
     from dumbo.verify.unpatched import Unpatched
 
+SECONDS_TO_CLAIM = 1.0
+"""Whoever looks whether a folder is claimed (a report, a sweep's watcher) has its lock for a moment."""
+
 
 @dataclass
 class RunDir:
@@ -106,12 +109,26 @@ class RunDir:
             raise UserError(
                 f"run_dir: the folder {self.path} cannot be written ({error.strerror}).\n  Write run_dir=FOLDER for another one."
             ) from error
+        end = time.monotonic() + SECONDS_TO_CLAIM
+        while not self._locked():
+            if time.monotonic() > end:
+                raise UserError(
+                    f"run_dir: another run is using {self.path} at this moment.\n  Wait for it, or write another run_dir=FOLDER."
+                )
+            time.sleep(0.02)
+
+    def _locked(self) -> bool:
+        assert self._lock is not None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         except OSError as error:
             raise UserError(
-                f"run_dir: another run is using {self.path} at this moment.\n  Wait for it, or write another run_dir=FOLDER."
+                f"run_dir: {self.path} cannot be locked ({error.strerror}), and two runs in it would spoil one another.\n"
+                "  Write run_dir=FOLDER on a file system with locks (flock)."
             ) from error
+        return True
 
     def release(self) -> None:
         """Lets go of the folder and closes the log."""

@@ -43,13 +43,13 @@ def facts_if_whole(folder: Path) -> dict[str, Any]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether a live process holds a run's folder."""
+    """Whether a live process holds a run's folder. Several may look at once, none of them taken for a run by another."""
     file = folder / ".lock"
     if not file.is_file():
         return False
-    with file.open("a") as lock:
+    with file.open("r") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             return True
     return False

@@ -174,9 +174,11 @@ def _swept(override: Override) -> list[Any]:
 
 def hidden_keys(word: str) -> list[str]:
     """The keys whose values a word of overrides.yaml does not hold because they were masked."""
+    if MASK not in word:  # nearly all: the ledger of a sweep has thousands
+        return []
     override = _parsed(word, OverridesParser.create())
     if override is None or override.is_sweep_override():
-        return [word.partition("=")[0]] if MASK in word else []
+        return [word.partition("=")[0]]
     key = override.key_or_group
     return [".".join([key, *place]) for place in hidden_places(override.value())]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from dumbo.outputs.places import now
@@ -46,13 +46,21 @@ class Note:
 
     @classmethod
     def read(cls, file: Path) -> Note:
-        """The note; an empty one where there is none yet."""
-        return cls(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else cls()
+        """The note; an empty one where there is none yet, or what a lost node left of it."""
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except ValueError:
+            found = {}
+        found = found if isinstance(found, dict) else {}
+        return cls(**{one.name: found[one.name] for one in fields(cls) if one.name in found})
 
     def write(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f".{file.name}.{os.getpid()}")
-        aside.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+        with aside.open("w", encoding="utf-8") as written:
+            written.write(json.dumps(asdict(self)) + "\n")
+            written.flush()
+            os.fsync(written.fileno())
         aside.replace(file)
 
     def beginning(self, job: str) -> Note:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,8 +23,8 @@ from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.slurm import queue
 from dumbo.slurm.note import Note
-from dumbo.slurm.rows import DEVICE, LOCAL, in_slurm, job_of, note_file, submitted
-from dumbo.slurm.submit import checked_parameters, submit
+from dumbo.slurm.rows import DEVICE, LOCAL, in_slurm, job_of, note_file, runs_here, submitted
+from dumbo.slurm.submit import arrays, checked_parameters, submit
 from dumbo.slurm.task import Task
 from dumbo.slurm.watch import Told, Watched, stoppable, watch
 from dumbo.sweep.ledger import Ledger, Row
@@ -127,29 +127,33 @@ class SlurmPool:
         known = {row.number for row in submitted(self.ledger)}
         wanted = {job.number: self._nodes_of(job) for job in jobs if job.number not in known}
         for nodes in sorted(set(wanted.values())):
-            chosen = [job for job in jobs if wanted.get(job.number) == nodes]
-            numbers = submit(
-                [self._task(job) for job in chosen],
-                nodes,
-                self.parameters,
-                Path(self.parameters["submitit_folder"]),
-                self.cluster,
+            for chosen in arrays([job for job in jobs if wanted.get(job.number) == nodes]):
+                self._submit_array(chosen, nodes)
+
+    def _submit_array(self, jobs: Sequence[Job], nodes: int) -> None:
+        """Into the queue and the ledger: before the next array, which SLURM may refuse (a limit of jobs)."""
+        numbers = submit(
+            [self._task(job) for job in jobs],
+            nodes,
+            self.parameters,
+            Path(self.parameters["submitit_folder"]),
+            self.cluster,
+        )
+        device = DEVICE if self.cluster == "slurm" else LOCAL
+        self.ledger.put(
+            replace(
+                self.ledger[job.number],
+                state="waiting",
+                device=f"{device}{number}",
+                ended=None,
+                exit_code=None,
+                error=None,
             )
-            device = DEVICE if self.cluster == "slurm" else LOCAL
-            self.ledger.put(
-                replace(
-                    self.ledger[job.number],
-                    state="waiting",
-                    device=f"{device}{number}",
-                    ended=None,
-                    exit_code=None,
-                    error=None,
-                )
-                for job, number in zip(chosen, numbers, strict=True)
-            )
-            places = f" on {nodes} nodes each" if nodes > 1 else ""
-            first, last = numbers[0], numbers[-1]
-            self.console.row("submitted", f"{len(numbers)}{places}: {first if first == last else f'{first} to {last}'}")
+            for job, number in zip(jobs, numbers, strict=True)
+        )
+        places = f" on {nodes} nodes each" if nodes > 1 else ""
+        first, last = numbers[0], numbers[-1]
+        self.console.row("submitted", f"{len(numbers)}{places}: {first if first == last else f'{first} to {last}'}")
 
     def _nodes_of(self, job: Job) -> int:
         typed = [word.partition("=")[2] for word in job.words if key_of(word) == "launch.num_nodes"]
@@ -182,9 +186,9 @@ def cancel_jobs(ledger: Ledger) -> list[Row]:
     """
     rows = submitted(ledger)
     for row in rows:
-        if not in_slurm(row):
+        if not in_slurm(row) and runs_here(pid := int(str(job_of(row)))):
             with suppress(ProcessLookupError):
-                os.kill(int(str(job_of(row))), signal.SIGTERM)
+                os.kill(pid, signal.SIGTERM)
     if (refused := queue.cancel([str(job_of(row)) for row in rows if in_slurm(row)])) is not None:
         raise UserError(f"sweep cancel: SLURM says {refused}")
     return rows

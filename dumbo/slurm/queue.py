@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 WAITS = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -71,12 +72,31 @@ def queued(jobs: Iterable[str]) -> dict[str, Queued]:
     return found
 
 
+def jobs_of_scripts(folder: Path) -> list[str]:
+    """The user's jobs in the queue whose script lies in a folder, as 12 or 12_3.
+
+    Raises:
+        OSError, TimeoutExpired: SLURM does not answer.
+    """
+    shown = _run("squeue", "--me", "--array", "--noheader", "--format", "%i|%o")
+    if shown.returncode:
+        raise OSError(shown.stderr.strip() or f"squeue: exit code {shown.returncode}")
+    lines = [line.strip().partition("|") for line in shown.stdout.splitlines()]
+    return [job for job, _, script in lines if script and Path(script).parent.resolve() == folder.resolve()]
+
+
 def cancel(jobs: Sequence[str]) -> str | None:
-    """Takes jobs out of the queue, or ends them; what SLURM said when it would not."""
+    """Takes jobs out of the queue, or ends them; what SLURM said when it would not. One that is over already is none."""
     if not jobs:
         return None
-    asked = _run("scancel", *jobs)
-    return (asked.stderr.strip() or "no reason given") if asked.returncode else None
+    try:
+        asked = _run("scancel", *jobs)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    if not asked.returncode:
+        return None
+    said = asked.stderr.splitlines()
+    return "\n".join(line for line in said if "Invalid job id" not in line) or (None if said else "no reason given")
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ or runs, and how it ended when it could not say it itself. Whoever asks, and whe
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
@@ -22,12 +23,14 @@ from dumbo.outputs.places import now, short
 from dumbo.outputs.printable import printable
 from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.slurm.note import Note
-from dumbo.slurm.queue import Queued, queued
+from dumbo.slurm.queue import Queued, cancel, jobs_of_scripts, queued
 from dumbo.sweep.ledger import Ledger, Row, State
-from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR
+from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR, end_of_log, result_of
 
 DEVICE, LOCAL = "slurm ", "submitit "
 """What stands before a job's number in a row's `device`: SLURM's, or that of submitit's process on this machine."""
+JOB = re.compile(rf"(?:{DEVICE}|{LOCAL})(\d+(?:_\d+)?)", re.ASCII)
+"""Nothing else: it becomes a word of scancel's."""
 SUBMITIT = ".submitit"
 """Folder in the sweep's: what submitit and the jobs' notes need."""
 LOST = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
@@ -37,8 +40,8 @@ LIVE: tuple[State, ...] = ("waiting", "running")
 
 def job_of(row: Row) -> str | None:
     """The number of a row's job, as 12_3; None: it was not submitted."""
-    known = row.device is not None and row.device.startswith((DEVICE, LOCAL))
-    return str(row.device).partition(" ")[2] if known else None
+    found = JOB.fullmatch(str(row.device))
+    return found[1] if found is not None else None
 
 
 def in_slurm(row: Row) -> bool:
@@ -64,7 +67,7 @@ def refresh(
     Args:
         folder: the sweep's.
         metric: the sweep's, a key of run.json's metrics.
-        write: into the ledger, too.
+        write: into the ledger's file too; else in memory alone.
         pruned: numbers of jobs that were ended because a search does not want them any more.
 
     Returns:
@@ -87,8 +90,7 @@ def refresh(
         for row, new in found
         if new != row
     ]
-    if write:
-        ledger.put(new for _, new in changed)
+    (ledger.put if write else ledger.take)(new for _, new in changed)
     return changed
 
 
@@ -101,10 +103,9 @@ def taken_up(folder: Path, ledger: Ledger, options: SweepOptions, *, submits: bo
     Raises:
         UserError: jobs are in SLURM, and this machine cannot ask it, or the launcher is another one.
     """
-    if options.detach and not submits:
-        raise UserError("sweep.detach=true is for hydra/launcher=submitit_slurm: other jobs end with the sweep.")
     try:
         _adopt(folder, ledger)
+        _give_up_unknown(folder, ledger)
         if not submitted(ledger):
             return
         refresh(folder, ledger, options.metric)
@@ -134,10 +135,26 @@ def _adopt(folder: Path, ledger: Ledger) -> None:
         ledger.put(replace(ledger[number], device=f"{DEVICE}{job}") for number, job in live.items())
 
 
+def _give_up_unknown(folder: Path, ledger: Ledger) -> None:
+    """Jobs of this sweep in the queue that have not begun, and that no row knows: they would run beside those of their rows."""
+    scripts = folder / SUBMITIT
+    if not len(ledger) or not scripts.is_dir() or shutil.which("squeue") is None:
+        return
+    known = {job_of(row) for row in ledger}
+    cancel([job for job in jobs_of_scripts(scripts) if job not in known])
+
+
 def _here(row: Row) -> tuple[str, Queued]:
     """What the system knows of a job that submitit runs on this machine."""
     job = str(job_of(row))
-    return job, Queued("RUNNING") if alive(int(job)) else Queued("FAILED")
+    return job, Queued("RUNNING") if runs_here(int(job)) else Queued("FAILED")
+
+
+def runs_here(pid: int) -> bool:
+    """Whether a process is still the one that submitit started: numbers are given out again."""
+    with suppress(OSError):
+        return alive(pid) and b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return alive(pid) and not Path("/proc/self").exists()
 
 
 def _look_again(*folders: Path) -> None:
@@ -166,8 +183,8 @@ def _now(row: Row, folder: Path, found: Queued | None, metric: str) -> Row:
     code = note.code if ended else found.code if found is not None else None
     row = replace(row, ended=note.ended if ended else now(), exit_code=code)
     if facts.get("status") == "finished" and code in (0, None):
-        metrics = facts.get("metrics", {})
-        return replace(row, state="done", exit_code=0, metrics=metrics, result=metrics.get(metric), error=None)
+        metrics = facts.get("metrics") or {}
+        return replace(row, state="done", exit_code=0, metrics=metrics, result=result_of(metrics, metric), error=None)
     state, why = _how(found, facts, note if ended else Note(), code)
     told = "\n".join([*why, *last_words(folder, row, job)])
     return replace(row, state=state, error=printable(told, keep="\n")[-LONGEST_ERROR:] or None)
@@ -195,7 +212,6 @@ def last_words(folder: Path, row: Row, job: str) -> list[str]:
     """The last lines of what a job printed; where it printed nothing, of what SLURM and submitit say of it."""
     places = (folder / f"{row.name}.log", *(folder / SUBMITIT / f"{job}_0_log.{end}" for end in ("err", "out")))
     for file in places:
-        lines = file.read_text(encoding="utf-8", errors="replace").split("\n") if file.is_file() else []
-        if said := [line.rstrip() for line in lines if line.strip()]:
+        if said := [line.rstrip() for line in end_of_log(file).split("\n") if line.strip()]:
             return said[-LAST_LINES:]
     return []

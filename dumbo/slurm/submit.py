@@ -8,10 +8,10 @@ The keys are those of hydra-submitit-launcher 1.2; its dataclasses check their t
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,6 +25,7 @@ LEFT_ALONE = "120"
 """Seconds that the other nodes of a job have when the first one has ended."""
 LOCAL_WARNING, LOCAL_STARTS = 30, 6
 """Of submitit's local executor: seconds before the time limit that it sends its warning; starts of a job at most."""
+T = TypeVar("T")
 INSTALL = "pip install 'dumbo[slurm]'"
 
 
@@ -41,6 +42,12 @@ def checked_parameters(parameters: Mapping[str, Any], cluster: str) -> dict[str,
     schema = OmegaConf.structured(config.SlurmQueueConf if cluster == "slurm" else config.LocalQueueConf)
     OmegaConf.set_readonly(schema, False)
     typed = {key: value for key, value in parameters.items() if value is not None}
+    for key, value in typed.items():
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(
+                f"hydra.launcher.{key}={value!r}: it becomes a line of the script that sbatch gets, and the next line would run.\n"
+                "  Write it in one line."
+            )
     ours = {} if cluster == "slurm" else {"max_num_timeout": LOCAL_STARTS - 1, "signal_delay_s": LOCAL_WARNING}
     try:
         found = OmegaConf.to_container(OmegaConf.merge(schema, typed))
@@ -60,11 +67,17 @@ def checked_parameters(parameters: Mapping[str, Any], cluster: str) -> dict[str,
     return {**{str(key): value for key, value in found.items() if key != "_target_"}, **ours}
 
 
+def arrays(tasks: Sequence[T]) -> Iterator[Sequence[T]]:
+    """As many as one array takes, one after another."""
+    for start in range(0, len(tasks), LONGEST_ARRAY):
+        yield tasks[start : start + LONGEST_ARRAY]
+
+
 def submit(tasks: Sequence[Task], nodes: int, parameters: Mapping[str, Any], folder: Path, cluster: str) -> list[str]:
     """Puts tasks into the queue.
 
     Args:
-        tasks: of one shape.
+        tasks: of one shape, as many as one array takes.
         nodes: of each.
         parameters: as `checked_parameters` gives them.
         folder: submitit's, of this sweep.
@@ -74,11 +87,28 @@ def submit(tasks: Sequence[Task], nodes: int, parameters: Mapping[str, Any], fol
         their numbers, in order.
 
     Raises:
-        UserError: SLURM does not take them; those of earlier arrays are in the queue.
+        UserError: SLURM does not take them.
     """
     import submitit
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # words of the command line lie here
+    try:
+        with redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
+            executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            executor.update_parameters(**_told(nodes, parameters, cluster))
+            return [job.job_id for job in executor.submit_array(list(tasks))]
+    except RuntimeError as error:  # sbatch refuses, or there is none
+        if 'Could not detect "srun"' in str(error):
+            raise UserError(
+                "hydra/launcher=submitit_slurm: there is no SLURM on this machine (srun is not in the PATH).\n"
+                "  Write the same on a machine of the cluster, or leave hydra/launcher out."
+            ) from error
+        said = " ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
+        raise UserError(f"SLURM does not take the job: {said}\n  What it is told stands in hydra.launcher.*") from error
+
+
+def _told(nodes: int, parameters: Mapping[str, Any], cluster: str) -> dict[str, Any]:
+    """The parameters in submitit's names."""
     own = {"submitit_folder", "max_num_timeout", *(["signal_delay_s"] if cluster == "local" else [])}
     shared = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "stderr_to_stdout", "tasks_per_node")
     told = {key if key in shared else f"{cluster}_{key}": value for key, value in parameters.items() if key not in own}
@@ -89,22 +119,4 @@ def submit(tasks: Sequence[Task], nodes: int, parameters: Mapping[str, Any], fol
         # srun does not take it from sbatch any more (SLURM 22.05): a task would have one core.
         cores = parameters.get("cpus_per_task")
         told["slurm_srun_args"] = [f"--cpus-per-task={cores}"] * bool(cores) + [f"--wait={LEFT_ALONE}"] * (nodes > 1)
-    found: list[str] = []
-    for start in range(0, len(tasks), LONGEST_ARRAY):
-        try:
-            with redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
-                executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-                executor.update_parameters(**told)
-                jobs = executor.submit_array(list(tasks[start : start + LONGEST_ARRAY]))
-        except RuntimeError as error:  # sbatch refuses, or there is none
-            if 'Could not detect "srun"' in str(error):
-                raise UserError(
-                    "hydra/launcher=submitit_slurm: there is no SLURM on this machine (srun is not in the PATH).\n"
-                    "  Write the same on a machine of the cluster, or leave hydra/launcher out."
-                ) from error
-            said = " ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
-            raise UserError(
-                f"SLURM does not take the job: {said}\n  What it is told stands in hydra.launcher.*"
-            ) from error
-        found += [job.job_id for job in jobs]
-    return found
+    return told

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import re
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -171,13 +172,30 @@ class Holder:
             pass
         return self.born is None or _born(self.pid) in (None, self.born)
 
+    def ask_to_end(self) -> None:
+        """As Ctrl-C there does.
+
+        Raises:
+            UserError: it runs on another machine, or is another user's.
+        """
+        if not self.here:
+            raise UserError(f"sweep cancel: process {self.pid} on {self.host} runs it.\n  Write the same there.")
+        try:
+            os.kill(self.pid, signal.SIGINT)
+        except ProcessLookupError:
+            return
+        except PermissionError as error:
+            raise UserError(
+                f"sweep cancel: process {self.pid} is another user's.\n  Who started it can write the same."
+            ) from error
+
 
 def _born(pid: int) -> int | None:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if stat[0] == "Z" else int(stat[19])
+    return -1 if stat[0] == "Z" else int(stat[19])  # a process that is over, and that its parent has not noticed
 
 
 def holder_of(folder: Path) -> Holder | None:
@@ -248,6 +266,12 @@ class SweepLock:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        except OSError as error:  # some clusters' file systems have none
+            self.release()
+            raise UserError(
+                f"sweep_dir: {self.folder} cannot be locked ({error.strerror}), and two sweeps in it would spoil one another.\n"
+                "  Write sweep_dir=FOLDER on a file system with locks (flock)."
+            ) from error
         return True
 
     def fileno(self) -> int:

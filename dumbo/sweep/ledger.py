@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dumbo.errors import UserError
+from dumbo.errors import RunFailed, UserError
+from dumbo.outputs.places import typed
 from dumbo.outputs.run_dir import finite
 
 FILE = "ledger.jsonl"
@@ -145,11 +147,20 @@ class Ledger:
         return row
 
     def put(self, rows: Iterable[Row]) -> None:
-        """Adds rows or replaces those of the same numbers: one write, however many they are."""
+        """Adds rows or replaces those of the same numbers: one write, however many they are.
+
+        Raises:
+            RunFailed: the file cannot be written; every row on disk is as it was before, or as it is now.
+        """
         rows = list(rows)
         if not rows:
             return
         text = "".join(map(_line, rows))
+        with self._written():
+            self._append(text)
+        self.take(rows)
+
+    def _append(self, text: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -158,13 +169,24 @@ class Ledger:
             _write_all(file, ("\n" if cut else "") + text)
         finally:
             os.close(file)
-        self.take(rows)
 
     def compact(self) -> None:
-        """Rewrites the file with one line a job."""
+        """Rewrites the file with one line a job.
+
+        Raises:
+            RunFailed: it cannot be written; it is as it was.
+        """
         if not self._rows:
             return
         aside = self.path.with_name(f".{FILE}.{os.getpid()}")
+        try:
+            with self._written():
+                self._rewrite(aside)
+        finally:
+            aside.unlink(missing_ok=True)
+        self.torn = 0
+
+    def _rewrite(self, aside: Path) -> None:
         file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         try:
             _write_all(file, "".join(map(_line, self.rows)))
@@ -176,7 +198,16 @@ class Ledger:
             os.fsync(folder)
         finally:
             os.close(folder)
-        self.torn = 0
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunFailed(
+                f"sweep: {self.path} cannot be written ({error.strerror}); jobs that run save what they have.\n"
+                f"  Mend it, then go on: python -m dumbo -m {typed('sweep_dir', self.path.parent)}"
+            ) from error
 
     def matching(self, jobs: Sequence[Sequence[str]]) -> list[Row | None]:
         """For each job's own words its row, or None. Jobs that are equal (a value typed twice) match one after another."""

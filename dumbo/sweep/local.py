@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dumbo.bind import section
 from dumbo.command import Command
-from dumbo.errors import Stopped, UserError
+from dumbo.errors import RunFailed, Stopped, UserError
 from dumbo.faults import Report
 from dumbo.hydra_node import key_of
 from dumbo.options import SweepOptions
@@ -42,6 +42,7 @@ from dumbo.sweep.slots import Slot, slots, wants_pool
 from dumbo.sweep.sweeper import SEARCH, require_same, sweeper_of
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
+from dumbo.sweep.trusted import require_inside, require_no_code
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
 from dumbo.trainer.signals import EXIT_CODES
@@ -132,6 +133,8 @@ class Sweep:
         raw = OmegaConf.to_container(cfg, resolve=False)
         assert isinstance(raw, dict)
         self._base = masked_tree({str(key): value for key, value in raw.items() if key not in ("hydra", "sweep")})
+        if self.options.detach and self.launcher not in SUBMITTING:
+            raise UserError("sweep.detach=true is for hydra/launcher=submitit_slurm: other jobs end with the sweep.")
         if self.launcher not in OURS:
             return
         self._slots()  # a machine that has not what is asked for, before anything is written
@@ -140,6 +143,10 @@ class Sweep:
         self.ledger = Ledger.open(self.folder)
         if self.ledger.torn:
             self.console.row("ledger", "a line that a crash cut short is left out")
+        require_inside(self.folder, self.ledger)
+        if self.alone:
+            left = [row for row in self.ledger if row.state not in ENDED and not any(map(hidden_keys, row.overrides))]
+            require_no_code(self.folder, left, self.command, self.swept)
         if self.launcher in SUBMITTING:
             from dumbo.slurm.pool import SlurmPool
 
@@ -147,8 +154,13 @@ class Sweep:
         taken_up(self.folder, self.ledger, self.options, submits=self.launcher in SUBMITTING)
         settle(self.ledger, self.folder, self.options.metric, lambda text: self.console.row("waiting", text))
         self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
-        if self._changed and (not self.options.force or submitted(self.ledger)):
+        if self._changed and not self.options.force:
             raise UserError(self._another_base())
+        if self._changed and (left := submitted(self.ledger)):
+            raise UserError(
+                f"sweep.force=true: {counted(len(left), 'job')} of {short(self.folder)} are in SLURM with the config as it was.\n"
+                f"  dumbo sweep cancel {short(self.folder)}, then the same command."
+            )
         if len(self.ledger):
             require_same(self.folder, self.sweeper)
 
@@ -189,7 +201,7 @@ class Sweep:
             "versions": before.get("versions") or versions(),
             "git": before.get("git") or git_state(),
         }
-        if before and not self._changed:
+        if before and len(self.ledger) and not self._changed:  # without a job nothing was compared
             write_facts(self.folder, {**before, **facts})
         else:
             write_sweep(self.folder, facts, self._base)
@@ -240,6 +252,7 @@ class Sweep:
 
         Raises:
             Stopped: a signal ended the sweep, after the jobs that were running had ended.
+            RunFailed: the disk is full, no process can be started.
         """
         if self.elsewhere is not None:
             self.elsewhere.run(source)
@@ -248,6 +261,10 @@ class Sweep:
             pool = self._started_pool()
             try:
                 pool.run(source)
+            except OSError as error:  # a log cannot be begun, no process be started
+                raise RunFailed(
+                    f"sweep: {error}; jobs that run save what they have.\n  Go on: {go_on(self.folder)}"
+                ) from error
             finally:
                 pool.display.close()
         if (name := self._heard.first) is not None:
@@ -262,6 +279,7 @@ class Sweep:
         if hidden := [row.name for row in rows if any(map(hidden_keys, row.overrides))]:
             told = "their words hold secrets, which are not written down; type them again"
             self.console.row("left", f"{', '.join(hidden)}: {told}")
+            self.asked += [row.number for row in rows if row.name in hidden]  # they are not done
             rows = [row for row in rows if row.name not in hidden]
         if not rows:
             return
@@ -356,10 +374,11 @@ class Sweep:
             self._pool.starter.close()
             self._pool = None
         if self._lock is not None:
-            if len(self.ledger):
+            try:
                 self.ledger.compact()
-            self._lock.release()
-            self._lock = None
+            finally:
+                self._lock.release()
+                self._lock = None
 
 
 def _is_own(word: str) -> bool:

@@ -5,7 +5,10 @@ run.json decides: a run that says it is finished is done, whatever killed the pr
 
 from __future__ import annotations
 
+import math
+import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +19,8 @@ from dumbo.sweep.ledger import Row, State
 
 LAST_LINES = 3
 LONGEST_ERROR = 1000
+LOG_END = 64 * 2**10
+"""Bytes of a log that are looked at: one may have grown to any size."""
 FOR_THE_USER = (2, 3, 4)
 """Exit codes of what is to be mended in config or data: the same again ends the same."""
 INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
@@ -39,7 +44,6 @@ def ended(
     facts = facts_if_whole(folder)
     state = _state(facts, code, asked)
     metrics = facts.get("metrics") or {} if state == "done" else {}
-    result = metrics.get(metric)
     return {
         "state": state,
         "config_hash": str(facts.get("config_hash") or row.config_hash),
@@ -47,9 +51,16 @@ def ended(
         "seconds": round(row.seconds + seconds, 3),
         "exit_code": code,
         "metrics": metrics,
-        "result": result if isinstance(result, int | float) and not isinstance(result, bool) else None,
+        "result": result_of(metrics, metric),
         "error": _error(facts, code, said) if state == "failed" else None,
     }
+
+
+def result_of(metrics: Mapping[str, Any], metric: str) -> float | None:
+    """The sweep's metric among a run's; None where it is there not, or no number."""
+    value = metrics.get(metric)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return value if is_number else None
 
 
 def _state(facts: dict[str, Any], code: int | None, asked: Asked) -> State:
@@ -81,6 +92,16 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def end_of_log(file: Path, began: int = 0) -> str:
+    """The last of what a log holds from a byte on; "" where there is none any more."""
+    try:
+        with file.open("rb") as log:
+            log.seek(max(began, log.seek(0, os.SEEK_END) - LOG_END))
+            return log.read(LOG_END).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def may_be_tried_again(row: Row, code: int | None) -> bool:

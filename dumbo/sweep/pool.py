@@ -19,7 +19,7 @@ from dumbo.outputs.places import now
 from dumbo.sweep.heard import Heard
 from dumbo.sweep.job import Process, Start, Starter
 from dumbo.sweep.ledger import Ledger, Row
-from dumbo.sweep.outcome import Asked, ended, may_be_tried_again
+from dumbo.sweep.outcome import Asked, end_of_log, ended, may_be_tried_again
 from dumbo.sweep.progress import Progress
 from dumbo.sweep.slots import Slot
 
@@ -189,9 +189,7 @@ class Pool:
 
     def _end(self, one: Running, code: int, source: Source) -> None:
         self._running.remove(one)
-        with one.log.open("rb") as file:
-            file.seek(one.log_began)
-            said = file.read().decode("utf-8", errors="replace")
+        said = end_of_log(one.log, one.log_began)
         row = self.ledger[one.job.number]
         changes = ended(
             row, self.folder / one.job.name, self.metric, code=code, asked=one.asked,

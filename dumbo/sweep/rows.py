@@ -14,7 +14,7 @@ from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.outputs.secrets import masked_words
 from dumbo.slurm.rows import job_of
 from dumbo.sweep.ledger import Ledger, Row
-from dumbo.sweep.outcome import ended
+from dumbo.sweep.outcome import ended, result_of
 from dumbo.sweep.typed import suffix
 
 
@@ -83,5 +83,5 @@ def begun_anew(ledger: Ledger, folder: Path, rows: Sequence[Row]) -> list[Row]:
 
 def measured_by(ledger: Ledger, metric: str) -> None:
     """Takes the results from another metric, where one is named when a sweep is gone on with."""
-    found = [(row, row.metrics.get(metric)) for row in ledger.in_state("done")]
+    found = [(row, result_of(row.metrics, metric)) for row in ledger.in_state("done")]
     ledger.put(replace(row, result=value) for row, value in found if value != row.result)

@@ -44,16 +44,21 @@ def _asks(options: SweepOptions) -> bool:
     return (options.cpu_slots or 0) > 1 or options.gpus_per_job > 1 or options.jobs_per_gpu > 1
 
 
-def alone(options: SweepOptions) -> list[Slot]:
-    """One slot that has everything (`hydra/launcher=process`).
+def alone(options: SweepOptions, launcher: str = "process") -> list[Slot]:
+    """One slot that has everything: of hydra/launcher=process, or of one whose jobs run elsewhere.
 
     Raises:
         UserError: the options ask for more than one.
     """
-    if _asks(options):
+    if _asks(options) and launcher == "process":
         raise UserError(
             "hydra/launcher=process runs one job after another, and sweep.cpu_slots, gpus_per_job or jobs_per_gpu ask for the pool.\n"
             "  Leave hydra/launcher out, or write hydra/launcher=gpu_pool."
+        )
+    if _asks(options):
+        raise UserError(
+            f"hydra/launcher={launcher}: sweep.cpu_slots, gpus_per_job and jobs_per_gpu are of the pool on this machine.\n"
+            "  Write hydra.launcher.gpus_per_node=N or cpus_per_task=N for each job, hydra.launcher.array_parallelism=N for jobs at once."
         )
     return [Slot()]
 
@@ -65,7 +70,7 @@ def slots(options: SweepOptions, launcher: str = "gpu_pool") -> list[Slot]:
         UserError: fewer GPUs than are asked for.
     """
     if launcher != "gpu_pool":
-        return alone(options) if launcher == "process" else [Slot()]
+        return alone(options, launcher)
     found = gpus()
     if options.cpu_slots is None and not found and _asks(options):
         raise UserError(

@@ -36,12 +36,12 @@ def swept_keys(words: Sequence[str]) -> list[str]:
 
 
 def folder_of(command: Command) -> Path:
-    """The sweep's folder: `sweep_dir=`, or one named for the command."""
+    """The sweep's folder: `sweep_dir=`, or one named for the command; another password makes no other sweep."""
     asked = typed_text(command.overrides, "sweep_dir")
     if asked is not None:
         return Path(asked).expanduser().absolute()
     swept = swept_keys(command.overrides)
-    fixed = [word for word in command.overrides if key_of(word) not in swept]
+    fixed = masked_words([word for word in command.overrides if key_of(word) not in swept])
     return default_folder(fixed, swept, command.file, command.config_dirs).absolute()
 
 

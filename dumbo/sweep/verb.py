@@ -7,11 +7,8 @@ in SLURM need no such process: for them the ledger is brought up to date here (d
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -86,16 +83,16 @@ def wait(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
     """Returns when nobody runs the sweep any more: 0 when all its jobs are done, else 1."""
     while is_locked(folder) or watched(folder, Ledger.open(folder)):
         time.sleep(LOOK)
-    ledger = as_it_stands(folder, Ledger.open(folder))
+    ledger = as_it_stands(folder, up_to_date(folder, Ledger.open(folder)))
     status(folder, ledger, options)
-    return 0 if all(row.state in ENDED for row in ledger) else 1
+    return 0 if len(ledger) and all(row.state in ENDED for row in ledger) else 1
 
 
 def cancel(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
     """Asks the process that runs the sweep to end, as Ctrl-C there does: the jobs that run save first.
 
     Raises:
-        UserError: it runs on another machine.
+        UserError: it runs on another machine, or is another user's.
     """
     console, holder = Console(), holder_of(folder)
     if submitted(ledger):
@@ -103,13 +100,10 @@ def cancel(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
     if not is_locked(folder) or holder is None:
         console.row("cancel", f"nobody is running the sweep in {short(folder)}")
         return 0
-    if not holder.here:
-        raise UserError(f"sweep cancel: process {holder.pid} on {holder.host} runs it.\n  Write the same there.")
     if not holder.lives:
         console.row("cancel", "the sweep is gone already; its last jobs are saving what they have")
         return 0
-    with suppress(ProcessLookupError):
-        os.kill(holder.pid, signal.SIGINT)
+    holder.ask_to_end()
     console.row("cancel", f"process {holder.pid} is asked to end; the jobs that run save first")
     console.row("next", f"dumbo sweep wait {short(folder)}, then {go_on(folder)}")
     return 0
@@ -167,4 +161,4 @@ def _said(folder: Path, live: bool, ledger: Ledger) -> str:
     most = (read_sweep(folder).get("search") or {}).get("num_trials", 0)
     if len(ledger) < most:
         return f"not running, {len(ledger)} trials of at most {most} are begun"
-    return "all jobs are done" if all(row.state in ENDED for row in ledger) else "not running"
+    return "all jobs are done" if len(ledger) and all(row.state in ENDED for row in ledger) else "not running"

@@ -124,7 +124,13 @@ class Worker:
 
     def _fork(self, order: dict[str, Any]) -> dict[str, Any] | None:
         with_parent = dying_with_parent(signal.SIGTERM)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # no memory, too many processes: this job fails, the others go on
+            with Path(order["log"]).open("a", encoding="utf-8") as log:
+                log.write(f"The job could not be started: {error}\n")
+            self.tell({"ended": order["start"], "code": 1})
+            return None
         if pid == 0:
             os.setpgid(0, 0)
             if with_parent is not None:

@@ -11,8 +11,10 @@ import yaml
 from sweeps import NotStarted, finished, leave
 
 from dumbo.cli import main
+from dumbo.command import parse
 from dumbo.sweep.folder import HOME
 from dumbo.sweep.ledger import Ledger, Row
+from dumbo.sweep.typed import folder_of
 
 
 @pytest.fixture
@@ -72,6 +74,15 @@ def test_the_same_command_again_does_nothing_and_more_values_are_appended(jobs: 
     rows = Ledger.open(folder).rows
     assert [row.overrides for row in rows] == [[f"trainer.seed={n}"] for n in (1, 2, 3, 4)]
     assert len((folder / "ledger.jsonl").read_text().splitlines()) == 4, "one row a job at the end"
+
+
+def test_another_password_is_no_other_sweep() -> None:
+    first, second, other = (
+        folder_of(parse(["-m", "trainer.seed=1,2", "+tracker.t.api_key=" + key, "trainer.lr=" + lr]))
+        for key, lr in (("a", "1"), ("b", "1"), ("a", "2"))
+    )
+    assert first == second
+    assert first != other
 
 
 def test_another_command_is_another_sweep(jobs: NotStarted) -> None:
@@ -185,7 +196,68 @@ def test_code_of_others_is_typed_again(jobs: NotStarted, tmp_path: Path, capsys)
     assert main(["-m", "sweep_dir=sweep", "--config-dir=theirs"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"overrides": ["--config-dir=theirs"]}, "job 2 has the word '--config-dir=theirs', which is no override"),
+        ({"overrides": ["theirs.yaml"]}, "job 2 has the word 'theirs.yaml', which is no override"),
+        (
+            {"overrides": ["model.trust_remote_code=true"]},
+            "job 2: the run had model.trust_remote_code=true, and code that comes",
+        ),
+        ({"overrides": ["evaluate.tasks_path=theirs"]}, "and task files can run code"),
+        ({"name": "../outside"}, "job 2 is called '../outside', which leads elsewhere"),
+        ({"name": "/tmp/outside"}, "which leads elsewhere"),
+    ],
+)
+def test_a_ledger_of_others_brings_no_code_and_writes_nothing_elsewhere(
+    changes: dict[str, object], said: str, jobs: NotStarted, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0
+    row = {"number": 2, "name": "002", "overrides": ["trainer.seed=3"], "state": "waiting", **changes}
+    with Path("sweep/ledger.jsonl").open("a") as ledger:
+        ledger.write(json.dumps(row) + "\n")
+    jobs.words.clear()
+    assert main(["-m", "sweep_dir=sweep"]) == 2
+    assert said in capsys.readouterr().err
+    assert jobs.words == []
+
+
+def test_a_swept_secret_that_is_left_is_not_all_done(jobs: NotStarted, tmp_path: Path, capsys) -> None:
+    (tmp_path / "mine.yaml").write_text("tracker: {t: {x: 1}}\n")
+    jobs.ending = fails(*range(99))
+    words = ["-m", "mine.yaml", "sweep_dir=sweep", "sweep.retries=0"]
+    assert main([*words, "+tracker.t.api_key=a,b"]) == 1
+    jobs.ending = finished
+    assert main([*words, "+tracker.t.api_key=c"]) == 0
+    capsys.readouterr()
+    assert main(["-m", "sweep_dir=sweep", "+tracker.t.api_key=c"]) == 1
+    assert "000, 001: their words hold secrets" in capsys.readouterr().out
+    assert states(Path("sweep")) == ["failed", "failed", "done"]
+
+
 # ---- a changed base -------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_that_was_killed_before_its_first_job_may_be_another_one(jobs: NotStarted, capsys) -> None:
+    """Its base is what its jobs have, and not what was typed before there was one."""
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0
+    Path("sweep/ledger.jsonl").unlink()
+    for command in (["trainer.seed=1,2", "trainer.lr=3e-3"], ["trainer.seed=1,2,3", "trainer.lr=3e-3"]):
+        assert main(["-m", *command, "sweep_dir=sweep"]) == 0, capsys.readouterr().err
+    assert yaml.safe_load(Path("sweep/base.yaml").read_text())["trainer"]["lr"] == 3e-3
+    assert states(Path("sweep")) == ["done"] * 3
+
+
+def test_jobs_in_slurm_are_not_forced_into_another_config(jobs: NotStarted, monkeypatch, capsys) -> None:
+    assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0
+    monkeypatch.setattr("dumbo.sweep.local.submitted", lambda ledger: ledger.rows)
+    capsys.readouterr()
+    assert main(["-m", "trainer.seed=1,2", "trainer.lr=3e-3", "sweep_dir=sweep", "sweep.force=true"]) == 2
+    assert (
+        "2 jobs of sweep are in SLURM with the config as it was.\n  dumbo sweep cancel sweep" in capsys.readouterr().err
+    )
 
 
 def test_a_changed_base_is_refused_or_forced(jobs: NotStarted, capsys) -> None:
@@ -308,3 +380,10 @@ def test_a_runs_folder_is_no_sweeps(jobs: NotStarted, capsys) -> None:
     assert main(["-m", "trainer.seed=1,2", "sweep_dir=run"]) == 2
     assert "run is a run's folder" in capsys.readouterr().err
     assert [path.name for path in Path("run").iterdir()] == ["run.json"]
+
+
+def test_what_only_slurm_can_is_refused_elsewhere(jobs: NotStarted, capsys) -> None:
+    for launcher in ("process", "basic"):
+        assert main(["-m", "trainer.seed=1,2", f"hydra/launcher={launcher}", "sweep.detach=true", "sweep_dir=a"]) == 2
+        assert "sweep.detach=true is for hydra/launcher=submitit_slurm" in capsys.readouterr().err
+    assert not Path("a").exists()

@@ -36,6 +36,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     command = sweep(folder)
     assert command.wait() == 0, command.said()
+    logs = [log.read_text() for log in (folder / "sweep").glob("*.log")]
+    assert [log.count("\nresult ") for log in logs] == [1] * JOBS, "what tells below that a job ran to its end"
     return folder / "sweep"
 
 

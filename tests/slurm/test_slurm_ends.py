@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from test_slurm_jobs import SMALL
 from watched import Watched, facts_of, on_the_command_line
 
 import dumbo
+from dumbo.sweep.ledger import Ledger
 
 pytestmark = pytest.mark.full
 STEPS = 1500
@@ -261,3 +263,25 @@ def test_watched_by_two(cluster: Cluster, tmp_path: Path, stop_left: list[Watche
     stop_left.append(third)
     assert third.wait() == 0, third.said
     assert third.rows()[0]["attempt"] == 1
+
+
+def test_killed_between_the_queue_and_the_ledger(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
+    """SLURM has the jobs, no row knows: what began is adopted, what waits is submitted once and not twice."""
+    short = [word if not word.startswith("trainer.max_steps") else "trainer.max_steps=200" for word in LONG]
+    words = (*short, "trainer.seed=1,2", "hydra.launcher.array_parallelism=1")
+    sweep = Watched(tmp_path, *words, "sweep.detach=true")
+    stop_left.append(sweep)
+    assert sweep.wait() == 0, sweep.said
+    before = [row["device"] for row in sweep.rows()]
+    until_steps(sweep, 3)
+    ledger = Ledger.open(sweep.folder)
+    ledger.put([replace(row, device=None, state="waiting", attempt=0) for row in ledger])
+    again = Watched(tmp_path, *words)
+    stop_left.append(again)
+    assert again.wait() == 0, again.said + again.logs()
+    assert [row["state"] for row in again.rows()] == ["done", "done"]
+    assert [row["attempt"] for row in again.rows()] == [1, 1]
+    after = [row["device"] for row in again.rows()]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    assert cluster.state(before[1].removeprefix("slurm ")) == "CANCELLED"

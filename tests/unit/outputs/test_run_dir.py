@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from dumbo.errors import UserError
 from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
-from dumbo.outputs.runs import find_run
+from dumbo.outputs.runs import find_run, is_claimed
 
 
 def run_in(folder: Path) -> RunDir:
@@ -36,6 +38,19 @@ def test_a_live_run_keeps_its_folder_and_a_dead_one_does_not(tmp_path: Path) -> 
         other.kill()
         other.wait()
     run_in(tmp_path / "run").claim()  # the system let go of the lock
+
+
+def test_who_looks_whether_a_folder_is_claimed_is_no_run(tmp_path: Path) -> None:
+    """Neither for another one that looks, nor for a run that begins at that moment."""
+    with (tmp_path / ".lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        assert not is_claimed(tmp_path)
+        threading.Timer(0.1, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        run = run_in(tmp_path)
+        run.claim()
+        assert is_claimed(tmp_path)
+        run.release()
+    assert not is_claimed(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

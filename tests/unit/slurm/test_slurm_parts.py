@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +15,15 @@ from lacking import needs
 
 from dumbo.errors import Stopped, UserError
 from dumbo.launch.slurm import refuse_other_shape, several_nodes
+from dumbo.outputs.console import Console
 from dumbo.slurm.note import Note
-from dumbo.slurm.queue import _code, _indices
-from dumbo.slurm.rows import job_of
+from dumbo.slurm.pool import SlurmPool
+from dumbo.slurm.queue import _code, _indices, cancel
+from dumbo.slurm.rows import job_of, runs_here
 from dumbo.slurm.submit import checked_parameters
 from dumbo.slurm.task import Heard, Task
-from dumbo.sweep.ledger import Row
+from dumbo.sweep.ledger import Ledger, Row
+from dumbo.sweep.pool import Grid, Job
 from dumbo.trainer.signals import interruptible
 
 
@@ -33,13 +39,62 @@ def test_exit_codes() -> None:
 
 
 def test_which_rows_are_in_slurm() -> None:
-    devices = {"slurm 12_3": "12_3", "submitit 77": "77", "GPU 0": None, None: None}
+    devices = {
+        "slurm 12_3": "12_3",
+        "submitit 77": "77",
+        "GPU 0": None,
+        None: None,
+        "slurm --user=me": None,
+        "submitit ": None,
+    }
     assert {device: job_of(Row(number=0, name="a", device=device)) for device in devices} == devices
+
+
+def test_a_number_that_another_process_has_now_is_no_job() -> None:
+    """Neither waited for, nor ended by `dumbo sweep cancel`."""
+    sleeps = "import time; print(flush=True); time.sleep(60)"
+    for words, ours in ((["submitit.local._local"], True), ([], False)):
+        process = subprocess.Popen([sys.executable, "-c", sleeps, *words], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert runs_here(process.pid) == ours
+        process.kill()
+        process.wait()
+        assert not runs_here(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "found"),
+    [
+        ("exit 0", "", None),
+        ("exit 1", "scancel: error: Kill job error on job id 5: Invalid job id specified", None),
+        ("exit 1", "scancel: error: Kill job error on job id 6: Access/permission denied", "Access/permission denied"),
+        ("exit 1", "", "no reason given"),
+        ("sleep 5", "", "timed out"),
+    ],
+)
+def test_what_scancel_says(
+    code: str, said: str, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dumbo.slurm.queue.SECONDS", 1)
+    (tmp_path / "scancel").write_text(
+        f"#!/bin/sh\n[ -z '{said}' ] || echo '{said}' >&2\nexec {code}\n".replace("exec exit", "exit")
+    )
+    (tmp_path / "scancel").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    answer = cancel(["5", "6"])
+    assert answer is None if found is None else found in str(answer)
 
 
 def test_a_note_of_a_job_that_is_submitted_anew_counts_anew(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "a.json"
     assert Note.read(file) == Note()
+    file.parent.mkdir()
+    for left in ("", '{"job": "1", "att', "[]"):  # a node that is lost takes along what was not on the disk yet
+        file.write_text(left)
+        assert Note.read(file) == Note()
+    file.write_text('{"job": "1", "colour": "of a later dumbo"}')
+    assert Note.read(file) == Note(job="1")
     Note(job="1", attempt=3, timeouts=2, failures=1, step=7, seconds=5.0, code=1).write(file)
     same, other = Note.read(file).beginning("1"), Note.read(file).beginning("2")
     assert (same.attempt, same.timeouts, same.failures, same.step, same.code) == (4, 2, 1, 7, None)
@@ -98,6 +153,30 @@ def test_parameters_are_checked() -> None:
         checked_parameters({"timeout_min": 2, "signal_delay_s": 120}, "slurm")
     with pytest.raises(UserError, match=r"hydra\.launcher\.mem_gb"):
         checked_parameters({"mem_gb": "much"}, "slurm")
+    with pytest.raises(UserError, match=r"hydra\.launcher\.comment=.*the next line would run"):
+        checked_parameters({"comment": "night\ntouch /tmp/ran #"}, "slurm")
+
+
+def test_arrays_that_slurm_took_are_known_when_it_refuses_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same command would submit them a second time."""
+    monkeypatch.setattr("dumbo.slurm.submit.LONGEST_ARRAY", 2)
+
+    def taken(tasks: list[Task], *others: object) -> list[str]:
+        if len(tasks) < 2:
+            raise UserError("SLURM does not take the job: AssocMaxSubmitJobLimit")
+        return [f"7_{place}" for place in range(len(tasks))]
+
+    monkeypatch.setattr("dumbo.slurm.pool.submit", taken)
+    ledger = Ledger.open(tmp_path)
+    ledger.put(Row(number=n, name=f"{n:03d}") for n in range(3))
+    told = {"nodes": 1, "submitit_folder": "x", "timeout_min": 9, "signal_delay_s": 9, "max_num_timeout": 1}
+    console = Console(io.StringIO())
+    pool = SlurmPool(tmp_path, ledger, console, "eval_loss", 0, True, told, "slurm", 1)
+    with pytest.raises(UserError, match="AssocMaxSubmitJobLimit"):
+        pool.run(Grid.of(Job(number=n, name=f"{n:03d}", words=["train"]) for n in range(3)))
+    assert [row.device for row in Ledger.open(tmp_path)] == ["slurm 7_0", "slurm 7_1", None]
 
 
 def test_the_shape_that_slurm_gave(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from dumbo.errors import UserError
+from dumbo.outputs.console import Console
+from dumbo.outputs.run_dir import RunDir
+from dumbo.slurm.queue import Queued
+from dumbo.slurm.verb import cancel_submitted, up_to_date
 from dumbo.sweep.folder import (
     HOME,
     Holder,
@@ -23,6 +29,7 @@ from dumbo.sweep.folder import (
     require_sweep,
     write_sweep,
 )
+from dumbo.sweep.ledger import Ledger, Row
 
 HOLDS = """
 import sys, time
@@ -135,8 +142,63 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         SweepLock(tmp_path / "file" / "sweep").take(print)
 
 
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # what Lustre says, mounted without flock
+
+    monkeypatch.setattr("fcntl.flock", refused)
+    with pytest.raises(UserError, match=r"cannot be locked \(Function not implemented\)"):
+        SweepLock(tmp_path).take(print)
+    with pytest.raises(UserError, match=r"run_dir: .* cannot be locked"):
+        RunDir(path=tmp_path, console=Console(io.StringIO()), started=0.0).claim()
+
+
 def test_a_number_that_was_given_out_again_is_another_process() -> None:
     me = Holder.me()
     assert me.lives
     assert not Holder(me.pid, me.host, 1).lives
     assert Holder(me.pid, "elsewhere", 1).lives, "nobody can know"
+
+
+def test_a_process_that_is_over_and_not_noticed_holds_nothing(tmp_path: Path) -> None:
+    """In a container nobody may: a killed sweep would be taken for a live one while its jobs save."""
+    process = holding(tmp_path)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not holder_of(tmp_path).lives
+    process.wait()
+
+
+def test_jobs_in_slurm_are_seen_while_somebody_else_writes_the_ledger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "000").mkdir()
+    (tmp_path / "000" / "run.json").write_text('{"status": "finished", "metrics": {"eval_loss": 1.0}}')
+    ledger = Ledger.open(tmp_path)
+    ledger.put([Row(number=0, name="000", device="slurm 5")])
+    before = ledger.path.read_text()
+    monkeypatch.setattr("dumbo.slurm.rows.queued", lambda jobs: {"5": Queued("COMPLETED", code=0)})
+    monkeypatch.setattr("dumbo.slurm.verb.is_locked", lambda folder: False)  # a moment ago nobody did
+    process = holding(tmp_path)
+    try:
+        assert [row.state for row in up_to_date(tmp_path, Ledger.open(tmp_path))] == ["done"]
+        assert ledger.path.read_text() == before
+    finally:
+        process.kill()
+        process.wait()
+    assert [row.state for row in up_to_date(tmp_path, Ledger.open(tmp_path))] == ["done"]
+    assert Ledger.open(tmp_path)[0].result == 1.0
+
+
+def test_a_search_in_slurm_that_is_cancelled_asks_for_no_more_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_sweep(tmp_path, {"sweeper": "optuna"}, {})
+    ledger = Ledger.open(tmp_path)
+    ledger.put([Row(number=0, name="000", device="slurm 5")])
+    cancelled: list[str] = []
+    monkeypatch.setattr("dumbo.slurm.queue.cancel", cancelled.extend)
+    process = holding(tmp_path)
+    assert cancel_submitted(Console(io.StringIO()), tmp_path, ledger) == 0
+    assert process.wait(60) != 0
+    assert cancelled == ["5"]

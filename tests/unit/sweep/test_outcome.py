@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dumbo.sweep.ledger import Row
-from dumbo.sweep.outcome import ended, may_be_tried_again
+from dumbo.sweep.outcome import ended, may_be_tried_again, result_of
 
 ROW = Row(number=0, name="000", state="running", attempt=1, seconds=2.0, config_hash="old")
 
@@ -74,3 +74,11 @@ def test_last_words(tmp_path: Path) -> None:
 def test_a_broken_run_json_is_no_end_of_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     assert end(tmp_path, None, 0).state == "failed"
+
+
+@pytest.mark.parametrize("value", [None, "bfloat16", True, float("nan"), float("inf"), {}])
+def test_a_metric_that_is_no_number_is_no_result(value: object) -> None:
+    """Of `sweep.metric=…` any of run.json's may be named; the best is told in digits."""
+    assert result_of({"dtype": value}, "dtype") is None
+    assert result_of({}, "dtype") is None
+    assert result_of({"steps": 3}, "steps") == 3

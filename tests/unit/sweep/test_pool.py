@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dumbo.outputs.console import Console
+from dumbo.sweep import outcome
 from dumbo.sweep import pool as module
 from dumbo.sweep.job import Start
 from dumbo.sweep.ledger import Ledger, Row
@@ -199,3 +200,27 @@ def test_an_attempts_words_are_not_another_attempts(tmp_path: Path) -> None:
     log = (tmp_path / "000.log").read_text()
     assert log.startswith("first\n\n---- attempt 2, ")
     assert log.endswith("second\n")
+
+
+def test_a_log_that_is_gone_does_not_end_the_sweep_and_a_long_one_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome, "LOG_END", 20)
+
+    @dataclass
+    class Fails(Fake):
+        def poll(self) -> int | None:
+            if self.start.words == ["0"]:
+                self.start.log.unlink()
+            else:
+                self.start.log.write_text("x" * 100 + "\nthe last line\n")
+            return 1
+
+    starter = Starter()
+    starter.start = lambda start: Fails(start, 1)  # type: ignore[method-assign, assignment]
+    pool = pool_of(tmp_path, starter, slots=1)
+    pool.run(grid(pool, 2))
+    assert [(row.state, row.error) for row in pool.ledger] == [
+        ("failed", "no output"),
+        ("failed", "xxxxx\nthe last line"),
+    ]

@@ -93,6 +93,8 @@ def test_what_is_asked_for_is_never_passed_over(monkeypatch: pytest.MonkeyPatch)
             slots(options)
     with pytest.raises(UserError, match=r"hydra/launcher=process runs one job after another"):
         alone(SweepOptions(cpu_slots=2))
+    with pytest.raises(UserError, match=r"hydra/launcher=submitit_slurm: .*are of the pool.*\n.*gpus_per_node=N"):
+        slots(SweepOptions(gpus_per_job=4), "submitit_slurm")
     assert alone(SweepOptions(cpu_slots=1)) == [Slot()]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert wants_pool(SweepOptions(jobs_per_gpu=2)), "one GPU, several jobs"

@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from dumbo.errors import UserError
+from dumbo.errors import RunFailed, UserError
 from dumbo.sweep.ledger import FILE, STATES, Ledger, Row
 
 
@@ -56,6 +56,23 @@ def test_every_prefix_of_the_file_is_a_ledger(tmp_path: Path) -> None:
         assert all(json.loads(line) for line in (tmp_path / FILE).read_text().splitlines())
 
 
+def test_a_disk_that_is_full_is_said(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path)
+    ledger.put(rows(1))
+    whole = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).rename(tmp_path / "kept")
+    (tmp_path / FILE).symlink_to("/dev/full")
+    with pytest.raises(RunFailed, match=r"No space left on device.*\n.*go on: python -m dumbo -m .*sweep_dir="):
+        ledger.change(0, state="running")
+    assert ledger[0].state == "waiting", "as on disk"
+    (tmp_path / "kept").rename(tmp_path / FILE)
+    assert (tmp_path / FILE).read_text() == whole
+    (tmp_path / f".{FILE}.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(RunFailed, match="No space left"):
+        ledger.compact()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE], "as it was, nothing is left aside"
+
+
 def test_polars_reads_it(tmp_path: Path) -> None:
     """Also where metrics come late and are not the same for all."""
     ledger = Ledger.open(tmp_path)
@@ -79,7 +96,7 @@ def test_ten_thousand_jobs(tmp_path: Path) -> None:
     size = os.path.getsize(tmp_path / FILE)
     began = time.process_time()
     ledger = Ledger.open(tmp_path)
-    assert time.process_time() - began < 2, "0.2 s on two cores; < 1 s is promised"
+    assert time.process_time() - began < 1, "promised; 0.2 s of CPU time here"
     assert len(ledger) == 10_000
     began = time.process_time()
     for number in range(20):

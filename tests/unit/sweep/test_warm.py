@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from dumbo.sweep import warm as module
 from dumbo.sweep.folder import SweepLock, is_locked
 from dumbo.sweep.job import Cold, Process, Start, Starter
 from dumbo.sweep.warm import Warm
+from dumbo.sweep.warm_worker import Worker
 
 READS = """
 import sys
@@ -143,6 +146,19 @@ def test_no_worker_where_none_is_asked_for(tmp_path: Path, monkeypatch: pytest.M
     warm = Warm(None, {}, pytest.fail, False)
     assert ended(warm, warm.start(Start(words=["--version"], log=tmp_path / "version.log"))) == [0]
     warm.close()
+
+
+def test_a_machine_that_gives_no_more_processes_fails_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refused)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = Worker(theirs)
+        assert worker._fork({"start": 7, "words": [], "log": str(tmp_path / "one.log"), "environment": {}}) is None
+        assert ours.recv(1000) == b'{"ended": 7, "code": 1}\n'
+    assert told(tmp_path / "one.log").startswith("The job could not be started: ")
 
 
 @pytest.mark.full
