@@ -238,9 +238,23 @@ def _require_seen(tree: nodes.Template) -> None:
         for side, operand in zip(sides, comparison.ops, strict=False):
             if operand.op in ("in", "notin") and not (isinstance(side, nodes.Const) or _is_role(side)):
                 raise Untraceable("looked for in something")
+    if any(_gives_a_role(node) for node in tree.find_all((nodes.NSRef, nodes.Pair))):
+        raise Untraceable("a role that no message has")
 
 
 def _is_role(node: nodes.Node) -> bool:
     if isinstance(node, nodes.Getattr):
         return node.attr == "role"
     return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "role"
+
+
+def _gives_a_role(node: nodes.Node) -> bool:
+    """Whether something else than a message could have a role, which might be a content: one that stands in a plain text
+    (`ns.role in 'abc'`) is looked at without asking it.
+    """
+    if isinstance(node, nodes.NSRef):
+        return node.attr == "role"
+    assert isinstance(node, nodes.Pair)
+    if isinstance(node.key, nodes.Const):
+        return node.key.value == "role" and not isinstance(node.value, nodes.Const)
+    return True
