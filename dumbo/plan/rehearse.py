@@ -88,7 +88,7 @@ def rehearse(
         _watch_phases(base, ledger)
     if "cu_seq_lens_q" in fake:
         attention.remember(fake["cu_seq_lens_q"], _fake_plan(batch["cu_seq_lens_q"], mode, device))
-    with mode, ledger, _moved_gradients(model, ledger):
+    with mode, ledger, _moved_gradients(model, ledger), _experts_in_any_dtype():
         optimizer = _optimizer(model, args, ledger, masters)
         for _ in range(STEPS):
             for _ in range(micro_batches):
@@ -148,6 +148,27 @@ def _watch_phases(base: Any, ledger: Ledger) -> None:
     if layers is not base:
         layers.register_forward_pre_hook(begins)
         layers.register_forward_hook(ends)
+
+
+@contextmanager
+def _experts_in_any_dtype() -> Iterator[None]:
+    """Torch's grouped product knows its result's shape for bfloat16 alone, though it multiplies float32 too: there the experts
+    of transformers take the operator that they have for such cases, which makes the same and nothing besides.
+
+    Private in transformers, within the versions in pyproject.toml: integrations.moe._can_use_grouped_mm.
+    """
+    from transformers.integrations import moe
+
+    own = moe._can_use_grouped_mm
+
+    def usable(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> bool:
+        return weight.dtype == torch.bfloat16 and own(input, weight, offs)
+
+    moe._can_use_grouped_mm = usable
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = own
 
 
 @contextmanager
