@@ -61,6 +61,7 @@ def rehearse(
     layout: str,
     micro_batches: int,
     masters: bool = False,
+    added_up_by_ddp: bool = False,
 ) -> Counted:
     """Trains two steps.
 
@@ -72,6 +73,7 @@ def rehearse(
         layout: of the batch.
         micro_batches: of a step; two stand for more.
         masters: `trainer.master_weights`.
+        added_up_by_ddp: gradients of weights with masters are in the weights' own dtype (`masters.py`).
     """
     model: Any = found.model
     base = base_of(model)
@@ -89,7 +91,7 @@ def rehearse(
     if "cu_seq_lens_q" in fake:
         attention.remember(fake["cu_seq_lens_q"], _fake_plan(batch["cu_seq_lens_q"], mode, device))
     with mode, ledger, _moved_gradients(model, ledger), _experts_in_any_dtype():
-        optimizer = _optimizer(model, args, ledger, masters)
+        optimizer = _optimizer(model, args, ledger, masters, added_up_by_ddp)
         for _ in range(STEPS):
             for _ in range(micro_batches):
                 _forward_and_backward(model, fake, args.bf16, ledger, device)
@@ -187,7 +189,9 @@ def _moved_gradients(model: Any, ledger: Ledger) -> Iterator[None]:
             handle.remove()
 
 
-def _optimizer(model: Any, args: TrainingArguments, ledger: Ledger, masters: bool) -> torch.optim.Optimizer | None:
+def _optimizer(
+    model: Any, args: TrainingArguments, ledger: Ledger, masters: bool, added_up_by_ddp: bool
+) -> torch.optim.Optimizer | None:
     """Trainer's; None for one that is not torch's own or transformers'."""
     from transformers import Trainer
 
@@ -197,7 +201,7 @@ def _optimizer(model: Any, args: TrainingArguments, ledger: Ledger, masters: boo
     with ledger.making("optimizer"):
         optimizer = kind([p for p in model.parameters() if p.requires_grad], **options)
         if masters:
-            keep_masters(optimizer)
+            keep_masters(optimizer, added_up_by_ddp=added_up_by_ddp)
     return optimizer
 
 
