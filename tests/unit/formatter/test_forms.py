@@ -9,7 +9,8 @@ from dumbo.formatter.chat import Chat, _conversations
 from dumbo.formatter.control_tokens import control_pattern
 from dumbo.formatter.conversation import Conversations
 from dumbo.formatter.jinja import environment
-from dumbo.formatter.tracing import Trace, Tracer, Untraceable
+from dumbo.formatter.traceable import Untraceable
+from dumbo.formatter.tracing import Trace, Tracer
 from dumbo.interfaces import BadRow, Message, Row, Source
 
 NAMES = ("smollm", "qwen3", "llama3", "gemma3")
