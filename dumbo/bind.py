@@ -11,7 +11,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from dumbo.allow_list import resolve_class
@@ -88,6 +88,8 @@ def section(path: str, cls: type, node: Any, report: Report) -> Any:
         if key not in hints:
             valid = list(hints) if path else [*GROUPS, *SECTIONS, *hints]
             report.faults.append(unknown_key(path, key, valid))
+        elif is_dataclass(hints[key]):
+            arguments[key] = section(name, hints[key], value, report)
         elif wanted := misfit(value, hints[key]):
             default = _default(inspect.signature(cls).parameters[key])
             report.faults.append(wrong_type(name, wanted, value, hints[key], default))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dumbo.errors import UserError
-from dumbo.override_text import quoted
+from dumbo.override_text import quoted, value_text
 from dumbo.suggest import did_you_mean
 from dumbo.words import VERBS, is_bare, is_data, refuse_stray, sweep_action, unknown_word
 
@@ -205,11 +205,29 @@ def _with_plus(word: str) -> str:
     return f"++{word}" if word.startswith(OPEN_MAPPINGS) else word
 
 
+PLACES = ("run", "repeat", "resume", "run_dir", "sweep_dir")
+"""Keys whose value is a folder."""
+
+
 def _quoted(word: str) -> str:
-    """A prompt is free text: quoted for Hydra's grammar unless it is quoted already, a `${` in it no reference."""
+    """A prompt is free text: quoted for Hydra's grammar unless it is quoted already, a `${` in it no reference. So is the
+    folder of a sweep's job (`000-trainer.lr=1e-4-3f9c`), or any that is there.
+    """
     for key in ("chat.prompt=", "chat.system="):
         if word.startswith(key):
             value = word[len(key) :]
-            if not (len(value) > 1 and value[0] == value[-1] and value[0] in "'\"") and value != "null":
+            if not _is_quoted(value) and value != "null":
                 return key + quoted(re.sub(r"(\\*)\$\{", r"\1\1\\${", value))
+    key, sign, value = word.partition("=")
+    if key in PLACES and not _is_quoted(value) and "${" not in value and ("=" in value or _is_there(value)):
+        return key + sign + value_text(value)
     return word
+
+
+def _is_there(value: str) -> bool:
+    """Whether it is a folder as typed; what means something to Hydra's grammar (a list, null) is none."""
+    return value not in ("", "null") and Path(value).expanduser().is_dir()
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""

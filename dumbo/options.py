@@ -232,6 +232,39 @@ class DoctorOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """A search (`-m hydra/sweeper=optuna`): how the values of each trial are chosen, and which trials are stopped early.
+
+    Args:
+        num_trials: trials in all, those of earlier invocations counted.
+        sampler: "tpe": learns from the trials so far (tree-structured Parzen estimator); "random".
+        random_trials: so many trials are finished before tpe learns from them.
+        seed: of the sampler.
+        pruner: "median": a trial worse than the median of the others at its step is stopped; "asha", "hyperband": the best
+            third or so at each rung go on; "none".
+        prune_after_trials: median: no trial is stopped before so many are finished.
+        prune_after_step: no trial is stopped before this optimizer step (asha, hyperband: their first rung); null: as the
+            pruner has it, from the first evaluation on.
+    """
+
+    num_trials: int = 20
+    sampler: Literal["tpe", "random"] = "tpe"
+    random_trials: int = 10
+    seed: int = 0
+    pruner: Literal["median", "asha", "hyperband", "none"] = "median"
+    prune_after_trials: int = 5
+    prune_after_step: int | None = None
+
+    def __post_init__(self) -> None:
+        _at_least("num_trials", self.num_trials, 1)
+        _at_least("random_trials", self.random_trials, 1)
+        _at_least("seed", self.seed, 0)
+        _at_least("prune_after_trials", self.prune_after_trials, 1)
+        if self.prune_after_step is not None:
+            _at_least("prune_after_step", self.prune_after_step, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """A sweep (`-m`), and `dumbo sweep status|wait|cancel FOLDER`.
 
@@ -246,6 +279,7 @@ class SweepOptions:
         cpu_slots: jobs at once on the CPU, threads divided; null: the GPUs, or one job at a time without any.
         detach: with hydra/launcher=submitit_slurm, put the jobs into the queue and return; `dumbo sweep wait` watches them.
         format: of `dumbo sweep status`: "text" or "json".
+        search: of hydra/sweeper=optuna.
     """
 
     retries: int = 1
@@ -258,6 +292,7 @@ class SweepOptions:
     cpu_slots: int | None = None
     detach: bool = False
     format: Format = "text"
+    search: SearchOptions = field(default_factory=SearchOptions)
 
     def __post_init__(self) -> None:
         _at_least("retries", self.retries, 0)

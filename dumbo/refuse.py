@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, Sweep
 from hydra.errors import HydraException
 
 from dumbo.errors import UserError
@@ -73,6 +73,8 @@ def _several(word: str, override: Override) -> str:
     if "(" in value and not value.startswith(("choice(", "range(", "interval(", "glob(", "shuffle(", "sort(", "tag(")):
         return unreadable(word, "it has a bracket outside quotes")
     bare = override.key_or_group
+    if isinstance(override.value(), IntervalSweep):
+        return f"{word} is an interval, and -m was not typed.\n  A search in it: python -m dumbo -m hydra/sweeper=optuna '{word}'"
     if bare in GROUPS and bare not in LIST_GROUPS:
         together = ""
     else:

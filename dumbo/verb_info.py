@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from dumbo.options import SECTIONS, Options
@@ -32,20 +32,29 @@ def verb_info(topic: str) -> str:
     """
     section: Any = SECTIONS.get(topic)
     lines = [f"{topic}: {VERBS[topic] if topic in VERBS else _first(section)}", ""]
-    parts: list[tuple[str, Any]] = [("", Options), *([(f"{topic}.", section)] if section is not None else [])]
-    for prefix, options in parts:
-        for field in fields(options):
-            if prefix or field.name in READS.get(topic, ()):
-                lines += _shown(
-                    f"{prefix}{field.name}: {_default(getattr(options(), field.name))}",
-                    _told(options).get(field.name, ""),
-                )
+    lines += _of("", Options(), READS.get(topic, ()))
+    if section is not None:
+        lines += _of(f"{topic}.", section())
     if topic in COMPOSES:
         groups = "model, patch, dataset, formatter, trainer" + ", launch, tracker" * (topic == "train")
         lines += ["", f"The experiment besides: {groups} (dumbo --info trainer lists a group's keys)"]
     if topic == "train":
         lines += ["Proofs and audit at its start: dumbo --info verify, dumbo --info audit"]
     return "\n".join(lines).rstrip()
+
+
+def _of(prefix: str, options: Any, names: tuple[str, ...] | None = None) -> list[str]:
+    """A line or more for each option (names: of these alone), those within an option included."""
+    lines: list[str] = []
+    for field in fields(options):
+        value, what = getattr(options, field.name), _told(type(options)).get(field.name, "")
+        if names is not None and field.name not in names:
+            continue
+        if is_dataclass(value):
+            lines += [f"  {prefix}{field.name}: {what}", *_of(f"{prefix}{field.name}.", value)]
+        else:
+            lines += _shown(f"{prefix}{field.name}: {_default(value)}", what)
+    return lines
 
 
 def _shown(key: str, what: str) -> list[str]:

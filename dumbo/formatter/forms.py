@@ -20,7 +20,8 @@ import jinja2
 from dumbo.formatter.control_tokens import holds_private
 from dumbo.formatter.encode import Span
 from dumbo.formatter.loss_mask import Profile
-from dumbo.formatter.tracing import FIRST_MARK, Place, Trace, Tracer, Untraceable
+from dumbo.formatter.traceable import Untraceable
+from dumbo.formatter.tracing import FIRST_MARK, Place, Trace, Tracer
 from dumbo.interfaces import Row
 
 CHECKED = 64

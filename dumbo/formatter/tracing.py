@@ -6,8 +6,7 @@ would depend on the text itself is refused (`Untraceable`), wherever it happens.
 every conversation of the same roles. A question like `'</think>' in content` is answered with no, and remembered: the
 form is right where the answer is no.
 
-Filters, tests and calls are refused unless they are known; so is syntax that makes plain text of a content before it is
-put out, since what happens to plain text is not seen.
+Filters, tests and calls are refused unless they are known; so is syntax in which a content is not asked (`traceable.py`).
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dumbo.formatter.template_check import without_generation
+from dumbo.formatter.traceable import Untraceable, require_seen
 
 FIRST_MARK = 0x100000
 """Code points that stand for contents in a form (the second private-use plane)."""
@@ -29,14 +28,6 @@ FILTERS = ("trim", "length", "count", "first", "last", "list", "string", "defaul
 TESTS = ("defined", "undefined", "none", "string", "mapping", "number", "integer", "boolean", "true", "false", "iterable",
          "equalto", "eq", "==", "ne", "!=", "odd", "even", "divisibleby")  # fmt: skip
 CALLS = ("namespace", "range", "raise_exception")
-MAKES_TEXT = (
-    nodes.Macro, nodes.CallBlock, nodes.FilterBlock, nodes.AssignBlock, nodes.Include, nodes.Import, nodes.FromImport,
-    nodes.Extends, nodes.Block, nodes.Concat,
-)  # fmt: skip
-
-
-class Untraceable(Exception):
-    """The rendering depends on what is said in a way that no form tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +196,7 @@ class Tracer:
             undefined=environment.undefined,
             extensions=["jinja2.ext.loopcontrols"],
         )
-        _require_seen(tracing.parse(text))
+        require_seen(tracing.parse(text))
         parts: tuple[tuple[dict[str, Any], Mapping[str, Any], tuple[str, ...]], ...] = (
             (tracing.filters, environment.filters, FILTERS),
             (tracing.tests, environment.tests, TESTS),
@@ -224,23 +215,3 @@ class Tracer:
             return self._template.render(**values)
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise Untraceable(str(error)) from error
-
-
-def _require_seen(tree: nodes.Template) -> None:
-    """No syntax that makes plain text of a content, or looks at one where that cannot be refused. Raises Untraceable."""
-    for node in tree.find_all(MAKES_TEXT):
-        raise Untraceable(type(node).__name__)
-    for loop in tree.find_all(nodes.For):
-        if loop.recursive:
-            raise Untraceable("a recursive loop")
-    for comparison in tree.find_all(nodes.Compare):
-        sides = [comparison.expr, *(operand.expr for operand in comparison.ops)]
-        for side, operand in zip(sides, comparison.ops, strict=False):
-            if operand.op in ("in", "notin") and not (isinstance(side, nodes.Const) or _is_role(side)):
-                raise Untraceable("looked for in something")
-
-
-def _is_role(node: nodes.Node) -> bool:
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "role"
-    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "role"

@@ -2,7 +2,8 @@
 
     rehearsal (`rehearse.py`) -> as the wrapper spreads it over ranks -> with what libraries take -> against what is free
 
-DDP keeps a gradient of every trained parameter in its buckets all the time; FSDP2 keeps a share of weights, gradients
+DDP keeps a gradient of every trained parameter in its buckets all the time (with master weights and several micro batches
+beside the float32 sums, which are not in them); FSDP2 keeps a share of weights, gradients
 and optimizer, and gathers two layers whole while it computes.
 """
 
@@ -20,6 +21,7 @@ from dumbo.plan.longest import examples_of, longest
 from dumbo.plan.rehearse import Counted, rehearse
 from dumbo.plan.stand_in import StandIn, chosen_patches, stand_in
 from dumbo.trainer.host_memory import available_memory
+from dumbo.trainer.masters import idle_buckets
 
 if TYPE_CHECKING:
     from dumbo.batch import Batch
@@ -98,6 +100,9 @@ def predict(
     collate = Collate(data.train.store, layout, pad if pad is not None else 0, room, takes_places(model))
     inputs = collate(longest(examples_of(trainer, data), data.train, batch.micro))
     inputs.pop("documents")
+    wrapper = str(getattr(plugins.launch, "wrapper", "none")) if batch.ranks > 1 else "none"
+    beside = trainer.master_weights and wrapper == "DDP" and batch.accumulation > 1
+    buckets = idle_buckets(model.parameters()) if beside else 0
     layer, scattered = largest_layer(model), _scattered(model) if device.type == "cpu" else 0.0
     counted = rehearse(
         found,
@@ -107,14 +112,21 @@ def predict(
         layout=layout,
         micro_batches=min(2, batch.accumulation),
         masters=trainer.master_weights,
+        added_up_by_ddp=wrapper == "DDP" and batch.accumulation == 1,
     )
-    wrapper = str(getattr(plugins.launch, "wrapper", "none")) if batch.ranks > 1 else "none"
     free = free_memory(device, _ranks_here(plugins.launch))
-    return spread(counted, wrapper, batch.ranks, layer, device.type, free, scattered)
+    return spread(counted, wrapper, batch.ranks, layer, device.type, free, scattered, buckets)
 
 
 def spread(
-    counted: Counted, wrapper: str, ranks: int, layer: int, device: str, available: int | None, scattered: float = 0.0
+    counted: Counted,
+    wrapper: str,
+    ranks: int,
+    layer: int,
+    device: str,
+    available: int | None,
+    scattered: float = 0.0,
+    buckets: int = 0,
 ) -> Memory:
     """A rehearsal as one of several ranks has it.
 
@@ -122,12 +134,14 @@ def spread(
         wrapper: none, DDP or FSDP2.
         layer: bytes of the largest layer's weights.
         scattered: share of what comes and goes that is held besides.
+        buckets: bytes of DDP's, where the gradients are not in them.
     """
     at_peak = dict(counted.at_peak)
     held = {"weights": counted.weights, "gradients": counted.gradients, "optimizer": counted.optimizer}
     gathered = 0
     if wrapper == "DDP":
-        at_peak["gradients"] = counted.gradients
+        held["gradients"] += buckets
+        at_peak["gradients"] = held["gradients"]
     elif wrapper == "FSDP2":
         for name in held:
             at_peak[name] = -(-at_peak[name] // ranks)

@@ -24,6 +24,7 @@ from dumbo.plan.meter import resident
 from dumbo.plan.micro_batch import KEY as CHOICE
 from dumbo.plan.plan import FILE
 from dumbo.plan.speed import Speed, known_speed
+from dumbo.trainer.masters import HALF, idle_buckets
 
 if TYPE_CHECKING:
     from dumbo.batch import Batch
@@ -46,7 +47,7 @@ def note(run: RunDir, trainer: Any, model: Any, data: PreparedSplits, batch: Bat
     """
     if not run.writes:
         return
-    held = _held(run, trainer, model)
+    held = _held(run, trainer, model, batch)
     told = _planned(run, batch)
     plan = told if told is not None else _counted(run, trainer, data, batch, examples, held)
     if not torch.cuda.is_available():  # resident memory at the end is with what was there before the model
@@ -90,7 +91,7 @@ def _counted(
     }
 
 
-def _held(run: RunDir, trainer: Any, model: Any) -> dict[str, int]:
+def _held(run: RunDir, trainer: Any, model: Any, batch: Batch) -> dict[str, int]:
     """Bytes of one process; of a model that is going to be spread over several, nothing."""
     if run.wrapped_in == "FSDP2":
         return {}
@@ -100,6 +101,10 @@ def _held(run: RunDir, trainer: Any, model: Any) -> dict[str, int]:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     sizes = [(p.numel(), max(4, p.element_size()) if masters else p.element_size()) for p in trained]
     found["gradients"] = sum(count * size for count, size in sizes)
+    if masters and run.wrapped_in == "DDP":  # in its buckets; several micro batches a step are summed up beside them
+        found["gradients"] += idle_buckets(trained)
+        if batch.accumulation == 1:
+            found["gradients"] -= sum(4 * p.numel() for p in trained if p.dtype in HALF)
     if trainer.optimizer.startswith("adamw_torch"):  # two moments in the dtype of what is stepped on, and masters
         kept = [count * (2 * size + (size if masters else 0)) for count, size in sizes]
         found["optimizer"] = sum(kept)

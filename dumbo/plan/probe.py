@@ -30,6 +30,7 @@ from dumbo.patch import auto, order
 from dumbo.plan.longest import longest_numbers
 from dumbo.plan.measure import Task, bisected
 from dumbo.plan.meter import Full, Meter, meter
+from dumbo.trainer.masters import idle_buckets
 from dumbo.trainer.memory import ran_out
 from dumbo.trainer.precision import dtype_for
 from dumbo.trainer.sampler import GlobalBatches
@@ -117,6 +118,9 @@ class Probe:
         trainer.order = SameBatches(longest_numbers(trainer.examples, task.data.train, batch.global_), batch, sft.seed)
         trainer.on_full = None  # no smaller micro batch instead
         trainer.on_row = trainer.on_bad = lambda told: None
+        several = task.ranks > 1 and task.plugins.trainer.global_batch_size > task.ranks * micro
+        beside = idle_buckets(self.model.parameters()) if several and sft.master_weights else 0
+        trainer.buckets = torch.ones(beside, dtype=torch.uint8, device=trainer.args.device)  # as DDP has them
         trainer._save_checkpoint = lambda *arguments: None
         held_out = trainer.eval_examples
         if held_out is not None and task.data.eval is not None:

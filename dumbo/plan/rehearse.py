@@ -61,6 +61,7 @@ def rehearse(
     layout: str,
     micro_batches: int,
     masters: bool = False,
+    added_up_by_ddp: bool = False,
 ) -> Counted:
     """Trains two steps.
 
@@ -72,6 +73,7 @@ def rehearse(
         layout: of the batch.
         micro_batches: of a step; two stand for more.
         masters: `trainer.master_weights`.
+        added_up_by_ddp: gradients of weights with masters are in the weights' own dtype (`masters.py`).
     """
     model: Any = found.model
     base = base_of(model)
@@ -88,8 +90,8 @@ def rehearse(
         _watch_phases(base, ledger)
     if "cu_seq_lens_q" in fake:
         attention.remember(fake["cu_seq_lens_q"], _fake_plan(batch["cu_seq_lens_q"], mode, device))
-    with mode, ledger, _moved_gradients(model, ledger):
-        optimizer = _optimizer(model, args, ledger, masters)
+    with mode, ledger, _moved_gradients(model, ledger), _experts_in_any_dtype():
+        optimizer = _optimizer(model, args, ledger, masters, added_up_by_ddp)
         for _ in range(STEPS):
             for _ in range(micro_batches):
                 _forward_and_backward(model, fake, args.bf16, ledger, device)
@@ -151,6 +153,27 @@ def _watch_phases(base: Any, ledger: Ledger) -> None:
 
 
 @contextmanager
+def _experts_in_any_dtype() -> Iterator[None]:
+    """Torch's grouped product knows its result's shape for bfloat16 alone, though it multiplies float32 too: there the experts
+    of transformers take the operator that they have for such cases, which makes the same and nothing besides.
+
+    Private in transformers, within the versions in pyproject.toml: integrations.moe._can_use_grouped_mm.
+    """
+    from transformers.integrations import moe
+
+    own = moe._can_use_grouped_mm
+
+    def usable(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> bool:
+        return weight.dtype == torch.bfloat16 and own(input, weight, offs)
+
+    moe._can_use_grouped_mm = usable
+    try:
+        yield
+    finally:
+        moe._can_use_grouped_mm = own
+
+
+@contextmanager
 def _moved_gradients(model: Any, ledger: Ledger) -> Iterator[None]:
     """A gradient that is summed up is counted as one, whatever made it."""
 
@@ -166,7 +189,9 @@ def _moved_gradients(model: Any, ledger: Ledger) -> Iterator[None]:
             handle.remove()
 
 
-def _optimizer(model: Any, args: TrainingArguments, ledger: Ledger, masters: bool) -> torch.optim.Optimizer | None:
+def _optimizer(
+    model: Any, args: TrainingArguments, ledger: Ledger, masters: bool, added_up_by_ddp: bool
+) -> torch.optim.Optimizer | None:
     """Trainer's; None for one that is not torch's own or transformers'."""
     from transformers import Trainer
 
@@ -176,7 +201,7 @@ def _optimizer(model: Any, args: TrainingArguments, ledger: Ledger, masters: boo
     with ledger.making("optimizer"):
         optimizer = kind([p for p in model.parameters() if p.requires_grad], **options)
         if masters:
-            keep_masters(optimizer)
+            keep_masters(optimizer, added_up_by_ddp=added_up_by_ddp)
     return optimizer
 
 

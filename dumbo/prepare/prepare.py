@@ -8,7 +8,7 @@ The writing is documents.py's, the key fingerprints.py's. Here a split is found 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,16 +54,7 @@ def prepare(
     Raises:
         UserError: a bad row under `on_bad_row=stop`, or no usable row at all.
     """
-    key = {
-        "form": FORM,
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "formatter": formatter_fingerprint(formatter),
-        "max_seq_len": max_seq_len,
-        "too_long": too_long,
-        "on_bad_row": splits.on_bad_row,
-        "data": splits.fingerprint,
-        "rows": [rows_fingerprint(batches) for batches in (splits.train, splits.eval) if batches is not None],
-    }
+    key = {**_key(splits, formatter, tokenizer), "max_seq_len": max_seq_len, "too_long": too_long}
 
     def stored(name: str, batches: RowBatches) -> Store:
         files = [str(file) for file in getattr(batches, "files", ())]  # the store names them as sources
@@ -98,6 +89,18 @@ def prepare(
         answer_pattern=splits.answer_pattern,
         origin={"stored_in": str(train.folder), "rows_fingerprint": splits.fingerprint, "files": _files(splits)},
     )
+
+
+def _key(splits: Splits, formatter: Formatter, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What could change a token."""
+    return {
+        "form": FORM,
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "formatter": formatter_fingerprint(formatter),
+        "on_bad_row": splits.on_bad_row,
+        "data": splits.fingerprint,
+        "rows": [rows_fingerprint(batches) for batches in (splits.train, splits.eval) if batches is not None],
+    }
 
 
 def _files(splits: Splits) -> dict[str, str]:

@@ -177,7 +177,8 @@ def _now(row: Row, folder: Path, found: Queued | None, metric: str) -> Row:
     going_back = began and note.next and found is not None and not found.over
     if going_back or (found is not None and found.waits):
         return replace(row, state="waiting")
-    if (found is not None and found.runs and not ended) or (found is None and not ended and is_claimed(run)):
+    unsure = not ended or note.code in INTERRUPTED  # SLURM knows whether it was cancelled, once it is over
+    if (found is not None and found.runs and unsure) or (found is None and not ended and is_claimed(run)):
         return replace(row, state="running")
     code = note.code if ended else found.code if found is not None else None
     row = replace(row, ended=note.ended if ended else now(), exit_code=code)
@@ -201,7 +202,7 @@ def _how(found: Queued | None, facts: dict[str, Any], note: Note, code: int | No
     if code == 0:
         told.append(f"its job ended with exit code 0, and the run's status is {facts.get('status', 'unknown')}")
     told += [f"ended by {one.name}" for one in signal.Signals if code == 128 + one]
-    if found is not None and found.state not in ("COMPLETED", "FAILED"):
+    if found is not None and found.over and found.state not in ("COMPLETED", "FAILED"):
         told.append(f"SLURM: {found.state}" + (f" ({found.reason})" if found.reason else ""))
     lost = found is not None and found.state in LOST
     return ("interrupted" if lost or code in INTERRUPTED else "failed"), told

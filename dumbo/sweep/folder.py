@@ -48,6 +48,7 @@ def default_folder(
     counting = sorted(word for word in fixed if is_of_the_jobs(word))
     told = json.dumps([counting, sorted(swept), str(file or ""), [str(folder) for folder in config_dirs]])
     last = [re.sub(r"[^\w=.+-]", "_", key.rpartition(".")[2], flags=re.ASCII) for key in swept]
+    last = last or [word.rpartition("=")[2] for word in fixed if word.startswith("+experiment=")]
     name = "-".join(last)[:LONGEST_NAME].strip("-") or "sweep"
     return HOME / f"{name}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
 

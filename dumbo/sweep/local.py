@@ -8,8 +8,9 @@ A job that fails does not end it. The folder is described in docs/sweeps.md.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,11 +34,12 @@ from dumbo.resolve import resolved
 from dumbo.slurm.rows import submitted, taken_up
 from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
 from dumbo.sweep.heard import Heard
-from dumbo.sweep.ledger import ENDED, Ledger, Row
+from dumbo.sweep.ledger import ENDED, Ledger, Row, State
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
+from dumbo.sweep.sweeper import SEARCH, require_same, sweeper_of
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
 from dumbo.sweep.trusted import require_inside, require_no_code
@@ -66,7 +68,7 @@ class Sweep:
     Attributes:
         folder: where its runs lie, absolute.
         alone: nothing but the folder was typed: every job of the ledger that is left is meant.
-        launcher: Hydra's name of it.
+        launcher, sweeper: Hydra's names of them.
         swept: the keys with several values.
         asked: numbers of the jobs that this invocation is about.
         elsewhere: what runs its jobs, where they do not run in slots of this machine.
@@ -78,6 +80,7 @@ class Sweep:
     console: Console = field(default_factory=Console)
     options: SweepOptions = field(default_factory=SweepOptions)
     launcher: str = "process"
+    sweeper: str = "basic"
     swept: list[str] = field(default_factory=list)
     asked: list[int] = field(default_factory=list)
     elsewhere: SlurmPool | None = None
@@ -123,6 +126,7 @@ class Sweep:
         self.options = section("sweep", SweepOptions, resolved(cfg.sweep, "sweep", report), report)
         report.stop_if_any()
         self.launcher = self._launcher(cfg)
+        self.sweeper = sweeper_of(cfg, self.command.overrides, self.launcher, OURS)
         sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=False)
         params = sweeper.get("params") or {} if isinstance(sweeper, dict) else {}
         self.swept = list(dict.fromkeys([*swept_keys(self.command.overrides), *(key_of(str(name)) for name in params)]))
@@ -157,6 +161,8 @@ class Sweep:
                 f"sweep.force=true: {counted(len(left), 'job')} of {short(self.folder)} are in SLURM with the config as it was.\n"
                 f"  dumbo sweep cancel {short(self.folder)}, then the same command."
             )
+        if len(self.ledger):
+            require_same(self.folder, self.sweeper)
 
     def _launcher(self, cfg: DictConfig) -> str:
         chosen = BY_CLASS.get(str(cfg.hydra.launcher.get("_target_")), str(cfg.hydra.runtime.choices["hydra/launcher"]))
@@ -176,7 +182,7 @@ class Sweep:
         """Under sweep.force: jobs that are not done cannot go on from checkpoints of another config."""
         if self._changed:
             self.console.row("changed", "\n".join(self._changed))
-            begun = [row for row in self.ledger if row.state not in ENDED and row.attempt]
+            begun = [row for row in self.ledger if row.state not in self.final and row.attempt]
             begun_anew(self.ledger, self.folder, begun)
 
     def _record(self) -> None:
@@ -187,6 +193,8 @@ class Sweep:
             "fixed": masked_words([word for word in self.command.overrides if key_of(word) not in self.swept]),
             "swept": self.swept,
             "launcher": self.launcher,
+            "sweeper": self.sweeper,
+            **({"search": asdict(self.options.search)} if self.sweeper == SEARCH else {}),
             "metric": self.options.metric,
             "direction": self.options.direction,
             "started": before.get("started") or now(),
@@ -285,7 +293,8 @@ class Sweep:
             lock = self._lock.fileno() if self._lock is not None else None
             threads = {name: value for name, value in at_once[0].environment.items() if name == "OMP_NUM_THREADS"}
             starter = Warm(lock, threads, lambda text: self.console.row("", text), self.options.warm)
-            display = SweepTable(self.console, self.options.metric, len(at_once))
+            planned = self.options.search.num_trials if self.sweeper == SEARCH else 0
+            display = SweepTable(self.console, self.options.metric, len(at_once), planned)
             self._pool = Pool(
                 self.folder,
                 self.ledger,
@@ -297,6 +306,15 @@ class Sweep:
                 self._heard,
             )
         return self._pool
+
+    @property
+    def at_once(self) -> int:
+        return len(self._slots())
+
+    @property
+    def final(self) -> tuple[State, ...]:
+        """States of jobs that are not started again: a search goes on to other values where a job failed."""
+        return ("done", "pruned", "failed") if self.sweeper == SEARCH else ("done", "pruned")
 
     def _slots(self) -> list[Slot]:
         return slots(self.options, self.launcher)
@@ -331,8 +349,10 @@ class Sweep:
         if self.options.detach:
             return self._leave()
         well = say_end(self.console, self.folder, rows, self.options.metric, self.options.direction)
-        if not well:
+        if any(row.state not in self.final for row in rows):
             self.console.row("next", f"{go_on(self.folder)}   (jobs go on from their checkpoints)")
+        if any(row.state in ENDED for row in rows):
+            self.console.row("report", f"dumbo report {shlex.quote(short(self.folder))}")
         if not self.console.fancy:
             self.console.plain(str(self.folder))
         return 0 if well else 1

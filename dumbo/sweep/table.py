@@ -33,10 +33,11 @@ class SweepTable:
     Args:
         metric: the sweep's, shown for jobs that are done.
         slots: how many run at once.
+        planned: as `summary`; of a search.
     """
 
-    def __init__(self, console: Console, metric: str, slots: int) -> None:
-        self.console, self.metric, self.slots = console, metric, slots
+    def __init__(self, console: Console, metric: str, slots: int, planned: int = 0) -> None:
+        self.console, self.metric, self.slots, self.planned = console, metric, slots, planned
         self._live: Live | None = None
         self._shown = time.monotonic()
 
@@ -74,9 +75,9 @@ class SweepTable:
         self._shown = now
         progress = {one.job.number: one.progress for one in running}
         if self.console.fancy:
-            self._draw(table(ledger, progress, most=SHOWN, caption=summary(ledger, progress, self.slots)))
+            self._draw(table(ledger, progress, most=SHOWN, caption=summary(ledger, progress, self.slots, self.planned)))
         elif running:
-            self.console.row("", summary(ledger, progress, self.slots))
+            self.console.row("", summary(ledger, progress, self.slots, self.planned))
             for one in running:
                 cells = dict(zip(HEAD, cells_of(ledger[one.job.number], one.progress), strict=True))
                 said = "  ".join(f"{key} {cells[key]}" for key in ("step", "loss", "left") if cells[key])
@@ -97,15 +98,19 @@ class SweepTable:
             self._live = None
 
 
-def summary(ledger: Ledger, progress: Mapping[int, Progress], slots: int) -> str:
-    """`12 of 40 jobs done, 2 failed, 4 running, about 1:02:03 left`."""
-    counts = ledger.counts()
+def summary(ledger: Ledger, progress: Mapping[int, Progress], slots: int, planned: int = 0) -> str:
+    """`12 of 40 jobs done, 2 failed, 4 running, about 1:02:03 left`.
+
+    Args:
+        planned: jobs in all, where they are not all in the ledger yet.
+    """
+    counts, unknown = ledger.counts(), max(0, planned - len(ledger))
     parts = [
-        f"{counts.pop('done', 0)} of {len(ledger)} jobs done",
+        f"{counts.pop('done', 0)} of {len(ledger) + unknown} jobs done",
         *(f"{many} {state}" for state, many in counts.items()),
     ]
     took = [row.seconds for row in ledger.in_state("done") if row.seconds]
-    if took and (left := len(ledger.in_state("waiting", "running"))):
+    if took and (left := unknown + len(ledger.in_state("waiting", "running"))):
         one = sum(took) / len(took)
         begun = sum(min(1.0, (one_of.step or 0) / one_of.total) for one_of in progress.values() if one_of.total)
         parts.append(f"about {clock(max(0.0, left - begun) * one / max(1, slots))} left")

@@ -158,4 +158,7 @@ def _said(folder: Path, live: bool, ledger: Ledger) -> str:
         return "the sweep is gone, jobs of it are saving what they have"
     if submitted(ledger):
         return "jobs go on in SLURM, nobody watches them"
+    most = (read_sweep(folder).get("search") or {}).get("num_trials", 0)
+    if len(ledger) < most:
+        return f"not running, {len(ledger)} trials of at most {most} are begun"
     return "all jobs are done" if len(ledger) and all(row.state in ENDED for row in ledger) else "not running"

@@ -138,6 +138,11 @@ def add_up_over_ranks(parameters: Iterable[torch.nn.Parameter]) -> None:
     torch._foreach_div_(gradients, float(dist.get_world_size()))
 
 
+def idle_buckets(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Bytes of DDP's buckets, which it makes in any case, where the gradients lie outside of them in float32."""
+    return sum(p.numel() * p.element_size() for p in parameters if p.requires_grad and p.dtype in HALF)
+
+
 def stepped_on(parameter: Any) -> Any:
     """The model's parameter that an optimizer's parameter stands for."""
     return getattr(parameter, "master_of", parameter)

@@ -16,7 +16,7 @@ LIMIT = 0.7
 machine does not change; the clock then gets a generous factor."""
 BUSY = 6
 ALONE = "PYTEST_XDIST_WORKER" not in os.environ
-HEAVY = ("torch", "transformers", "polars", "rich", "datasets", "accelerate", "peft", "tokenizers")
+HEAVY = ("torch", "transformers", "polars", "rich", "datasets", "accelerate", "peft", "tokenizers", "optuna")
 
 
 def _seconds(*words: str) -> tuple[float, float]:

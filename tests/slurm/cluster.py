@@ -49,7 +49,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 JobRequeue=1
-KillWait=30
+# An srun that waits for a lost node gives up KillWait + 2 seconds later, and must do so before its job begins again.
+KillWait={kill_wait}
 MinJobAge={remembers}
 SlurmctldTimeout=60
 SlurmdTimeout={lost_after}
@@ -99,19 +100,22 @@ class Cluster:
 
     @classmethod
     @contextmanager
-    def start(cls, folder: Path, *, remembers: int = 300, lost_after: int = 10) -> Iterator[Cluster]:
+    def start(
+        cls, folder: Path, *, remembers: int = 300, lost_after: int = 10, kill_wait: int = 2
+    ) -> Iterator[Cluster]:
         """Runs one for the length of the block, SLURM_CONF set.
 
         Args:
             folder: its own, with a short path (it holds a socket).
             remembers: seconds that the controller knows a job after its end.
+            kill_wait: seconds that a job which was cancelled has to save.
             lost_after: seconds after which a node that does not answer is lost.
         """
         cluster = cls(folder)
         before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
         os.environ.update(SLURM_CONF=str(folder / "slurm.conf"), PATH=PATHS)
         try:
-            cluster._write(remembers, lost_after)
+            cluster._write(remembers, lost_after, kill_wait)
             cluster._daemon("munged", "--foreground", "--force", *cluster._munge())
             cluster._until((folder / "munge" / "socket").exists)
             cluster._daemon("slurmctld", "-D", "-c")
@@ -124,14 +128,16 @@ class Cluster:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
 
-    def _write(self, remembers: int, lost_after: int) -> None:
+    def _write(self, remembers: int, lost_after: int, kill_wait: int) -> None:
         for name in ("munge", "state", "spool-n1", "spool-n2"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
         (self.folder / "munge" / "key").write_bytes(os.urandom(128))
         (self.folder / "munge" / "key").chmod(0o600)
         host, user = socket.gethostname().partition(".")[0], getpass.getuser()
         told = {"host": host, "user": user, "folder": self.folder, "ports": _free_ports(3)}
-        (self.folder / "slurm.conf").write_text(CONF.format(**told, remembers=remembers, lost_after=lost_after))
+        (self.folder / "slurm.conf").write_text(
+            CONF.format(**told, remembers=remembers, lost_after=lost_after, kill_wait=kill_wait)
+        )
 
     def _munge(self) -> list[str]:
         place = self.folder / "munge"

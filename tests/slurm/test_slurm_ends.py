@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,15 @@ def test_a_run_that_fails_is_tried_again_by_its_job(cluster: Cluster, tmp_path: 
     assert (sweep.rows()[0]["state"], sweep.rows()[0]["attempt"]) == ("done", 2)
 
 
+@pytest.fixture
+def patient() -> Iterator[None]:
+    """A cluster that gives jobs which are cancelled time to save, however busy the machine is."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster.start(Path(folder), kill_wait=100):
+        yield
+
+
 def test_more_jobs_than_slots_cancelled_and_gone_on_with(
-    cluster: Cluster, tmp_path: Path, stop_left: list[Watched]
+    cluster: Cluster, patient: None, tmp_path: Path, stop_left: list[Watched]
 ) -> None:
     words = ("trainer.seed=1,2,3,4,5", "hydra.launcher.array_parallelism=2")
     sweep = Watched(tmp_path, *LONG, *words)
@@ -173,8 +181,6 @@ def test_nobody_watches(cluster: Cluster, tmp_path: Path, stop_left: list[Watche
 
 def test_detached_and_forgotten(tmp_path: Path) -> None:
     """A controller that forgets a job seconds after its end, no accounting: what is on disk tells, and nothing is lost."""
-    import tempfile
-
     short = [word if not word.startswith("trainer.max_steps") else "trainer.max_steps=5" for word in LONG]
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder, Cluster.start(Path(folder), remembers=2) as cluster:
         sweep = Watched(tmp_path, *short, "trainer.lr=1e-3,-1", "sweep.detach=true")

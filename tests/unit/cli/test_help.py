@@ -162,6 +162,10 @@ echo "${COMPREPLY[@]}"
     ("words", "overrides"),
     [
         (["chat", "chat.prompt=two words"], ('chat.prompt="two words"',)),
+        (["repeat=sweep/000-trainer.lr=1e-4-3f9c"], ('repeat="sweep/000-trainer.lr=1e-4-3f9c"',)),
+        (["run_dir='a=b'"], ("run_dir='a=b'",)),
+        (["resume=last"], ("resume=last",)),
+        (["resume=${x}/a=b"], ("resume=${x}/a=b",)),
         (["chat", 'chat.prompt="two words"'], ('chat.prompt="two words"',)),
         (["chat", 'chat.prompt=say "hi"'], ("chat.prompt='say \"hi\"'",)),
         (["trainer.extra.adam_beta2=0.9"], ("++trainer.extra.adam_beta2=0.9",)),
@@ -209,7 +213,9 @@ def test_info_of_a_verb_has_every_option_with_its_default_and_what_it_does(cli, 
     assert (said.code, said.err) == (0, "")
     assert max(map(len, said.out.splitlines())) <= 140
     composed = yaml.safe_load(cli("--cfg", "job").out)
-    for key, value in composed.get(topic, {}).items():
+    options = composed.get(topic, {})
+    nested = {f"{key}.{name}": value for key in ("search",) for name, value in options.pop(key, {}).items()}
+    for key, value in (options | nested).items():
         line = said.out.partition(f"\n  {topic}.{key}: ")[2]
         assert line, f"{topic}.{key}"
         assert yaml.safe_load(line.partition("  ")[0].partition("\n")[0]) == value

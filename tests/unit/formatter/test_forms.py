@@ -9,7 +9,8 @@ from dumbo.formatter.chat import Chat, _conversations
 from dumbo.formatter.control_tokens import control_pattern
 from dumbo.formatter.conversation import Conversations
 from dumbo.formatter.jinja import environment
-from dumbo.formatter.tracing import Trace, Tracer, Untraceable
+from dumbo.formatter.traceable import Untraceable
+from dumbo.formatter.tracing import Trace, Tracer
 from dumbo.interfaces import BadRow, Message, Row, Source
 
 NAMES = ("smollm", "qwen3", "llama3", "gemma3")
@@ -112,6 +113,8 @@ def form_of(text: str, **values):
         "{% if messages|selectattr('content', 'in', 'abc')|list %}y{% endif %}", "{{ strftime_now('%d') }}",
         "{% if m == messages[0] %}{% endif %}{% if m != {'role': m.role, 'content': 'x'} %}y{% endif %}",
         "{{ namespace(x=m.content).x|upper }}", "{{ dict(x=m.content) }}", "{{ undefined_name.x }}", "{{ raise_exception('no') }}",
+        "{% set n = namespace() %}{% set n.role = m.content %}{% if n.role in 'abc' %}y{% endif %}",
+        "{% if {'role': m.content}.role in 'abc' %}y{% endif %}", "{% if {'ro' + 'le': m.content}.role in 'abc' %}y{% endif %}",
         "{% for n in messages recursive %}{{ n.content }}{% endfor %}", "{{ m.content.__class__ }}", "\U00100000",
     ],
 )  # fmt: skip
@@ -127,6 +130,7 @@ ALLOWED = [
     "{% set ns = namespace(n=0) %}{% set ns.n = m.content %}{{ ns.n }}", "{{ m.content|default('x') }}",
     "{{ m.get('content') }}", "{{ m.content }}{% if loop.index0 % 2 == 0 and messages|length > 0 %}!{% endif %}",
     "{% if m.role in ['user', 'assistant'] %}{{ m.content }}{% endif %}",
+    "{% for n in [{'role': 'x', 'content': m.content}] %}{% if n.role not in 'abc' %}{{ n.content }}{% endif %}{% endfor %}",
     "{% if '/no_think' in m.content %}quick{% endif %}{{ m.content }}",
     "{% if m.content.strip().endswith('?') %}asked{% endif %}{{ m.content }}",
     "{% set first = messages|selectattr('role', 'equalto', 'user')|list|first %}{{ m.content }}",

@@ -49,6 +49,21 @@ def test_lora_has_few_gradients(experiment: Callable[..., Any]) -> None:
     assert memory.held["weights"] == 4 * (PARAMETERS + FREQUENCIES + adapters)
 
 
+@pytest.mark.parametrize(("global_", "bytes_"), [(2, 2), (4, 4 + 2)])
+def test_gradients_beside_masters_on_two_ranks(global_: int, bytes_: int, experiment: Callable[..., Any]) -> None:
+    """One micro batch a step: in DDP's buckets alone, in bf16; two: summed up in float32, and the buckets are there too."""
+    words = ("launch=ddp", "launch.num_processes=2", "trainer.micro_batch_size=1", f"trainer.global_batch_size={global_}",
+             "model.dtype=bfloat16", "trainer.precision=bf16", "trainer.optimizer=adamw_torch_fused",
+             "trainer.master_weights=true")  # fmt: skip
+    plugins, tokenizer, data = experiment(*words)
+    memory = predict(plugins, tokenizer, data, plugins.trainer.batch(2))
+    assert memory.held["weights"] == pytest.approx(2 * PARAMETERS, rel=0.01)
+    assert memory.held["gradients"] == bytes_ * PARAMETERS
+    own = 8 + 4 + (4 if global_ == 2 else 0)  # moments, masters, and for the step alone float32 gradients
+    assert memory.held["optimizer"] <= own * PARAMETERS + 1000
+    assert memory.held["optimizer"] >= (8 + 4) * PARAMETERS
+
+
 COUNTED = Counted(
     {"weights": 400, "gradients": 0, "optimizer": 800, "activations": 50, "loss": 30, "backward": 20}, 400, 400, 800
 )
