@@ -22,7 +22,7 @@ from dumbo.errors import UserError
 from dumbo.outputs.places import short, typed
 from dumbo.outputs.runs import facts_if_whole
 from dumbo.outputs.secrets import masked_words
-from dumbo.sweep.folder import read_sweep
+from dumbo.sweep.folder import read_sweep, write_facts
 from dumbo.sweep.ledger import Row
 from dumbo.sweep.local import Sweep
 from dumbo.sweep.pool import Job
@@ -55,6 +55,7 @@ def search(sweep: Sweep, words: Sequence[str], cfg: DictConfig, loader: Any) -> 
     source.require_own()
     sweep.rows_for([])
     source.take_up()
+    write_facts(sweep.folder, {**read_sweep(sweep.folder), "planned": source.planned})
     source.say_begin()
     try:
         sweep.run(source)
@@ -219,11 +220,11 @@ class Search:
         told += [f"{len(self.left)} go on from where they were"] if self.left else []
         told += [f"{self.sweep.at_once} at once"] if self.sweep.at_once > 1 else []
         told += [options.sampler, "none is stopped early" if options.pruner == "none" else f"pruner {options.pruner}"]
-        console.row("search", f"{self._planned} trials in {short(self.sweep.folder)}: {', '.join(told)}")
+        console.row("search", f"{self.planned} trials in {short(self.sweep.folder)}: {', '.join(told)}")
         console.row("over", "\n".join(map(str, self.space.dimensions)))
 
     @property
-    def _planned(self) -> int:
+    def planned(self) -> int:
         """Trials in all: fewer than asked for where there are fewer combinations."""
         wanted = max(self.sweep.options.search.num_trials, len(self.sweep.ledger))
         return min(wanted, max(self.space.size, len(self.sweep.ledger))) if self.space.size else wanted
@@ -232,7 +233,7 @@ class Search:
         """How the trials ended, and the values of the best."""
         ledger, options, console = self.sweep.ledger, self.sweep.options, self.sweep.console
         counts = ", ".join(f"{count} {state}" for state, count in ledger.counts().items())
-        console.row("search", f"{len(ledger)} of {self._planned} trials: {counts or 'none begun'}")
+        console.row("search", f"{len(ledger)} of {self.planned} trials: {counts or 'none begun'}")
         if options.search.pruner != "none" and not self._reports and any(row.attempt for row in ledger):
             console.row("", f"none was stopped early: no evaluation while training has {options.metric}")
         done = [row for row in ledger if row.state == "done" and row.result is not None]

@@ -80,12 +80,12 @@ def status(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
 
 
 def wait(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
-    """Returns when nobody runs the sweep any more: 0 when all its jobs are done, else 1."""
+    """Returns when nobody runs the sweep any more: 0 when all its jobs are done (of a search, all trials), else 1."""
     while is_locked(folder) or watched(folder, Ledger.open(folder)):
         time.sleep(LOOK)
     ledger = as_it_stands(folder, up_to_date(folder, Ledger.open(folder)))
     status(folder, ledger, options)
-    return 0 if len(ledger) and all(row.state in ENDED for row in ledger) else 1
+    return 0 if is_over(folder, ledger) and all(row.state in ENDED for row in ledger) else 1
 
 
 def cancel(folder: Path, ledger: Ledger, options: SweepOptions) -> int:
@@ -158,7 +158,12 @@ def _said(folder: Path, live: bool, ledger: Ledger) -> str:
         return "the sweep is gone, jobs of it are saving what they have"
     if submitted(ledger):
         return "jobs go on in SLURM, nobody watches them"
-    most = (read_sweep(folder).get("search") or {}).get("num_trials", 0)
-    if len(ledger) < most:
-        return f"not running, {len(ledger)} trials of at most {most} are begun"
-    return "all jobs are done" if len(ledger) and all(row.state in ENDED for row in ledger) else "not running"
+    if not is_over(folder, ledger):
+        most = read_sweep(folder).get("planned")
+        return f"not running, {len(ledger)} trials of {most} are begun" if most else "not running"
+    return "all jobs are done" if all(row.state in ENDED for row in ledger) else "not running"
+
+
+def is_over(folder: Path, ledger: Ledger) -> bool:
+    """Whether no job is to come: there is one at least, and of a search as many as were planned."""
+    return len(ledger) >= max(1, int(read_sweep(folder).get("planned") or 0))

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -271,12 +271,22 @@ def test_without_a_pruner(runs: Runs) -> None:
 def test_how_far_it_is(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
     assert search(trials=2) == 0
     assert summary(Ledger.open(FOLDER), {}, 1, 6).startswith("2 of 6 jobs done, about ")
-    facts = json.loads((FOLDER / "sweep.json").read_text())
-    facts["search"]["num_trials"] = 6
-    (FOLDER / "sweep.json").write_text(json.dumps(facts))
+    assert main(["sweep", "wait", "sweep"]) == 0
+    runs.before = killed_at(3)
+    with pytest.raises(Killed):
+        search(trials=6)
+    Ledger.open(FOLDER).put([replace(row, state="done") for row in rows()])  # as between two trials
     capsys.readouterr()
     assert main(["sweep", "status", "sweep"]) == 0
-    assert "not running, 2 trials of at most 6 are begun" in capsys.readouterr().out
+    assert "not running, 4 trials of 6 are begun" in capsys.readouterr().out
+    assert main(["sweep", "wait", "sweep"]) == 1, "what is there is done, and two are to come"
+
+
+def test_a_search_through_all_combinations_is_over(runs: Runs) -> None:
+    over = ("trainer.lr=1e-3,1e-2", "trainer.weight_decay=0.25", "trainer.lr_scheduler=linear")
+    assert search(trials=6, over=over) == 0
+    assert len(rows()) == 2
+    assert main(["sweep", "wait", "sweep"]) == 0, "of six trials that were asked for"
 
 
 # ---- it goes on --------------------------------------------------------------------------------------------------------
