@@ -82,6 +82,11 @@ class SlurmPool:
         nodes = getattr(cfg.launch, "num_nodes", 1)
         return cls(folder, ledger, console, options.metric, options.retries, options.detach, parameters, cluster, nodes)
 
+    @property
+    def at_once(self) -> int:
+        """Jobs that may run at once; of a search, the trials that it chooses without knowing of one another's ends."""
+        return int(self.parameters.get("array_parallelism", LOCAL_AT_ONCE))
+
     def run(self, source: Source) -> None:
         """Runs the source's jobs to their ends; with `detach`, as far as it hands them out, into the queue.
 
@@ -106,7 +111,7 @@ class SlurmPool:
     def _next(self, source: Source, grid: bool) -> list[Job]:
         """Those to be submitted now: all of a grid; of a search as many as may run at once."""
         new, self._again = self._again, []
-        room = self.parameters.get("array_parallelism", LOCAL_AT_ONCE) - len(submitted(self.ledger))
+        room = self.at_once - len(submitted(self.ledger))
         while (grid or len(new) < room) and (job := source.next()) is not None:
             new.append(job)
         return new

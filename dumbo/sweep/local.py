@@ -309,7 +309,7 @@ class Sweep:
 
     @property
     def at_once(self) -> int:
-        return len(self._slots())
+        return self.elsewhere.at_once if self.elsewhere is not None else len(self._slots())
 
     @property
     def final(self) -> tuple[State, ...]:

@@ -145,7 +145,10 @@ def test_more_jobs_than_slots_cancelled_and_gone_on_with(
     cluster: Cluster, patient: None, tmp_path: Path, stop_left: list[Watched]
 ) -> None:
     words = ("trainer.seed=1,2,3,4,5", "hydra.launcher.array_parallelism=2")
-    sweep = Watched(tmp_path, *LONG, *words)
+    endless = [word if not word.startswith("trainer.max_steps") else "trainer.max_steps=100000" for word in LONG]
+    sweep = Watched(
+        tmp_path, *endless, *words
+    )  # both run until they are cancelled, however long the second took to begin
     stop_left.append(sweep)
     until_steps(sweep, 5, 0)
     until_steps(sweep, 5, 1)

@@ -17,7 +17,7 @@ from dumbo.errors import Stopped, UserError
 from dumbo.launch.slurm import refuse_other_shape, several_nodes
 from dumbo.outputs.console import Console
 from dumbo.slurm.note import Note
-from dumbo.slurm.pool import SlurmPool
+from dumbo.slurm.pool import LOCAL_AT_ONCE, SlurmPool
 from dumbo.slurm.queue import _code, _indices, cancel
 from dumbo.slurm.rows import job_of, runs_here
 from dumbo.slurm.submit import _make_own, checked_parameters
@@ -188,6 +188,8 @@ def test_arrays_that_slurm_took_are_known_when_it_refuses_the_next(
     with pytest.raises(UserError, match="AssocMaxSubmitJobLimit"):
         pool.run(Grid.of(Job(number=n, name=f"{n:03d}", words=["train"]) for n in range(3)))
     assert [row.device for row in Ledger.open(tmp_path)] == ["slurm 7_0", "slurm 7_1", None]
+    assert pool.at_once == LOCAL_AT_ONCE
+    assert replace(pool, parameters={**told, "array_parallelism": 9}).at_once == 9, "a search tells Optuna so"
 
 
 def test_the_shape_that_slurm_gave(monkeypatch: pytest.MonkeyPatch) -> None:
