@@ -36,8 +36,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def facts_if_whole(folder: Path) -> dict[str, Any]:
-    """The same, empty for a folder whose run.json is broken: one of many that are looked through."""
-    with suppress(UserError):
+    """The same, empty for a folder whose run.json is broken or cannot be read: one of many that are looked through."""
+    with suppress(UserError, OSError):
         return read_facts(folder)
     return {}
 

@@ -40,7 +40,7 @@ class Progress:
                     self._file, self._read = stat.st_ino, 0
                 opened.seek(self._read)
                 text = opened.read()
-        except FileNotFoundError:
+        except OSError:  # there is none yet; or a file system that does not answer, which is the job's trouble
             return []
         whole = text[: text.rfind(b"\n") + 1]
         self._read += len(whole)
@@ -48,6 +48,7 @@ class Progress:
         for line in whole.splitlines():
             with suppress(ValueError):  # cut short by a kill; the run writes it again
                 rows.append(json.loads(line))
+        rows = [row for row in rows if isinstance(row, dict)]
         for row in rows:
             self._take(row)
         if self.total is None and rows:

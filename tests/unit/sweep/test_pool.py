@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from dumbo.outputs.console import Console
+from dumbo.outputs.runs import facts_if_whole
 from dumbo.sweep import outcome
 from dumbo.sweep import pool as module
 from dumbo.sweep.job import Start
 from dumbo.sweep.ledger import Ledger, Row
 from dumbo.sweep.pool import Grid, Job, Pool
+from dumbo.sweep.progress import Progress
 from dumbo.sweep.slots import Slot
 from dumbo.sweep.table import SweepTable
 
@@ -224,3 +226,16 @@ def test_a_log_that_is_gone_does_not_end_the_sweep_and_a_long_one_is_not_read_wh
         ("failed", "no output"),
         ("failed", "xxxxx\nthe last line"),
     ]
+
+
+def test_what_cannot_be_read_of_a_job_is_no_end_of_the_sweep(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "000")
+    assert progress.new_rows() == []
+    (tmp_path / "000").touch()  # no folder: reading in it fails with something else than "not found"
+    assert progress.new_rows() == []
+    (tmp_path / "000").unlink()
+    (tmp_path / "000" / "run.json").mkdir(parents=True)
+    assert facts_if_whole(tmp_path / "000") == {}
+    (tmp_path / "000" / "metrics.jsonl").write_text('[1]\n3\n{"step": 4, "loss": 2.5}\n{"st')
+    assert progress.new_rows() == [{"step": 4, "loss": 2.5}]
+    assert (progress.step, progress.loss) == (4, 2.5)
