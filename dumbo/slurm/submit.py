@@ -8,6 +8,7 @@ The keys are those of hydra-submitit-launcher 1.2; its dataclasses check their t
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
@@ -87,11 +88,11 @@ def submit(tasks: Sequence[Task], nodes: int, parameters: Mapping[str, Any], fol
         their numbers, in order.
 
     Raises:
-        UserError: SLURM does not take them.
+        UserError: SLURM does not take them; the folder is another user's.
     """
     import submitit
 
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # words of the command line lie here
+    _make_own(folder)
     try:
         with redirect_stderr(io.StringIO()):  # submitit repeats what sbatch says
             executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
@@ -105,6 +106,17 @@ def submit(tasks: Sequence[Task], nodes: int, parameters: Mapping[str, Any], fol
             ) from error
         said = " ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
         raise UserError(f"SLURM does not take the job: {said}\n  What it is told stands in hydra.launcher.*") from error
+
+
+def _make_own(folder: Path) -> None:
+    """Words of the command line lie there, and what the jobs load and run."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise UserError(
+            f"hydra.launcher.submitit_folder: {folder} is another user's, who could change what your jobs run.\n"
+            "  Write hydra.launcher.submitit_folder=FOLDER of your own that all nodes see."
+        )
+    folder.chmod(0o700)
 
 
 def _told(nodes: int, parameters: Mapping[str, Any], cluster: str) -> dict[str, Any]:

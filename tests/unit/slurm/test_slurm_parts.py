@@ -20,7 +20,7 @@ from dumbo.slurm.note import Note
 from dumbo.slurm.pool import SlurmPool
 from dumbo.slurm.queue import _code, _indices, cancel
 from dumbo.slurm.rows import job_of, runs_here
-from dumbo.slurm.submit import checked_parameters
+from dumbo.slurm.submit import _make_own, checked_parameters
 from dumbo.slurm.task import Heard, Task
 from dumbo.sweep.ledger import Ledger, Row
 from dumbo.sweep.pool import Grid, Job
@@ -155,6 +155,17 @@ def test_parameters_are_checked() -> None:
         checked_parameters({"mem_gb": "much"}, "slurm")
     with pytest.raises(UserError, match=r"hydra\.launcher\.comment=.*the next line would run"):
         checked_parameters({"comment": "night\ntouch /tmp/ran #"}, "slurm")
+
+
+def test_what_jobs_load_lies_where_nobody_else_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "sweep" / ".submitit"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    _make_own(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(UserError, match=r"\.submitit is another user's, who could change what your jobs run"):
+        _make_own(folder)
 
 
 def test_arrays_that_slurm_took_are_known_when_it_refuses_the_next(
