@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dumbo.errors import UserError
 from dumbo.interfaces import Example
 from dumbo.prepare.counting import Counting
 from dumbo.prepare.pieces import Pieces, Tokens, pieces_of
@@ -59,6 +60,13 @@ class PartMaker:
             trained = np.concatenate([pieces.bearing[start:end] for start, end in spans])
         else:
             return
+        if (largest := int(ids.max(initial=0))) > np.iinfo(
+            part.dtype
+        ).max:  # numbers with holes: it would become another token
+            raise UserError(
+                f"The tokenizer gives the number {largest:,}, and says that it has {len(self.tokenizer):,} tokens.\n"
+                "  Number its added tokens without holes, or write model.tokenizer.path=FOLDER for another one"
+            )
         part.tokens += ids.astype(part.dtype).tobytes()
         part.trained += trained.tobytes()
         part.lengths.frombytes((pieces.end - pieces.start).tobytes())

@@ -197,7 +197,8 @@ def _looked_at(model: Any) -> set[str]:
         raise ProofFailed(f"Gradients flow where nothing is to train: {_named(stray)}.")
     trained = [(name, parameter.grad) for name, parameter in named if parameter.requires_grad]
     absent = {name for name, gradient in trained if gradient is None}
-    if missing := sorted(absent - excused(absent, _trained(model))):
+    lacking = absent - excused(absent, _trained(model))
+    if missing := [name for name, _ in trained if name in lacking]:
         raise ProofFailed(
             f"Gradients do not flow: {_named(missing)} would not learn, no gradient reaches {_them(missing)} in the first batch.\n"
             f"  If they are not to train: {_without(missing)}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dumbo.errors import UserError
 from dumbo.interfaces import IGNORE, Example, Source
 from dumbo.prepare.parts import PartMaker
 from dumbo.prepare.store import StoreWriter
@@ -75,3 +76,10 @@ def test_labels_that_are_no_unshifted_ids_stop_the_preparation(ids, labels, prob
     right = Example([5, 6], [IGNORE, 6], Source("x", 1))
     with pytest.raises(AssertionError, match=problem):
         PartMaker(tiny_tokenizer, 100, "drop").part([right, Example(ids, labels, Source("x", 2)), right])
+
+
+def test_a_number_that_the_stores_type_does_not_hold_is_no_other_token(tiny_tokenizer):
+    example = Example([5, 6 + (1 << 16)], [IGNORE, 6 + (1 << 16)], Source("x", 1))
+    with pytest.raises(UserError, match=r"gives the number 65,542, and says that it has \d+ tokens"):
+        PartMaker(tiny_tokenizer, 100, "drop").part([example])
+    assert len(PartMaker(tiny_tokenizer, 100, "drop").part([Example([], [], Source("x", 1))]).lengths) == 0
