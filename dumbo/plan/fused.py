@@ -42,15 +42,21 @@ def keep_as_compiled(layer: torch.nn.Module) -> None:
 
 
 def as_inductor(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-    """A backend of torch.compile: what is kept is what inductor keeps."""
+    """A backend of torch.compile: what is kept is what inductor keeps.
+
+    The backward graph is made with the forward one: later, in the backward pass, torch would copy the graph's constants among
+    fake tensors, which it cannot (layers with a `torch.tensor(…)` of their own).
+    """
     from functorch.compile import min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch import config
     from torch._inductor.decomposition import select_decomp_table
 
     partition = partial(min_cut_rematerialization_partition, compiler="inductor")
-    made: Callable[..., Any] = aot_autograd(
-        fw_compiler=_counted, bw_compiler=_counted, decompositions=select_decomp_table, partition_fn=partition
-    )(graph, inputs)
+    with config.patch(force_non_lazy_backward_lowering=True):
+        made: Callable[..., Any] = aot_autograd(
+            fw_compiler=_counted, bw_compiler=_counted, decompositions=select_decomp_table, partition_fn=partition
+        )(graph, inputs)
     return made
 
 

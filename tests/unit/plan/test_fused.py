@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_runs import model_of
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile, decoder_layers
@@ -16,6 +17,7 @@ from dumbo.patch.lora import LoRA
 from dumbo.plan.fused import fused_chunk_loss, keep_as_compiled
 from dumbo.plan.ledger import Ledger
 from dumbo.plan.memory import predict
+from dumbo.plan.stand_in import make_fake
 
 TOKENS, WIDTH, INNER, VOCABULARY = 64, 32, 96, 512
 
@@ -121,6 +123,22 @@ def test_gradients_are_those_of_the_layer() -> None:
     found = torch.autograd.grad(layer(x, **more).square().sum(), [x, *trained])
     for one, other in zip(found, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_with_a_constant_of_its_own_is_rehearsed() -> None:
+    """As GPT-Neo's attention has one, which is in the backward graph too."""
+
+    class Layer(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            return torch.where(y > 0, y, torch.tensor(-1.0, dtype=y.dtype)) * torch.tensor(2.0)
+
+    layer: Any = Layer(8, 8)
+    keep_as_compiled(layer)
+    with FakeTensorMode() as mode, Ledger():
+        make_fake(layer, torch.device("cpu"))
+        layer(mode.from_tensor(torch.zeros(4, 8))).sum().backward()
+    assert layer.weight.grad.shape == (8, 8)
 
 
 def test_a_chunk_of_the_loss_has_its_logits_once() -> None:
