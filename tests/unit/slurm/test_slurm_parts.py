@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,9 +213,10 @@ def test_a_warning_that_comes_before_anybody_listens_is_kept() -> None:
     before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
     try:
-        os.kill(os.getpid(), signal.SIGUSR2)
+        # to this thread: another one of pytest's process, which has it unblocked, would let it fall
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
         with pytest.raises(Stopped, match="SIGUSR2"), interruptible():
-            signal.pause()
+            time.sleep(60)
         assert signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "it is as it was"
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)

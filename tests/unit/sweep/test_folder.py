@@ -32,7 +32,8 @@ from dumbo.sweep.folder import (
 from dumbo.sweep.ledger import Ledger, Row
 
 HOLDS = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background has it ignored
 from pathlib import Path
 from dumbo.sweep.folder import SweepLock
 lock = SweepLock(Path(sys.argv[1]))
