@@ -12,6 +12,14 @@ from types import FrameType
 STOP = (signal.SIGINT, signal.SIGTERM)
 
 
+def not_deaf() -> None:
+    """SIGINT does something from here on: who is started in the background by a script has it ignored, and `dumbo sweep
+    cancel` sends it.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @dataclass
 class Heard:
     """What was heard, in order."""

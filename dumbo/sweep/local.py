@@ -33,7 +33,7 @@ from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.slurm.rows import submitted, taken_up
 from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
-from dumbo.sweep.heard import Heard
+from dumbo.sweep.heard import Heard, not_deaf
 from dumbo.sweep.ledger import ENDED, Ledger, Row, State
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
@@ -109,6 +109,7 @@ class Sweep:
         return cls._current
 
     def __enter__(self) -> Sweep:
+        not_deaf()
         return self
 
     def __exit__(self, *raised: object) -> None:
