@@ -1,4 +1,4 @@
-"""Single files that are whole or as they were, and earlier ones that are kept: verify.json, plan.json, evaluation.json.
+"""Single files that are whole or as they were, and earlier ones that are kept: verify.json, plan.json, reports, a sweep's own.
 
 A run's own files are written by `RunDir.write`, which asks who may.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dumbo.errors import UserError
@@ -31,23 +32,39 @@ def writable_folder(asked: str | Path) -> Path:
     return folder.absolute()
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Written beside itself, on the disk, and then renamed: nobody ever sees half of it.
+@contextmanager
+def made_beside(file: Path) -> Iterator[Path]:
+    """Yields a path beside `file`; what the block writes there is put on the disk and becomes `file`: nobody ever sees half.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind, and an earlier one is as it was.
+        OSError: it cannot be written; nothing is left behind, and an earlier one is as it was. So it is with what the
+            block raises.
     """
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        yield beside
+        _settle(beside)
         beside.replace(file)
+        _settle(file.parent)
     except BaseException:
         with suppress(OSError):
             beside.unlink()
         raise
+
+
+def _settle(path: Path) -> None:
+    """What a file or a folder holds is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """As `made_beside`, for a text."""
+    with made_beside(file) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def keep_earlier(file: Path) -> Path | None:

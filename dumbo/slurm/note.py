@@ -6,11 +6,11 @@ SWEEP/.submitit/NAME.json, written whole by the job's first node when it begins 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from dumbo.outputs.places import now
+from dumbo.outputs.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,7 @@ class Note:
 
     def write(self, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}.{os.getpid()}")
-        with aside.open("w", encoding="utf-8") as written:
-            written.write(json.dumps(asdict(self)) + "\n")
-            written.flush()
-            os.fsync(written.fileno())
-        aside.replace(file)
+        write_whole(file, json.dumps(asdict(self)) + "\n")
 
     def beginning(self, job: str) -> Note:
         """The note of a new start; a job that was submitted anew may fail and run out of time anew."""

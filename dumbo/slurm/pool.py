@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from dumbo.errors import UserError
 from dumbo.hydra_node import key_of
-from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.slurm import queue
 from dumbo.slurm.note import Note
@@ -28,6 +27,7 @@ from dumbo.slurm.submit import arrays, checked_parameters, submit
 from dumbo.slurm.task import Task
 from dumbo.slurm.watch import Told, Watched, stoppable, watch
 from dumbo.sweep.ledger import Ledger, Row
+from dumbo.sweep.options import SweepOptions
 from dumbo.sweep.outcome import may_be_tried_again
 from dumbo.sweep.pool import Grid, Job, Source
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from dumbo.errors import UserError
 from dumbo.launch.processes import alive
-from dumbo.options import SweepOptions
 from dumbo.outputs.places import now, short
 from dumbo.outputs.printable import printable
 from dumbo.outputs.runs import facts_if_whole, is_claimed
 from dumbo.slurm.note import Note
 from dumbo.slurm.queue import Queued, cancel, jobs_of_scripts, queued
 from dumbo.sweep.ledger import Ledger, Row, State
+from dumbo.sweep.options import SweepOptions
 from dumbo.sweep.outcome import INTERRUPTED, LAST_LINES, LONGEST_ERROR, end_of_log, result_of
 
 DEVICE, LOCAL = "slurm ", "submitit "

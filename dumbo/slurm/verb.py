@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 from dumbo.errors import UserError
-from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import short
 from dumbo.slurm.pool import cancel_jobs
@@ -15,6 +14,7 @@ from dumbo.slurm.rows import refresh, submitted
 from dumbo.slurm.watch import LOOKS_AT_SLURM, Told, stoppable, watch
 from dumbo.sweep.folder import SweepLock, holder_of, is_locked, read_sweep
 from dumbo.sweep.ledger import Ledger
+from dumbo.sweep.options import SweepOptions
 from dumbo.sweep.told import counted
 
 SECONDS_TO_END = 30.0

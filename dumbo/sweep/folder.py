@@ -27,6 +27,7 @@ from dumbo.errors import UserError
 from dumbo.hydra_node import key_of
 from dumbo.outputs.config_hash import config_hash, differences
 from dumbo.outputs.places import short, typed
+from dumbo.outputs.whole_file import write_whole
 
 FACTS, BASE, LOCK = "sweep.json", "base.yaml", ".lock"
 HOME = Path("multirun_outputs")
@@ -105,22 +106,13 @@ def refuse_a_run(folder: Path) -> None:
 
 def write_sweep(folder: Path, facts: Mapping[str, Any], base: Mapping[str, Any]) -> None:
     """Both files, each whole or as it was; base.yaml first, since sweep.json says that the sweep is there."""
-    _write(folder / BASE, yaml.safe_dump(dict(base), sort_keys=False, allow_unicode=True))
+    write_whole(folder / BASE, yaml.safe_dump(dict(base), sort_keys=False, allow_unicode=True))
     write_facts(folder, {**facts, "base_hash": config_hash(base)})
 
 
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """sweep.json alone."""
-    _write(folder / FACTS, json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n")
-
-
-def _write(file: Path, text: str) -> None:
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as written:
-        written.write(text)
-        written.flush()
-        os.fsync(written.fileno())
-    aside.replace(file)
+    write_whole(folder / FACTS, json.dumps(dict(facts), indent=2, ensure_ascii=False) + "\n")
 
 
 def base_differences(folder: Path, base: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 from dumbo.errors import RunFailed, UserError
 from dumbo.outputs.places import typed
 from dumbo.outputs.run_dir import finite
+from dumbo.outputs.whole_file import made_beside
 
 FILE = "ledger.jsonl"
 State = Literal["waiting", "running", "done", "failed", "interrupted", "pruned", "cancelled"]
@@ -178,26 +179,9 @@ class Ledger:
         """
         if not self._rows:
             return
-        aside = self.path.with_name(f".{FILE}.{os.getpid()}")
-        try:
-            with self._written():
-                self._rewrite(aside)
-        finally:
-            aside.unlink(missing_ok=True)
+        with self._written(), made_beside(self.path) as beside:
+            beside.write_bytes("".join(map(_line, self.rows)).encode("utf-8", errors="replace"))
         self.torn = 0
-
-    def _rewrite(self, aside: Path) -> None:
-        file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            _write_all(file, "".join(map(_line, self.rows)))
-        finally:
-            os.close(file)
-        aside.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     @contextmanager
     def _written(self) -> Iterator[None]:

@@ -23,7 +23,6 @@ from dumbo.command import Command
 from dumbo.errors import RunFailed, Stopped, UserError
 from dumbo.faults import Report
 from dumbo.hydra_node import key_of
-from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import now, short, typed
 from dumbo.outputs.secrets import hidden_keys, masked_tree, masked_words
@@ -36,6 +35,7 @@ from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read
 from dumbo.sweep.heard import Heard, not_deaf
 from dumbo.sweep.ledger import ENDED, Ledger, Row, State
 from dumbo.sweep.ledger import FILE as LEDGER
+from dumbo.sweep.options import SweepOptions
 from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots, wants_pool
@@ -218,9 +218,10 @@ class Sweep:
         rows = self.rows_for(job_overrides)
         left = [row for row in rows if row.state not in ENDED]
         words = {row.number: job for row, job in zip(rows, job_overrides, strict=True)}
-        say_begin(self.console, self.folder, rows, left, len(self._slots()))
-        if left:
-            self.run(Grid.of(self.job_of(row, words[row.number]) for row in left))
+        with self._heard.listening():  # from the first word on: who reads it may answer with Ctrl-C
+            say_begin(self.console, self.folder, rows, left, len(self._slots()))
+            if left:
+                self.run(Grid.of(self.job_of(row, words[row.number]) for row in left))
         return [self._returned(self.ledger[row.number], words[row.number]) for row in rows]
 
     def rows_for(self, job_overrides: Sequence[Sequence[str]], *, all_vary: bool = False) -> list[Row]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from dumbo.errors import UserError
 from dumbo.launch.gpus import NAMES, visible_gpus
-from dumbo.options import SweepOptions
+from dumbo.sweep.options import SweepOptions
 
 HIDDEN = dict.fromkeys(NAMES, "")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dumbo.errors import UserError
-from dumbo.options import SearchOptions, SweepOptions
 from dumbo.outputs.places import short
+from dumbo.sweep.options import SearchOptions, SweepOptions
 from dumbo.sweep.space import Dimension, Space
 
 if TYPE_CHECKING:

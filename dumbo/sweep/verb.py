@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from dumbo.errors import UserError
-from dumbo.options import SweepOptions
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import short
 from dumbo.outputs.run_dir import finite
@@ -22,6 +21,7 @@ from dumbo.slurm.rows import job_of, submitted
 from dumbo.slurm.verb import cancel_submitted, up_to_date, watched
 from dumbo.sweep.folder import FACTS, HOME, holder_of, is_locked, read_sweep, require_sweep
 from dumbo.sweep.ledger import ENDED, Ledger, Row
+from dumbo.sweep.options import SweepOptions
 from dumbo.sweep.outcome import ended
 from dumbo.sweep.progress import Progress
 from dumbo.sweep.table import plain_table, summary, table

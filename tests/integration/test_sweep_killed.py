@@ -109,7 +109,6 @@ def running(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.full
 def test_a_killed_sweep_leaves_no_process_behind(tmp_path: Path) -> None:
     """Its worker dies with it, and its jobs save and end; whoever starts it meanwhile waits for them."""
     here = tmp_path / "here"  # where this process and the server that forks are not

@@ -62,6 +62,14 @@ class Section:
     def __bool__(self) -> bool:
         return bool(self.lead or self.code or self.folded or any(table.rows for table in self.tables))
 
+    def told(self) -> list[dict[str, Any]]:
+        """Its tables, for programs."""
+        return [
+            {"caption": table.caption, "head": table.head, "rows": [row.cells for row in table.rows]}
+            for table in self.tables
+            if table.rows
+        ]
+
 
 def rows(pairs: Mapping[str, Any]) -> list[Row]:
     """Names and values; those that are None are left out."""

@@ -88,13 +88,6 @@ def facts_of(run: Folder, target: Path) -> dict[str, Any]:
         "spikes": run.numbers.spikes,
         "skipped_steps": run.numbers.skipped,
         "samples": [{"source": sample.source, **sample.texts} for sample in run.samples],
-        "sections": {
-            section.name: [
-                {"caption": table.caption, "head": table.head, "rows": [row.cells for row in table.rows]}
-                for table in section.tables
-                if table.rows
-            ]
-            for section in sections(run)
-        },
+        "sections": {section.name: section.told() for section in sections(run)},
         "faults": run.faults,
     }

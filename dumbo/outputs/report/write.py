@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dumbo.errors import UserError
+from dumbo.outputs.whole_file import write_whole
 
 if TYPE_CHECKING:
     from dumbo.outputs.report.folder import Folder
@@ -33,13 +32,9 @@ def write_text(text: str, target: Path) -> None:
     Raises:
         UserError: it cannot be written there.
     """
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(target)
+        write_whole(target, text)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink()
         raise UserError(
             f"The report cannot be written to {target} ({error.strerror}).\n  Write report.to=FILE for another place."
         ) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dumbo.errors import UserError
-from dumbo.options import SweepOptions
 from dumbo.sweep import slots as module
+from dumbo.sweep.options import SweepOptions
 from dumbo.sweep.slots import Slot, alone, divided, slots, wants_pool
 
 

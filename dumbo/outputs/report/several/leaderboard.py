@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from dumbo.errors import UserError
 from dumbo.outputs.report.several.cost import cost_of
 from dumbo.outputs.report.several.jobs import Job, Several
 from dumbo.outputs.report.several.varied import Varied
+from dumbo.outputs.whole_file import made_beside
 
 METRICS = ("eval_loss", "train_loss", "exact_match", "tokens", "trained_tokens", "tokens_per_s", "peak_memory_gib")
 """Final numbers that are told wherever a run has them; others follow."""
@@ -82,16 +81,13 @@ def write_tables(table: pl.DataFrame, folder: Path, stem: str) -> list[Path]:
     """
     targets = [folder / f"{stem}.parquet", folder / f"{stem}.csv"]
     for target in targets:
-        aside = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            if target.suffix == ".csv":
-                _for_spreadsheets(table).write_csv(aside)
-            else:
-                table.write_parquet(aside)
-            aside.replace(target)
+            with made_beside(target) as beside:
+                if target.suffix == ".csv":
+                    _for_spreadsheets(table).write_csv(beside)
+                else:
+                    table.write_parquet(beside)
         except OSError as error:
-            with suppress(OSError):
-                aside.unlink()
             raise UserError(
                 f"The leaderboard cannot be written to {target} ({error.strerror or error}).\n"
                 "  Write report.to=FILE for another place."

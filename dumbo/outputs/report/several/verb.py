@@ -93,14 +93,7 @@ def facts_of(several: Several, target: Path, tables: list[Path]) -> dict[str, An
             for one in told.each
         },
         "failures": [{"state": one.state, "runs": [job.name for job in one.jobs], "lines": one.lines} for one in failures(several)],
-        "sections": {
-            section.name: [
-                {"caption": table.caption, "head": table.head, "rows": [row.cells for row in table.rows]}
-                for table in section.tables
-                if table.rows
-            ]
-            for section in sections(several)
-        },
+        "sections": {section.name: section.told() for section in sections(several)},
         "faults": several.faults,
     }  # fmt: skip
 
