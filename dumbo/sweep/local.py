@@ -24,21 +24,22 @@ from dumbo.errors import RunFailed, Stopped, UserError
 from dumbo.faults import Report
 from dumbo.hydra_node import key_of
 from dumbo.outputs.console import Console
-from dumbo.outputs.places import now, short, typed
-from dumbo.outputs.secrets import hidden_keys, masked_tree, masked_words
-from dumbo.outputs.surroundings import git_state, versions
+from dumbo.outputs.places import short
+from dumbo.outputs.secrets import hidden_keys, masked_words
 from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.slurm.rows import submitted, taken_up
-from dumbo.sweep.folder import SweepLock, base_differences, is_of_the_jobs, read_sweep, write_facts, write_sweep
+from dumbo.sweep.base import Base
+from dumbo.sweep.folder import SweepLock, is_of_the_jobs
 from dumbo.sweep.heard import Heard, not_deaf
+from dumbo.sweep.launchers import OURS, SUBMITTING, launcher_of
 from dumbo.sweep.ledger import ENDED, Ledger, Row, State
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.options import SweepOptions
 from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
-from dumbo.sweep.slots import Slot, slots, wants_pool
+from dumbo.sweep.slots import Slot, slots
 from dumbo.sweep.sweeper import SEARCH, require_same, sweeper_of
 from dumbo.sweep.table import SweepTable
 from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
@@ -49,16 +50,6 @@ from dumbo.trainer.signals import EXIT_CODES
 
 if TYPE_CHECKING:
     from dumbo.slurm.pool import SlurmPool
-
-BY_CLASS = {
-    "hydra_plugins.dumbo_submitit_launcher.SlurmLauncher": "submitit_slurm",
-    "hydra_plugins.dumbo_submitit_launcher.LocalLauncher": "submitit_local",
-}
-"""A launcher's file may have another name: what is always said to a cluster goes into a file of the user's."""
-SUBMITTING = tuple(BY_CLASS.values())
-"""Launchers whose jobs do not end with the sweep (dumbo/slurm)."""
-OURS = ("process", "gpu_pool", *SUBMITTING)
-"""Launchers whose jobs this module runs."""
 
 
 @dataclass
@@ -85,8 +76,7 @@ class Sweep:
     asked: list[int] = field(default_factory=list)
     elsewhere: SlurmPool | None = None
     ledger: Ledger = field(init=False)
-    _base: dict[str, Any] = field(default_factory=dict)
-    _changed: list[str] = field(default_factory=list)
+    _base: Base = field(default_factory=Base)
     _heard: Heard = field(default_factory=Heard)
     _fixed: list[str] = field(default_factory=list)
     _lock: SweepLock | None = None
@@ -126,14 +116,12 @@ class Sweep:
         report = Report(config_dirs=self.command.config_dirs)
         self.options = section("sweep", SweepOptions, resolved(cfg.sweep, "sweep", report), report)
         report.stop_if_any()
-        self.launcher = self._launcher(cfg)
+        self.launcher = launcher_of(cfg, self.command.overrides, self.options)
         self.sweeper = sweeper_of(cfg, self.command.overrides, self.launcher, OURS)
         sweeper = OmegaConf.to_container(cfg.hydra.sweeper, resolve=False)
         params = sweeper.get("params") or {} if isinstance(sweeper, dict) else {}
         self.swept = list(dict.fromkeys([*swept_keys(self.command.overrides), *(key_of(str(name)) for name in params)]))
-        raw = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(raw, dict)
-        self._base = masked_tree({str(key): value for key, value in raw.items() if key not in ("hydra", "sweep")})
+        self._base = Base.of(cfg)
         if self.options.detach and self.launcher not in SUBMITTING:
             raise UserError("sweep.detach=true is for hydra/launcher=submitit_slurm: other jobs end with the sweep.")
         if self.launcher not in OURS:
@@ -154,10 +142,9 @@ class Sweep:
             self.elsewhere = SlurmPool.of(cfg, self.launcher, self.options, self.folder, self.ledger, self.console)
         taken_up(self.folder, self.ledger, self.options, submits=self.launcher in SUBMITTING)
         settle(self.ledger, self.folder, self.options.metric, lambda text: self.console.row("waiting", text))
-        self._changed = base_differences(self.folder, self._base) if len(self.ledger) else []
-        if self._changed and not self.options.force:
-            raise UserError(self._another_base())
-        if self._changed and (left := submitted(self.ledger)):
+        if len(self.ledger):
+            self._base.compare(self.folder, force=self.options.force)
+        if self._base.changed and (left := submitted(self.ledger)):
             raise UserError(
                 f"sweep.force=true: {counted(len(left), 'job')} of {short(self.folder)} are in SLURM with the config as it was.\n"
                 f"  dumbo sweep cancel {short(self.folder)}, then the same command."
@@ -165,31 +152,16 @@ class Sweep:
         if len(self.ledger):
             require_same(self.folder, self.sweeper)
 
-    def _launcher(self, cfg: DictConfig) -> str:
-        chosen = BY_CLASS.get(str(cfg.hydra.launcher.get("_target_")), str(cfg.hydra.runtime.choices["hydra/launcher"]))
-        named = any(key_of(word) == "hydra/launcher" for word in self.command.overrides)
-        return "gpu_pool" if chosen == "process" and not named and wants_pool(self.options) else chosen
-
-    def _another_base(self) -> str:
-        listed = "\n  ".join(self._changed)
-        other = typed("sweep_dir", self.folder.with_name(f"{self.folder.name}-2"))
-        return (
-            f"sweep_dir: the sweep in {short(self.folder)} was begun with another config:\n  {listed}\n"
-            f"  Restore it, or begin another sweep: {other}\n"
-            "  or force it: sweep.force=true (jobs that are done stay as they are, all others begin anew)"
-        )
-
     def _begin_anew(self) -> None:
         """Under sweep.force: jobs that are not done cannot go on from checkpoints of another config."""
-        if self._changed:
-            self.console.row("changed", "\n".join(self._changed))
+        if self._base.changed:
+            self.console.row("changed", "\n".join(self._base.changed))
             begun = [row for row in self.ledger if row.state not in self.final and row.attempt]
             begun_anew(self.ledger, self.folder, begun)
 
     def _record(self) -> None:
         """Writes down what the sweep is; once its jobs are known to compose."""
-        before = read_sweep(self.folder)
-        facts = {
+        told = {
             "typed": to_record(self.command),
             "fixed": masked_words([word for word in self.command.overrides if key_of(word) not in self.swept]),
             "swept": self.swept,
@@ -198,14 +170,8 @@ class Sweep:
             **({"search": asdict(self.options.search)} if self.sweeper == SEARCH else {}),
             "metric": self.options.metric,
             "direction": self.options.direction,
-            "started": before.get("started") or now(),
-            "versions": before.get("versions") or versions(),
-            "git": before.get("git") or git_state(),
         }
-        if before and len(self.ledger) and not self._changed:  # without a job nothing was compared
-            write_facts(self.folder, {**before, **facts})
-        else:
-            write_sweep(self.folder, facts, self._base)
+        self._base.record(self.folder, told, compared=len(self.ledger) > 0)
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
