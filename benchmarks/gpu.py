@@ -21,23 +21,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.made_up import SHAPES, write
 
-FAST = ["compile", "chunked_loss"]
+FAST = ["compile", "chunked_loss", "tile_attention"]
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "plain": ([], []),
     "liger": (["liger"], []),
     "chunked": (["chunked_loss"], []),
+    "varlen": (["compile", "chunked_loss"], ["trainer.prefetch=true"]),
+    "varlen_masters": (["compile", "chunked_loss"], ["trainer.prefetch=true", "trainer.master_weights=true"]),
     "compiled": (FAST, ["trainer.prefetch=true"]),
     "no_graphs": (FAST, ["trainer.prefetch=true", "trainer.cuda_graphs=false"]),
     "masters": (FAST, ["trainer.prefetch=true", "trainer.master_weights=true"]),
+    "varlen_fused": (["compile", "chunked_loss", "fused_lora"], ["trainer.prefetch=true"]),
     "fused": ([*FAST, "fused_lora"], ["trainer.prefetch=true"]),
     "checkpointed": ([*FAST, "gradient_checkpointing"], ["trainer.prefetch=true"]),
 }
-"""Name -> patches beside LoRA's, further words. "trl" is the peer."""
+"""Name -> patches beside LoRA's, further words."""
+PEERS = ("trl", "trl_checkpointed")
 FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.lr=1e-4",
          "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single", "performance=off"]  # fmt: skip
 
@@ -49,7 +54,7 @@ def words_of(folder: Path, shape: str, work: str, variant: str, asked: argparse.
     return [
         "model=pretrained", f"model.path={folder}", "dataset=files",
         f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",
-        f"trainer.max_seq_len={SHAPES[shape].longest}", f"trainer.global_batch_size={asked.packs}",
+        f"trainer.max_seq_len={_longest(shape, asked)}", f"trainer.global_batch_size={asked.packs}",
         f"trainer.micro_batch_size={asked.packs}", f"trainer.log_every={asked.log_every}", *more, *asked.words,
     ]  # fmt: skip
 
@@ -71,6 +76,10 @@ def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
         "seconds": facts["metrics"]["seconds"],
         **{key: facts.get(key) for key in ("patches", "cuda_graphs", "packing", "proofs", "hardware", "versions")},
     }
+
+
+def _longest(shape: str, asked: argparse.Namespace) -> int:
+    return asked.longest or SHAPES[shape].longest
 
 
 def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
@@ -99,10 +108,11 @@ def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
     }
 
 
-def trl(folder: Path, shape: str, work: str, asked: argparse.Namespace) -> dict[str, Any]:
+def trl(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
     """The peer's row."""
-    numbers = [asked.steps, asked.warmup, asked.packs, SHAPES[shape].longest]
-    said = _done([sys.executable, "-m", "benchmarks.peer_trl", str(folder), work, *map(str, numbers)], capture=True)
+    numbers = [asked.steps, asked.warmup, asked.packs, _longest(shape, asked)]
+    more = [*map(str, numbers), *(["checkpointed"] if variant == "trl_checkpointed" else [])]
+    said = _done([sys.executable, "-m", "benchmarks.peer_trl", str(folder), work, *more], capture=True)
     return json.loads(said.strip().splitlines()[-1])
 
 
@@ -118,8 +128,10 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["smollm135"], choices=list(SHAPES))
     parser.add_argument("--work", nargs="+", default=["full", "lora"], choices=["full", "lora"])
-    parser.add_argument("--variants", nargs="+", default=["compiled", "trl"], choices=[*VARIANTS, "trl"])
+    parser.add_argument("--variants", nargs="+", default=["compiled", "trl"], choices=[*VARIANTS, *PEERS])
     parser.add_argument("--packs", type=int, default=8, help="packs of max_seq_len tokens a step")
+    parser.add_argument("--longest", type=int, help="tokens of a pack, instead of the shape's own")
+    parser.add_argument("--full-rows", action="store_true", help="documents that fill their pack")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--warmup", type=int, default=40)
     parser.add_argument("--log-every", type=int, default=5)
@@ -134,7 +146,9 @@ def main(words: list[str] | None = None) -> None:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
         for shape in asked.shapes:
             folder = Path(temporary) / shape
-            write(folder, SHAPES[shape], int(1.02 * (asked.steps + 2) * asked.packs * SHAPES[shape].longest))
+            longest = _longest(shape, asked)
+            tokens = int(1.02 * (asked.steps + 2) * asked.packs * longest)
+            write(folder, replace(SHAPES[shape], longest=longest), tokens, full_rows=asked.full_rows)
             for work in asked.work:
                 for variant in asked.variants:
                     results.append(_row(folder, shape, work, variant, asked))
@@ -156,13 +170,14 @@ def _row(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
         "work": work,
         "variant": variant,
         "packs": asked.packs,
-        "max_seq_len": SHAPES[shape].longest,
+        "max_seq_len": _longest(shape, asked),
+        "documents": "all as long as a pack" if asked.full_rows else "lognormal lengths",
     }
     began = time.perf_counter()
-    if variant == "trl" and importlib.util.find_spec("trl") is None:
+    if variant in PEERS and importlib.util.find_spec("trl") is None:
         return {**head, "failed": "trl is not installed"}
     try:
-        found = trl(folder, shape, work, asked) if variant == "trl" else ours(folder, shape, work, variant, asked)
+        found = (trl if variant in PEERS else ours)(folder, shape, work, variant, asked)
     except RuntimeError as error:
         return {**head, "failed": str(error)}
     return {**head, **found, "wall_s": round(time.perf_counter() - began, 1)}

@@ -26,7 +26,7 @@ class Shape:
 
 
 SHAPES = {
-    "tiny": Shape({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "tiny": Shape({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
                    "intermediate_size": 64, "vocab_size": 512, "tie_word_embeddings": True}, longest=128),
     "smollm135": Shape({"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
                         "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True}),
@@ -37,8 +37,8 @@ SHAPES = {
 }  # fmt: skip
 
 
-def write(folder: Path, shape: Shape, tokens: int) -> None:
-    """The folder for one shape, with at least so many tokens of documents."""
+def write(folder: Path, shape: Shape, tokens: int, *, full_rows: bool = False) -> None:
+    """The folder for one shape, with at least so many tokens of documents; `full_rows`: all of the longest length."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -56,19 +56,19 @@ def write(folder: Path, shape: Shape, tokens: int) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a billion random numbers take a CPU a minute
         model = LlamaForCausalLM._from_config(LlamaConfig(**config, **shape.config), dtype=torch.bfloat16)
     model.save_pretrained(folder)
-    made = documents(len(words), shape.longest, tokens)
+    made = documents(len(words), shape.longest, tokens, shortest=shape.longest if full_rows else 16)
     with (folder / "docs.jsonl").open("w", encoding="utf-8") as file:
         for ids in made:
             file.write(json.dumps({"text": " ".join(f"w{number}" for number in ids[:-1].tolist())}) + "\n")
     np.savez(folder / "docs.npz", ids=np.concatenate(made), lengths=np.array([len(ids) for ids in made]))
 
 
-def documents(vocabulary: int, longest: int, tokens: int) -> list[np.ndarray]:
-    """Random ids, each document ended by eos, its length with that in [16, longest]."""
+def documents(vocabulary: int, longest: int, tokens: int, shortest: int = 16) -> list[np.ndarray]:
+    """Random ids, each document ended by eos, its length with that in [shortest, longest]."""
     generator = np.random.default_rng(0)
     found: list[np.ndarray] = []
     while tokens > 0:
-        length = int(np.clip(generator.lognormal(5.3, 0.7) * longest / 2048, 16, longest))
+        length = int(np.clip(generator.lognormal(5.3, 0.7) * longest / 2048, shortest, longest))
         found.append(np.append(generator.integers(FIRST_WORD, vocabulary, length - 1), EOS))
         tokens -= length
     return found

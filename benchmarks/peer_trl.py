@@ -1,6 +1,6 @@
 """TRL's SFTTrainer on the same documents, packed and with Liger's kernels: its fastest settings that fit one GPU.
 
-    python -m benchmarks.peer_trl FOLDER full|lora STEPS WARMUP PACKS LONGEST
+    python -m benchmarks.peer_trl FOLDER full|lora STEPS WARMUP PACKS LONGEST [checkpointed]
 
 Started by `benchmarks.gpu` in a process of its own. Its packs are cut from one stream of tokens ("wrapped"): documents
 see each other and are cut anywhere, so that none of its tokens is padding. Prints one line of JSON.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 
-def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: int) -> None:
+def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: int, checkpointed: bool) -> None:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -31,7 +31,7 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
     arguments = SFTConfig(
         output_dir=str(folder / "trl"), max_length=longest, packing=True, packing_strategy="wrapped",
         per_device_train_batch_size=packs, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",
-        logging_steps=warmup, learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=False,
+        logging_steps=warmup, learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=checkpointed,
         use_liger_kernel=gpu, use_cpu=not gpu,
     )  # fmt: skip
     at: dict[int, float] = {}
@@ -66,4 +66,4 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]))
+    main(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]), "checkpointed" in sys.argv)

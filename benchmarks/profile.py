@@ -121,7 +121,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where the model lies meanwhile")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     asked = parser.parse_args(words)
-    asked.log_every = 1
+    asked.log_every, asked.longest = 1, None
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
         folder = Path(temporary) / asked.shape

@@ -26,29 +26,27 @@ from typing import Any
 
 from benchmarks.scaling import SHAPES, TINY, make_model
 
-EVERY, STEPS = 20, 60
 
-
-def command(beside: bool, folder: Path, data: Path, pack: int) -> list[str]:
+def command(beside: bool, folder: Path, data: Path, pack: int, every: int, steps: int) -> list[str]:
     """What one would type."""
     return [sys.executable, "-m", "dumbo", "model=pretrained", f"model.path={folder / 'model'}", "dataset=files",
             f"dataset.path={data}", "dataset.eval_fraction=0.02", "launch=single", f"trainer.max_seq_len={pack}",
-            "trainer.micro_batch_size=8", "trainer.global_batch_size=8", f"trainer.max_steps={STEPS}", "trainer.lr=1e-5",
+            "trainer.micro_batch_size=8", "trainer.global_batch_size=8", f"trainer.max_steps={steps}", "trainer.lr=1e-5",
             "trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_every=null", "trainer.eval_at_start=false",
-            f"trainer.save_every={EVERY}", "trainer.save_total_limit=1", "verify.mode=off",
+            f"trainer.save_every={every}", "trainer.save_total_limit=1", "verify.mode=off",
             f"trainer.async_save={str(beside).lower()}", f"run_dir={folder / str(beside)}"]  # fmt: skip
 
 
-def read(run: Path) -> dict[str, Any]:
+def read(run: Path, every: int, steps: int) -> dict[str, Any]:
     """The numbers of a run, from what it left."""
     facts = json.loads((run / "run.json").read_text())
     rows = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
     by_step = {row["step"]: row["step_ms"] for row in rows}
-    saved = range(EVERY, STEPS, EVERY)
+    saved = range(every, steps, every)
     return {
         "stall_s": facts["metrics"]["save_stall_seconds"],
         "written_s": facts["metrics"]["save_seconds"],
-        "step_ms": statistics.median(by_step[step] for start in saved for step in range(start - EVERY // 2, start)),
+        "step_ms": statistics.median(by_step[step] for start in saved for step in range(start - every // 2, start)),
         "step_ms_writing": statistics.median(by_step[start + more] for start in saved for more in (1, 2)),
         "loss_last": rows[-1]["loss"],
         "seconds": facts["metrics"]["seconds"],
@@ -63,6 +61,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with SmolLM2's tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--folder", type=Path, help="the disk that is written to")
+    parser.add_argument("--every", type=int, default=200, help="steps between checkpoints: longer than one is written")
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--tiny", action="store_true", help="a small shape, to try the script")
     asked = parser.parse_args()
     import torch
@@ -74,13 +74,16 @@ def main() -> None:
         started = []
         for number, beside in enumerate((False, True)):
             own = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
-            words = command(beside, folder, asked.data.resolve(), 64 if asked.tiny else 2048)
+            words = command(beside, folder, asked.data.resolve(), 64 if asked.tiny else 2048, asked.every, asked.steps)
             started.append(subprocess.Popen(words, env={**os.environ, **own}))
             if gpus < 2:
                 started[-1].wait()
         codes = [process.wait() for process in started]
         assert not any(codes), "a run failed"
-        results = {name: read(folder / run) for name, run in (("waiting", "False"), ("beside", "True"))}
+        results = {
+            name: read(folder / run, asked.every, asked.steps)
+            for name, run in (("waiting", "False"), ("beside", "True"))
+        }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(results, indent=1) + "\n")
     for name, result in results.items():

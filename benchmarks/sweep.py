@@ -45,11 +45,14 @@ def main() -> None:
         record.folder = asked.out
     key, counts = ("sweep.jobs_per_gpu", asked.per_gpu) if asked.per_gpu else ("sweep.cpu_slots", asked.slots)
     record.facts["words"] = asked.words
-    record.facts["table"] = [_row(key, count, jobs, rounds, asked.words) for count in counts]
-    first = record.facts["table"][0]["wall_seconds"]
-    for row in record.facts["table"]:
-        row["times_faster_than_the_first"] = round(first / row["wall_seconds"], 2)
-        print(row)
+    table: list[dict[str, Any]] = []
+    record.facts["table"] = table
+    for count in counts:
+        row = _row(key, count, jobs, rounds, asked.words)
+        table.append(row)
+        row["times_faster_than_the_first"] = round(table[0]["wall_seconds"] / row["wall_seconds"], 2)
+        print(row, flush=True)
+        record.write()  # what is measured stays, whatever comes
     record.facts["ledger"] = _ledger()
     print(record.facts["ledger"])
     print(record.write())

@@ -65,6 +65,7 @@ def kernels() -> dict[str, str]:
         "liger": _tried(_liger),
         "isolated packing": _tried(_isolated),
         "varlen attention": _tried(_varlen),
+        "tile attention": _tried(_tiles),
         "flash-attn package": "found, not run"
         if importlib.util.find_spec("flash_attn")
         else "not installed (not needed)",
@@ -165,12 +166,36 @@ def _varlen() -> str:
         )
     if not torch.cuda.is_available():
         return "no CUDA device; packs take torch's attention, document by document"
-    inputs = torch.randn(3, 1, 2, 48, 16, device="cuda").bfloat16().requires_grad_()
-    query, key, value = inputs
-    if not varlen.usable(query, value, 0.0):
+    inputs = _two_documents()
+    if not varlen.usable(inputs[0], inputs[2], 0.0):
         return "needs an Ampere GPU or newer; packs take torch's attention, document by document"
-    bounds = torch.tensor([0, 20, 48], dtype=torch.int32, device="cuda")
-    out = varlen.attend(query, key, value, bounds, 28, None, None)
+    return _against_each_alone(inputs, lambda q, k, v, bounds: varlen.attend(q, k, v, bounds, 28, None, None))
+
+
+def _tiles() -> str:
+    """What packs take with patch=[tile_attention] (`trainer/tiles.py`), likewise."""
+    from dumbo.patch.tile_attention import TileAttention
+    from dumbo.trainer import tiles
+
+    reason = TileAttention().unavailable()
+    return reason or _against_each_alone(
+        _two_documents(), lambda q, k, v, bounds: tiles.attend(q, k, v, bounds, None, None)
+    )
+
+
+def _two_documents() -> Any:
+    """(3, 1, heads, T, width): queries, keys and values."""
+    import torch
+
+    return torch.randn(3, 1, 2, 48, 16, device="cuda").bfloat16().requires_grad_()
+
+
+def _against_each_alone(inputs: Any, attend: Callable[..., Any]) -> str:
+    """Two documents on one axis, forward and backward, against torch's attention on each alone."""
+    import torch
+
+    query, key, value = inputs
+    out = attend(query, key, value, torch.tensor([0, 20, 48], dtype=torch.int32, device="cuda"))
     alone = [
         torch.nn.functional.scaled_dot_product_attention(
             query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], is_causal=True

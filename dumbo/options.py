@@ -15,7 +15,7 @@ from dumbo.suggest import did_you_mean
 from dumbo.sweep.options import SweepOptions
 
 Format = Literal["text", "json"]
-FASTER = ("chunked_loss", "compile", "fused_lora")
+FASTER = ("chunked_loss", "compile", "fused_lora", "tile_attention")
 """The patches that `performance` may add."""
 
 
@@ -239,7 +239,8 @@ class Options:
         repeat: "last" or a run's folder to do again, with what is typed besides on top.
         run: the run that `evaluate`, `chat`, `export` and `report` read: a folder, or "last".
         performance: "auto": on a GPU, patches that make a step faster are added where they are proven right (chunked_loss,
-            compile, fused_lora); a list of some of them: only these; "off": none. Patches that were chosen stay as they are.
+            compile, fused_lora, tile_attention); a list of some of them: only these; "off": none. Patches that were chosen
+            stay as they are.
     """
 
     run_dir: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -60,11 +61,15 @@ class Answers:
         stored = self.run.world.share(stored)
         if stored is not None:
             return stored
-        with self.run.console.status("answering held-out prompts before training"):
+        with self._status("answering held-out prompts before training"):
             before = self._ask(self.asked, self.how)
         self.run.write(kept.name, json.dumps(before))
         self.run.write("samples.md", samples.samples_page(self.asked, before, None))
         return before
+
+    def _status(self, text: str) -> AbstractContextManager[Any]:
+        """Said while it lasts, where anything is asked (`trainer.num_samples`)."""
+        return self.run.console.status(text) if self.asked else nullcontext()
 
     def _ask(self, asked: list[samples.Question], how: Any) -> list[str]:
         """Answers of the model as it is. Each rank answers its share; where the model is sharded, all answer all of it
@@ -82,7 +87,7 @@ class Answers:
 
     def after(self, before: list[str]) -> dict[str, Any]:
         """Samples, and exact match where the data has answers."""
-        with self.run.console.status("answering held-out prompts"):
+        with self._status("answering held-out prompts"):
             after = self._ask(self.asked, self.how)
         self.run.write("samples.md", samples.samples_page(self.asked, before, after))
         pairs = zip(self.asked, before, after, strict=True)

@@ -3,8 +3,8 @@
 transformers passes `cu_seq_lens_q`, where each document begins on the one token axis, down to the attention. Here
 the documents are gathered into batches of like length (right-padded; causal attention never looks right), attended
 to with the library's own SDPA function, and put back. No mask of T x T exists, sliding windows hold within each
-document, and no document can see another. On a GPU in bf16 torch's own kernel for such batches takes over
-(`varlen.py`). Without `cu_seq_lens_q` (generation, padded batches) it is plain SDPA.
+document, and no document can see another. On a GPU in bf16 a kernel for such batches takes over: ours (`tiles.py`) in
+modules that patch=[tile_attention] has marked, else torch's own (`varlen.py`). Without `cu_seq_lens_q` (generation, padded batches) it is plain SDPA.
 
 Registered with transformers' public AttentionInterface under the name `isolated`.
 """
@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dumbo.trainer import varlen
+from dumbo.trainer import tiles, varlen
 
 NAME = "isolated"
+IN_TILES = "dumbo_in_tiles"
+"""Attribute of attention modules whose packs go through `tiles.py`."""
 PADDING_ALLOWED = 1.15
 """Documents are batched together while padding adds no more than this factor."""
 NOT_HONOURED = ("softcap", "s_aux", "position_bias")
@@ -95,7 +97,10 @@ def isolated_attention(
         if attention_mask is None and query.shape[2] == key.shape[2]:  # no mask was made: a window must not be lost
             attention_mask = _window(query.shape[2], sliding_window, query.device)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if varlen.usable(query, value, float(kwargs.get("dropout") or 0.0)):
+    dropout = float(kwargs.get("dropout") or 0.0)
+    if getattr(module, IN_TILES, False) and tiles.usable(query, value, dropout):
+        return tiles.attend(query, key, value, cu_seq_lens_q, sliding_window, kwargs.get("scaling")), None
+    if varlen.usable(query, value, dropout):
         longest = int(kwargs.get("max_length_q") or query.shape[2])
         return varlen.attend(query, key, value, cu_seq_lens_q, longest, sliding_window, kwargs.get("scaling")), None
     return _in_groups(module, query, key, value, cu_seq_lens_q, sliding_window, **kwargs), None

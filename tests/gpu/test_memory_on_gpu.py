@@ -73,7 +73,8 @@ def test_it_goes_on_in_less_memory(tmp_path: Path, patches: str, words: list[str
     most = round(1024 * (3 if graphs else 2) * peak) + 64  # a micro batch of 8 fits, one of 64 does not
     found = run(tmp_path / "run", 64, *words, f"patch.narrow.gpu_mib={most}")
     halved = found["memory_halvings"]
-    assert (halved[0]["step"], halved[0]["from"], halved[0]["to"]) == (1, 64, 32)
+    assert (halved[0]["from"], halved[0]["to"]) == (64, 32)
+    assert halved[0]["step"] <= (2 if graphs else 1), "where a graph's pool is what it takes, its capture is in step 2"
     assert found["batch"]["micro"] == halved[-1]["to"] >= small["batch"]["micro"]
     assert found["batch"]["micro"] * found["batch"]["accumulation"] == 128
     assert "CUDA out of memory. Tried to allocate" in found["said"]

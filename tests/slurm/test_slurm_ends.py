@@ -23,6 +23,16 @@ pytestmark = pytest.mark.full
 STEPS = 1500
 LONG = (*SMALL, f"trainer.max_steps={STEPS}", "trainer.global_batch_size=2", "trainer.micro_batch_size=1")
 """Half a minute and more."""
+PLUGINS = Path(__file__).resolve().parents[1] / "plugins"
+SLOW = (f"--config-dir={PLUGINS}", "patch=[slow]")
+LASTING = (
+    *SMALL,
+    "trainer.max_steps=600",
+    "trainer.global_batch_size=2",
+    "trainer.micro_batch_size=1",
+    "patch.slow.seconds=0.1",
+)
+"""Two minutes with SLOW, on any machine: for time limits, which SLURM keeps in minutes."""
 SAVING = (
     *SMALL,
     "trainer.max_steps=300",
@@ -47,20 +57,22 @@ def until_steps(sweep: Watched, steps: int, number: int = 0) -> Path:
 
 
 def test_time_limit(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
-    sweep = Watched(tmp_path, *LONG, "hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30")
+    limits = ("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=30")
+    sweep = Watched(tmp_path, *SLOW, *LASTING, *limits)
     stop_left.append(sweep)
     assert sweep.wait() == 0, sweep.said + sweep.logs()
     (row,) = sweep.rows()
     assert row["state"] == "done"
     assert row["attempt"] > 1, "the limit came before its end"
     assert "Back into the queue: time limit" in sweep.logs()
-    assert curve(sweep.run(0)) == alone(tmp_path)
+    assert curve(sweep.run(0)) == alone(tmp_path, [word for word in LASTING if "slow" not in word])
 
 
 def test_a_time_limit_that_is_the_last_is_a_failure(cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
     sweep = Watched(
         tmp_path,
-        *LONG,
+        *SLOW,
+        *LASTING,
         "hydra.launcher.timeout_min=1",
         "hydra.launcher.signal_delay_s=20",
         "hydra.launcher.max_num_timeout=0",

@@ -21,14 +21,17 @@ from dumbo.outputs.run_dir import RunDir
 from dumbo.patch import auto
 from dumbo.patch.compile import Compile
 from dumbo.patch.order import in_order
+from dumbo.patch.tile_attention import TileAttention
 
 LONG = "trainer.max_steps=20000"
+BF16 = "trainer.precision=bf16"
 
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "_not_here", lambda run: None)
-    monkeypatch.setattr(Compile, "unavailable", lambda self: None)
+    for patch in (Compile, TileAttention):
+        monkeypatch.setattr(patch, "unavailable", lambda self: None)
 
 
 @pytest.fixture
@@ -36,7 +39,7 @@ def chosen(data: Path, tmp_path: Path) -> Any:
     """Words of a command -> (names of the patches that are applied, what is said, run.json)."""
 
     def of(*words: str) -> tuple[list[str], str, dict[str, Any]]:
-        composed = compose(["performance=auto", *words])
+        composed = compose(["performance=auto", "trainer.precision=fp32", *words])
         plugins = check(composed.cfg, composed.choices)
         said = io.StringIO()
         folder = tmp_path / "run"
@@ -50,10 +53,10 @@ def chosen(data: Path, tmp_path: Path) -> Any:
     return of
 
 
-def test_both_are_added_in_their_places(on_a_gpu: None, chosen: Any) -> None:
-    names, _, facts = chosen("patch=[lora]", LONG)
-    assert names == ["chunked_loss", "lora", "fused_lora", "compile"]
-    assert facts["performance"] == ["chunked_loss", "compile", "fused_lora"]
+def test_all_are_added_in_their_places(on_a_gpu: None, chosen: Any) -> None:
+    names, _, facts = chosen("patch=[lora]", LONG, BF16)
+    assert names == ["chunked_loss", "tile_attention", "lora", "fused_lora", "compile"]
+    assert facts["performance"] == ["chunked_loss", "compile", "fused_lora", "tile_attention"]
 
 
 def test_some_of_them_and_none(on_a_gpu: None, chosen: Any) -> None:
@@ -78,6 +81,19 @@ def test_what_cannot_be_sharded_is_left_out_and_said_so(on_a_gpu: None, chosen: 
     assert "cannot be inside FSDP2" in facts["patches"]["chunked_loss"]
 
 
+def test_float32_has_nothing_for_tiles(on_a_gpu: None, chosen: Any) -> None:
+    names, said, _ = chosen(LONG, "trainer.precision=fp32")
+    assert names == ["chunked_loss", "compile"]
+    assert "the arithmetic is fp32" in " ".join(said.split())
+
+
+def test_long_documents_are_left_to_torchs_kernel(on_a_gpu: None, chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "MEASURED", 50)
+    names, said, _ = chosen(LONG, BF16)
+    assert names == ["chunked_loss", "compile"]
+    assert "tokens on average; it is measured up to 50" in " ".join(said.split())
+
+
 def test_a_short_run_is_not_compiled(on_a_gpu: None, chosen: Any) -> None:
     names, said, _ = chosen("trainer.max_steps=50")
     assert names == ["chunked_loss"]
@@ -87,10 +103,11 @@ def test_a_short_run_is_not_compiled(on_a_gpu: None, chosen: Any) -> None:
 
 @pytest.mark.parametrize("word", ["trainer.packing=false", "model.attn_implementation=sdpa"])
 def test_shapes_that_change_are_not_compiled(on_a_gpu: None, chosen: Any, word: str) -> None:
-    """Past torch's limit of graphs the run would end."""
-    names, said, _ = chosen(word, LONG)
+    """Past torch's limit of graphs the run would end; and without packs there is nothing for tiles."""
+    names, said, _ = chosen(word, LONG, BF16)
     assert names == ["chunked_loss"]
     assert "their shapes change" in " ".join(said.split())
+    assert "on one token axis: it has nothing to do" in " ".join(said.split())
 
 
 def test_a_model_that_cannot_is_left_as_it_is(on_a_gpu: None, chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,167 @@
+"""Attention over packs alone, forward and backward: `trainer/tiles.py` beside torch's variable-length flash attention.
+
+    python -m benchmarks.attention --out benchmarks/results/NAME.json             # on one GPU, a minute
+    python -m benchmarks.attention --tune --out /tmp/tuned.json                   # which tiles are fastest here
+
+Documents are those of `made_up.py` (mean about 250 tokens), and for comparison full rows of 4,096. Times are of torch's
+events, the caches emptied before each (triton.testing.do_bench); both are given the same tensors and their outputs and
+gradients are compared, in the distance that bf16 has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.made_up import documents
+from benchmarks.record import Record
+
+HEADS = {"smollm135": (9, 3, 64), "llama1b": (32, 8, 64), "llama8b": (32, 8, 128)}
+"""Heads, key-value heads, width."""
+LENGTHS: dict[str, Callable[[int], list[int]]] = {
+    "documents": lambda tokens: [len(ids) for ids in documents(49_152, 2048, tokens)],
+    "rows of 1024": lambda tokens: [1024] * (tokens // 1024),
+    "rows of 4096": lambda tokens: [4096] * (tokens // 4096),
+}
+CANDIDATES = list(itertools.product((32, 64, 128), (32, 64, 128), (4, 8), (2, 3)))
+PARTS = ("forward", "queries", "keys")
+
+
+def tensors(shape: str, lengths: str, tokens: int) -> dict[str, Any]:
+    import torch
+
+    heads, shared, width = HEADS[shape]
+    cut = np.minimum(np.concatenate([[0], np.cumsum(LENGTHS[lengths](tokens))]), tokens)
+    bounds = np.unique(cut).astype(np.int32)
+    torch.manual_seed(0)
+    q, k, v, grad = (
+        torch.randn(tokens, n, width, device="cuda", dtype=torch.bfloat16) for n in (heads, shared, shared, heads)
+    )
+    return {"q": q, "k": k, "v": v, "grad": grad, "bounds": torch.from_numpy(bounds).cuda(), "scale": width**-0.5,
+            "longest": int(np.diff(bounds).max())}  # fmt: skip
+
+
+def _leaves(given: dict[str, Any]) -> list[Any]:
+    return [given[name].detach().requires_grad_() for name in "qkv"]
+
+
+def _tiles(given: dict[str, Any]) -> tuple[Any, list[Any]]:
+    from dumbo.trainer.tiles import tile_attention
+
+    leaves = _leaves(given)
+    return tile_attention(*leaves, given["bounds"], 0, given["scale"])[0], leaves
+
+
+def _varlen(given: dict[str, Any]) -> tuple[Any, list[Any]]:
+    from dumbo.trainer.varlen import attend
+
+    leaves = _leaves(given)
+    q, k, v = (tensor.transpose(0, 1)[None] for tensor in leaves)
+    return attend(q, k, v, given["bounds"], given["longest"], None, given["scale"])[0], leaves
+
+
+WAYS = {"tiles": _tiles, "varlen": _varlen}
+
+
+def times(way: str, given: dict[str, Any], rep: int = 50) -> dict[str, float]:
+    """Milliseconds of forward and of backward."""
+    import torch
+    from triton.testing import do_bench
+
+    with torch.no_grad():
+        forward = do_bench(lambda: WAYS[way](given)[0], warmup=10, rep=rep)
+    out, leaves = WAYS[way](given)
+    backward = do_bench(lambda: torch.autograd.grad(out, leaves, given["grad"], retain_graph=True), warmup=10, rep=rep)
+    return {"forward_ms": forward, "backward_ms": backward}
+
+
+def apart(given: dict[str, Any]) -> float:
+    """The largest relative distance (of norms) between both ways' outputs and gradients."""
+    import torch
+
+    found = []
+    for way in WAYS.values():
+        out, leaves = way(given)
+        found.append([out, *torch.autograd.grad(out, leaves, given["grad"])])
+    return max(float((a - b).float().norm() / b.float().norm()) for a, b in zip(*found, strict=True))
+
+
+@contextmanager
+def _cut(part: str, width: int, candidate: tuple[int, int, int, int]) -> Iterator[None]:
+    from dumbo.trainer import tiles
+
+    table = tiles.NARROW if width <= 64 else tiles.WIDE
+    before = table[part]
+    table[part] = tiles.Tile(*candidate)
+    try:
+        yield
+    finally:
+        table[part] = before
+
+
+def _compiles(task: tuple[str, str, tuple[int, int, int, int]]) -> tuple[str, str, tuple[int, int, int, int]] | None:
+    """In a process of its own: the kernels lie in Triton's cache afterwards. None where they cannot be had."""
+    import torch
+
+    shape, part, candidate = task
+    given = tensors(shape, "documents", 4096)
+    try:
+        with _cut(part, HEADS[shape][2], candidate):
+            out, leaves = _tiles(given)
+            torch.autograd.grad(out, leaves, given["grad"])
+        torch.cuda.synchronize()
+    except Exception as error:  # too much shared memory: that is an answer
+        print(f"{task}: {type(error).__name__}", flush=True)
+        return None
+    return task
+
+
+def tuned(shapes: list[str], tokens: int) -> list[dict[str, Any]]:
+    """Every candidate of each part, the others as they are."""
+    tasks = [(s, p, c) for s in shapes for p in PARTS for c in CANDIDATES]
+    with multiprocessing.get_context("spawn").Pool(12) as pool:
+        usable = [task for task in pool.imap_unordered(_compiles, tasks, chunksize=4) if task is not None]
+    found = []
+    for shape, part, candidate in sorted(usable):
+        with _cut(part, HEADS[shape][2], candidate):
+            took = times("tiles", tensors(shape, "documents", tokens), rep=15)
+        found.append({"shape": shape, "part": part, "tile": candidate, **took})
+    for shape, part in itertools.product(shapes, PARTS):
+        own = [row for row in found if (row["shape"], row["part"]) == (shape, part)]
+        key = "forward_ms" if part == "forward" else "backward_ms"
+        for row in sorted(own, key=lambda row: row[key])[:6]:
+            print(shape, part, row["tile"], f"{row[key]:.3f} ms", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=list(HEADS), default=list(HEADS))
+    parser.add_argument("--lengths", nargs="+", choices=list(LENGTHS), default=list(LENGTHS))
+    parser.add_argument("--tokens", type=int, default=65_536)
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    asked = parser.parse_args()
+    record = Record(asked.out.stem, "attention over packs, forward and backward", asked.out.parent, ("triton",))
+    rows = []
+    for shape, lengths in () if asked.tune else itertools.product(asked.shapes, asked.lengths):
+        given = tensors(shape, lengths, asked.tokens)
+        row: dict[str, Any] = {"shape": shape, "lengths": lengths, "tokens": asked.tokens, "apart": apart(given)}
+        row |= {way: times(way, given) for way in WAYS}
+        both = {way: sum(row[way].values()) for way in WAYS}
+        row["ratio"] = both["varlen"] / both["tiles"]
+        rows.append(row)
+        print(row, flush=True)
+    record.facts["table"] = tuned(asked.shapes, asked.tokens) if asked.tune else rows
+    print(record.write())
+
+
+if __name__ == "__main__":
+    main()

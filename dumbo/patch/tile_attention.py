@@ -1,0 +1,90 @@
+"""Attention over packs in our own kernels (`trainer/tiles.py`): on documents of 250 tokens over twice as fast as torch's.
+
+Pipeline: load -> patch (stage KERNELS: attention modules are marked) -> train. What is computed in them is decided by
+`trainer/attention.py` for each batch: packs on one token axis in bf16 or fp16; all else stays as it was.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dumbo.errors import UserError
+from dumbo.interfaces import Stage
+from dumbo.patch.modules import base_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+OLDEST_GPU = (8, 0)
+"""Compute capability with bf16 matrix products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileAttention:
+    """Kernels for packs of short documents. Needs a CUDA device (Ampere or newer) and Triton; elsewhere it is left out,
+    and that is said.
+
+    Args:
+        required: a machine that cannot run it is an error.
+
+    Raises:
+        UserError: heads of another width than the kernels are made for; a model with an attention of its own.
+    """
+
+    required: bool = False
+
+    stage: ClassVar[Stage] = Stage.KERNELS
+    conflicts: ClassVar[tuple[str, ...]] = ()
+
+    def unavailable(self) -> str | None:
+        import torch
+
+        if not torch.cuda.is_available():
+            return "no CUDA device"
+        if torch.cuda.get_device_capability() < OLDEST_GPU:
+            return f"{torch.cuda.get_device_name()} has no bf16 matrix products"
+        return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
+
+    def check(self, skeleton: PreTrainedModel) -> None:
+        from dumbo.trainer.tiles import WIDTHS
+
+        base: Any = base_of(skeleton)
+        layers = list(_attention(base))
+        if not layers or not base._can_set_attn_implementation():
+            raise UserError(
+                f"patch.tile_attention: {type(base).__name__} has an attention of its own.\n"
+                "  Leave tile_attention out of patch=[…]"
+            )
+        strange = sorted({width for layer in layers if (width := _width(layer)) not in WIDTHS})
+        if strange:
+            raise UserError(
+                f"patch.tile_attention: heads are {', '.join(map(str, strange))} wide; its kernels are made for "
+                f"{', '.join(map(str, WIDTHS))}.\n  Leave tile_attention out of patch=[…]"
+            )
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        from dumbo.trainer.attention import IN_TILES
+
+        self.check(model)
+        for layer in _attention(base_of(model)):
+            setattr(layer, IN_TILES, True)
+        return model
+
+    def evidence(self, model: PreTrainedModel) -> str:
+        from dumbo.trainer.attention import IN_TILES
+
+        marked = sum(getattr(layer, IN_TILES, False) for layer in _attention(base_of(model)))
+        return f"{marked} attention layers, for packs in bf16 or fp16"
+
+
+def _attention(model: nn.Module) -> Iterator[Any]:
+    """The modules that call transformers' attention functions."""
+    return (module for module in model.modules() if hasattr(module, "is_causal") and hasattr(module, "layer_idx"))
+
+
+def _width(layer: Any) -> int:
+    return int(getattr(layer, "head_dim", 0))

@@ -1,0 +1,164 @@
+"""Attention within documents, made for packs of short ones (`tile_kernels.py`): on a GPU, in bf16 or fp16.
+
+torch's own kernel (`varlen.py`) cuts each document into tiles of its own, adds gradients of queries up atomically in
+float32 and makes gradients of keys for every head that shares them. With documents of 250 tokens that is most of its time.
+Here tiles are cut from the token axis, whatever begins or ends in them, and each looks only at the keys of its tokens'
+documents. Gradients are the same bits each time. A number that is not finite reaches the documents that share a tile with
+it: such a batch is skipped as a whole anyway (`bad_numbers.py`).
+
+It is an operator of torch (`dumbo::tile_attention`): torch.compile, CUDA graphs and fake tensors take it as one piece.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dumbo.trainer.varlen import arithmetic
+
+WIDTHS = (16, 32, 64, 128)
+"""Of heads: what the kernels' tiles are made for."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How much of the token axis a program takes, and with what. Measured: `benchmarks.attention`."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        return {"QUERIES": self.queries, "KEYS": self.keys, "num_warps": self.warps, "num_stages": self.stages}
+
+
+TILES = {"forward": Tile(64, 32, 4, 3), "queries": Tile(64, 32, 4, 3), "keys": Tile(32, 64, 4, 3)}
+"""Each part's, for every width: the fastest on an H200 for heads of 64 and of 128, or within 2% of it."""
+LOG2_E = 1.4426950408889634
+
+
+def usable(query: torch.Tensor, value: torch.Tensor, dropout: float) -> bool:
+    """Whether the kernels can take these tensors, (1, heads, T, width) each. What the machine needs: `patch/tile_attention.py`."""
+    return (
+        query.device.type == "cuda"
+        and dropout == 0
+        and query.shape[-1] == value.shape[-1]
+        and query.shape[-1] in WIDTHS
+        and arithmetic(value) in (torch.bfloat16, torch.float16)
+    )
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: torch.Tensor,
+    window: int | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """Causal attention within documents.
+
+    Args:
+        query: (1, heads, T, width); key and value: (1, key-value heads, T, width).
+        bounds: (documents + 1,) int32, where each document begins.
+        window: tokens that a token may look back to, itself included; None: all.
+        scale: of the scores; None: one over the root of the width.
+
+    Returns:
+        (1, T, heads, width), in the dtype of the arithmetic.
+    """
+    dtype = arithmetic(value)
+    q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
+    return tile_attention(q, k, v, bounds, window or 0, query.shape[-1] ** -0.5 if scale is None else scale)[0][None]
+
+
+@torch.library.custom_op("dumbo::tile_attention", mutates_args=())
+def tile_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, window: int, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Causal attention within documents.
+
+    Args:
+        q: (T, heads, width); k and v: (T, key-value heads, width), contiguous.
+        bounds: (documents + 1,) int32 where each document begins; tokens after the last are one document more.
+        window: tokens that a token may look back to, itself included; 0: all.
+        scale: of the scores.
+
+    Returns:
+        (T, heads, width); log2 of the sums of 2^scores, (heads, T); (2, T) each token's document's first token, and the
+        one after its last.
+    """
+    import triton
+
+    from dumbo.trainer import tile_kernels
+
+    tokens, heads, width = q.shape
+    out = torch.empty_like(q)
+    lse = q.new_empty((heads, tokens), dtype=torch.float32)
+    documents = bounds.new_empty((2, tokens))
+    tile_kernels.bounds_of_tokens[(len(bounds),)](
+        bounds, documents[0], documents[1], len(bounds) - 1, tokens, BLOCK=256, num_warps=4
+    )
+    cut = TILES["forward"]
+    tile_kernels.attention_forward[(triton.cdiv(tokens, cut.queries), heads)](
+        q, k, v, out, lse, documents[0], tokens, window, scale * LOG2_E,
+        HEADS=heads, SHARING=heads // k.shape[1], WIDTH=width, WINDOW=window > 0, **cut.options,
+    )  # fmt: skip
+    return out, lse, documents
+
+
+@tile_attention.register_fake
+def _(q: Any, k: Any, v: Any, bounds: Any, window: int, scale: float) -> Any:
+    return (
+        torch.empty_like(q),
+        q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32),
+        bounds.new_empty((2, q.shape[0])),
+    )
+
+
+@torch.library.custom_op("dumbo::tile_attention_backward", mutates_args=())
+def tile_attention_backward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, documents: torch.Tensor,
+    grad: torch.Tensor, window: int, scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The gradients of q, k and v; `documents` and `lse` as `tile_attention` returns them."""
+    import triton
+
+    from dumbo.trainer import tile_kernels
+
+    tokens, heads, width = q.shape
+    shape: dict[str, Any] = {"HEADS": heads, "SHARING": heads // k.shape[1], "WIDTH": width, "WINDOW": window > 0}
+    grad = grad.contiguous()
+    dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
+    cut = TILES["queries"]
+    tile_kernels.queries_backward[(triton.cdiv(tokens, cut.queries), heads)](
+        q, k, v, out, grad, lse, delta, dq, documents[0], tokens, window, scale, scale * LOG2_E, **shape, **cut.options
+    )
+    cut = TILES["keys"]
+    tile_kernels.keys_backward[(triton.cdiv(tokens, cut.keys), k.shape[1])](
+        q, k, v, grad, lse, delta, dk, dv, documents[0], documents[1], tokens, window, scale, scale * LOG2_E,
+        **shape, **cut.options,
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+@tile_attention_backward.register_fake
+def _(q: Any, k: Any, v: Any, *rest: Any) -> Any:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _keep(ctx: Any, inputs: Any, output: Any) -> None:
+    q, k, v, _, ctx.window, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _backward(ctx: Any, grad: torch.Tensor, *unused: Any) -> Any:
+    return *tile_attention_backward(*ctx.saved_tensors, grad, ctx.window, ctx.scale), None, None, None
+
+
+torch.library.register_autograd("dumbo::tile_attention", _backward, setup_context=_keep)
