@@ -155,22 +155,39 @@ def _watch_phases(base: Any, ledger: Ledger) -> None:
 @contextmanager
 def _experts_in_any_dtype() -> Iterator[None]:
     """Torch's grouped product knows its result's shape for bfloat16 alone, though it multiplies float32 too: there the experts
-    of transformers take the operator that they have for such cases, which makes the same and nothing besides.
+    of transformers get one that makes what it makes and keeps what it keeps.
 
-    Private in transformers, within the versions in pyproject.toml: integrations.moe._can_use_grouped_mm.
+    Private in transformers, within the versions in pyproject.toml: integrations.moe._grouped_mm.
     """
     from transformers.integrations import moe
 
-    own = moe._can_use_grouped_mm
+    own = moe._grouped_mm
 
-    def usable(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> bool:
-        return weight.dtype == torch.bfloat16 and own(input, weight, offs)
+    def product(input: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+        if weight.dtype == torch.bfloat16:
+            return own(input, weight, offs)
+        made: torch.Tensor = _GroupedProduct.apply(input.to(weight.dtype), weight)
+        return made
 
-    moe._can_use_grouped_mm = usable
+    moe._grouped_mm = product
     try:
         yield
     finally:
-        moe._can_use_grouped_mm = own
+        moe._grouped_mm = own
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """The shapes of a grouped product: (S, K) rows, (experts, K, N) weights -> (S, N)."""
+
+    @staticmethod
+    def forward(ctx: Any, input: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(input, weight)
+        return input.new_empty(input.shape[0], weight.shape[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        input, weight = ctx.saved_tensors
+        return torch.empty_like(input), torch.empty_like(weight)
 
 
 @contextmanager

@@ -56,9 +56,9 @@ def kept_by_a_real_one(name: str, dtype: torch.dtype) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_experts_keep_as_much_as_real_ones(dtype: torch.dtype, tmp_path: Path) -> None:
-    before = moe._can_use_grouped_mm
+    before = moe._grouped_mm
     found, without = (rehearsed(name, dtype, tmp_path) for name in CONFIGS)
-    assert moe._can_use_grouped_mm is before
+    assert moe._grouped_mm is before
     assert found.gradients == dtype.itemsize * sum(p.numel() for p in made("experts", dtype, "meta").parameters())
     real, other = (kept_by_a_real_one(name, dtype) for name in CONFIGS)
     assert real > other

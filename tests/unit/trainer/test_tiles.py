@@ -41,3 +41,36 @@ def test_what_the_kernels_take(wanted: bool, width: int, dtype: torch.dtype, dro
     with FakeTensorMode():
         tensor = torch.empty(1, 2, 5, width, dtype=dtype, device=device)
     assert tiles.usable(tensor, tensor, dropout) is wanted
+
+
+SMALLEST = 99 * 1024
+"""Shared memory of a program on GPUs of compute capability 8.6 and 8.9, in bytes: the least of those with bf16."""
+KERNELS = {"attention_forward": "forward", "queries_backward": "queries", "keys_backward": "keys"}
+
+
+@pytest.mark.parametrize("capability", [80, 86, 90])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_they_compile_for_every_gpu_and_fit(kernel: str, capability: int) -> None:
+    """Compiled for GPUs that are not here, with the widest heads and a window: what they take is in the metadata."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+
+    from dumbo.trainer import tile_kernels
+
+    function, cut = getattr(tile_kernels, kernel), tiles.TILES[KERNELS[kernel]]
+    own = {
+        "HEADS": 8,
+        "SHARING": 4,
+        "WIDTH": max(tiles.WIDTHS),
+        "WINDOW": True,
+        "QUERIES": cut.queries,
+        "KEYS": cut.keys,
+    }
+    types = {"lse": "*fp32", "delta": "*fp32", "first": "*i32", "last": "*i32", "tokens": "i32", "window": "i32",
+             "scale": "fp32", "scale2": "fp32"}  # fmt: skip
+    signature = {name: "constexpr" if name in own else types.get(name, "*bf16") for name in function.arg_names}
+    constants = {(function.arg_names.index(name),): value for name, value in own.items()}
+    source = triton.compiler.ASTSource(fn=function, signature=signature, constexprs=constants)
+    options = {"num_warps": cut.warps, "num_stages": cut.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    assert compiled.metadata.shared <= SMALLEST
