@@ -27,19 +27,22 @@ from typing import Any
 
 from benchmarks.made_up import SHAPES, write
 
-FAST = ["compile", "chunked_loss", "tile_attention"]
+FAST = ["compile", "chunked_loss"]
+TILES = [*FAST, "tile_attention"]
+AHEAD, MASTERS = "trainer.prefetch=true", "trainer.master_weights=true"
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "plain": ([], []),
     "liger": (["liger"], []),
     "chunked": (["chunked_loss"], []),
-    "varlen": (["compile", "chunked_loss"], ["trainer.prefetch=true"]),
-    "varlen_masters": (["compile", "chunked_loss"], ["trainer.prefetch=true", "trainer.master_weights=true"]),
-    "compiled": (FAST, ["trainer.prefetch=true"]),
-    "no_graphs": (FAST, ["trainer.prefetch=true", "trainer.cuda_graphs=false"]),
-    "masters": (FAST, ["trainer.prefetch=true", "trainer.master_weights=true"]),
-    "varlen_fused": (["compile", "chunked_loss", "fused_lora"], ["trainer.prefetch=true"]),
-    "fused": ([*FAST, "fused_lora"], ["trainer.prefetch=true"]),
-    "checkpointed": ([*FAST, "gradient_checkpointing"], ["trainer.prefetch=true"]),
+    "compiled": (FAST, [AHEAD]),
+    "no_graphs": (FAST, [AHEAD, "trainer.cuda_graphs=false"]),
+    "masters": (FAST, [AHEAD, MASTERS]),
+    "fused": ([*FAST, "fused_lora"], [AHEAD]),
+    "checkpointed": ([*FAST, "gradient_checkpointing"], [AHEAD]),
+    "tiles": (TILES, [AHEAD]),
+    "tiles_masters": (TILES, [AHEAD, MASTERS]),
+    "tiles_fused": ([*TILES, "fused_lora"], [AHEAD]),
+    "tiles_checkpointed": ([*TILES, "fused_lora", "gradient_checkpointing"], [AHEAD]),
 }
 """Name -> patches beside LoRA's, further words."""
 PEERS = ("trl", "trl_checkpointed")

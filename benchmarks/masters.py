@@ -1,11 +1,12 @@
-"""Whether bf16 weights with float32 masters learn as float32 weights do: two runs from one trained model, on real text.
+"""Whether bf16 weights with float32 masters learn as float32 weights do: runs from one trained model, on real text.
 
     python -m benchmarks.masters --data gsm8k/train.jsonl --tokenizer FOLDER --out benchmarks/results/NAME.json
 
 SmolLM2-135M's shape. Random weights are trained first (lr 1e-3): from there two runs of the same batches part by little,
-so that a difference of 0.5% can be seen. Then two runs (lr 1e-4), side by side, all else being equal:
+so that a difference of 0.5% can be seen. Then three runs (lr 1e-4), side by side, all else being equal:
 
     float32    float32 weights, bf16 arithmetic under autocast
+    again      the same once more: how far two runs of one kind part
     masters    bf16 weights, float32 masters (`trainer.master_weights=true`)
 
 Compared are held-out losses over all held-out documents, and the mean training loss of every tenth of the run.
@@ -26,7 +27,7 @@ from typing import Any
 from benchmarks.record import Record
 from benchmarks.scaling import SHAPES, TINY, make_model
 
-WAYS = {"float32": [], "masters": ["trainer.master_weights=true"]}
+WAYS: dict[str, list[str]] = {"float32": [], "again": [], "masters": ["trainer.master_weights=true"]}
 GOAL = 0.005
 """Relative difference that counts as equal."""
 
@@ -64,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="rows to train on")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with SmolLM2's tokenizer")
-    parser.add_argument("--steps", type=int, default=300, help="of each of the three runs")
+    parser.add_argument("--steps", type=int, default=300, help="of each of the four runs")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--tiny", action="store_true", help="a small shape, to try the script")
     asked = parser.parse_args()
@@ -84,7 +85,11 @@ def main() -> None:
         codes = [process.wait() for process in started]
         assert not any(codes), "a run failed"
         found = {way: read(folder / way) for way in WAYS}
-        record.facts |= {"first": read(folder / "first")["held_out"], **found, "apart": compared(*found.values())}
+        record.facts |= {
+            "first": read(folder / "first")["held_out"],
+            **found,
+            "apart": {way: compared(found["float32"], found[way]) for way in WAYS if way != "float32"},
+        }
     print(record.facts["apart"])
     print(record.write())
 

@@ -66,4 +66,4 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]), "checkpointed" in sys.argv)
+    main(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]), "checkpointed" in sys.argv[7:])

@@ -35,8 +35,8 @@ PAYS = 7_000
 """Compiling takes half a minute and saves some 4 ms a layer and step (3.9 at 135 M, 4.5 at 1 B, beside Liger's kernels on
 an H100 at 16 k tokens): so many layers times steps make up for it."""
 MEASURED = 4096
-"""Tokens of the document in which a token lies, on average: up to here tiles are faster than torch's kernel (2.4 times at
-some 400, 1.15 times at 4,096, on an H200)."""
+"""Tokens of the document in which a token lies, on average: up to here tiles are faster than torch's kernel (2.0 to 2.4 times
+at some 400, 1.14 to 1.17 times at 4,096; on an H200, nowhere else yet)."""
 WITHOUT_PACKS = {
     "compile": "their shapes change (patch=[…,compile] does it)",
     "tile_attention": "it has nothing to do",

@@ -6,13 +6,13 @@ Pipeline: load -> patch (stage KERNELS: attention modules are marked) -> train. 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
+from dumbo.patch.compile import Compile
 from dumbo.patch.modules import base_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class TileAttention:
         required: a machine that cannot run it is an error.
 
     Raises:
-        UserError: heads of another width than the kernels are made for; a model with an attention of its own.
+        UserError: heads of another width than the kernels are made for; attention dropout; an attention of the model's own.
     """
 
     required: bool = False
@@ -47,7 +47,7 @@ class TileAttention:
             return "no CUDA device"
         if torch.cuda.get_device_capability() < OLDEST_GPU:
             return f"{torch.cuda.get_device_name()} has no bf16 matrix products"
-        return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
+        return Compile().unavailable()  # Triton, and what it builds kernels with
 
     def check(self, skeleton: PreTrainedModel) -> None:
         from dumbo.trainer.tiles import WIDTHS
@@ -59,11 +59,17 @@ class TileAttention:
                 f"patch.tile_attention: {type(base).__name__} has an attention of its own.\n"
                 "  Leave tile_attention out of patch=[…]"
             )
-        strange = sorted({width for layer in layers if (width := _width(layer)) not in WIDTHS})
+        strange = {getattr(layer, "head_dim", None) for layer in layers} - {*WIDTHS}
         if strange:
+            said = ", ".join(f"{width} wide" if width else "of a width that it does not name" for width in strange)
             raise UserError(
-                f"patch.tile_attention: heads are {', '.join(map(str, strange))} wide; its kernels are made for "
+                f"patch.tile_attention: {type(base).__name__} has heads {said}; its kernels are made for "
                 f"{', '.join(map(str, WIDTHS))}.\n  Leave tile_attention out of patch=[…]"
+            )
+        if getattr(base.config.get_text_config(), "attention_dropout", 0.0):
+            raise UserError(
+                f"patch.tile_attention: {type(base).__name__} has attention dropout, which its kernels do not do.\n"
+                "  Leave tile_attention out of patch=[…]"
             )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -84,7 +90,3 @@ class TileAttention:
 def _attention(model: nn.Module) -> Iterator[Any]:
     """The modules that call transformers' attention functions."""
     return (module for module in model.modules() if hasattr(module, "is_causal") and hasattr(module, "layer_idx"))
-
-
-def _width(layer: Any) -> int:
-    return int(getattr(layer, "head_dim", 0))

@@ -49,6 +49,20 @@ class Plan:
     shapes: list[tuple[int, int]]
 
 
+def idle_tiles(model: torch.nn.Module, layout: str, implementation: str, bf16: bool) -> str | None:
+    """Why layers that are marked for tiles never take them; None where they do, or where none is marked."""
+    if not any(getattr(module, IN_TILES, False) for module in model.modules()):
+        return None
+    if layout != "tokens" or implementation != NAME:
+        return f"batches are {layout}, through {implementation} attention: it has nothing to do"
+    weights = next(model.parameters()).dtype
+    return (
+        None
+        if bf16 or weights in (torch.bfloat16, torch.float16)
+        else "the arithmetic is fp32, and its kernels take bf16"
+    )
+
+
 _last: tuple[weakref.ref[torch.Tensor], Plan] | None = None
 
 

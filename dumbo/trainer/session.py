@@ -22,6 +22,7 @@ from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
 from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
+from dumbo.trainer.attention import idle_tiles
 from dumbo.trainer.beside import room_for
 from dumbo.trainer.callbacks import Flow, Progress, StateMemory, Wrapped
 from dumbo.trainer.capturable import wanted
@@ -149,6 +150,8 @@ class Session:
                 longest=data.max_seq_len,
                 room=room,
             )
+        implementation = str(base_of(self.model).config._attn_implementation)
+        run.left_out("tile_attention", idle_tiles(self.model, self.layout, implementation, trainer.args.bf16))
         trainer.equip(
             store=data.train.store,
             examples=examples,

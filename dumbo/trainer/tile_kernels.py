@@ -23,10 +23,10 @@ NEVER = tl.constexpr(-1.0e30)
 def bounds_of_tokens(bounds, first, last, documents, tokens, BLOCK: tl.constexpr):
     """One program a document, one more for the tokens after the last: writes `first` and `last`."""
     document = tl.program_id(0)
-    begin = tl.load(bounds + document)
+    begin = tl.load(bounds + document).to(tl.int32)
     end = tokens
     if document < documents:
-        end = tl.load(bounds + document + 1)
+        end = tl.load(bounds + document + 1).to(tl.int32)
     for at in range(begin, end, BLOCK):
         places = at + tl.arange(0, BLOCK)
         tl.store(first + places, tl.zeros((BLOCK,), tl.int32) + begin, mask=places < end)

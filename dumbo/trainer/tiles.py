@@ -1,10 +1,10 @@
 """Attention within documents, made for packs of short ones (`tile_kernels.py`): on a GPU, in bf16 or fp16.
 
 torch's own kernel (`varlen.py`) cuts each document into tiles of its own, adds gradients of queries up atomically in
-float32 and makes gradients of keys for every head that shares them. With documents of 250 tokens that is most of its time.
-Here tiles are cut from the token axis, whatever begins or ends in them, and each looks only at the keys of its tokens'
-documents. Gradients are the same bits each time. A number that is not finite reaches the documents that share a tile with
-it: such a batch is skipped as a whole anyway (`bad_numbers.py`).
+float32 and makes gradients of keys for every head that shares them. Here tiles are cut from the token axis, whatever
+begins or ends in them, and each looks only at the keys of its tokens' documents. Gradients are the same bits each time.
+A number that is not finite reaches the documents that share a tile with it: such a batch is skipped as a whole anyway
+(`bad_numbers.py`).
 
 It is an operator of torch (`dumbo::tile_attention`): torch.compile, CUDA graphs and fake tensors take it as one piece.
 """
@@ -37,7 +37,7 @@ class Tile:
 
 
 TILES = {"forward": Tile(64, 32, 4, 3), "queries": Tile(64, 32, 4, 3), "keys": Tile(32, 64, 4, 3)}
-"""Each part's, for every width: the fastest on an H200 for heads of 64 and of 128, or within 2% of it."""
+"""Each part's: of 36 the fastest on an H200 for heads of 64 and of 128 (`benchmarks.attention --tune`)."""
 LOG2_E = 1.4426950408889634
 
 
@@ -84,30 +84,36 @@ def tile_attention(
 
     Args:
         q: (T, heads, width); k and v: (T, key-value heads, width), contiguous.
-        bounds: (documents + 1,) int32 where each document begins; tokens after the last are one document more.
+        bounds: (documents + 1,) where each document begins, the first at 0; tokens after the last are one document more.
         window: tokens that a token may look back to, itself included; 0: all.
         scale: of the scores.
 
     Returns:
         (T, heads, width); log2 of the sums of 2^scores, (heads, T); (2, T) each token's document's first token, and the
         one after its last.
+
+    Raises:
+        ValueError: tensors that are not contiguous or not of one length.
     """
     import triton
 
     from dumbo.trainer import tile_kernels
 
     tokens, heads, width = q.shape
+    if not (q.is_contiguous() and k.is_contiguous() and v.is_contiguous() and len(k) == len(v) == tokens):
+        raise ValueError(f"tile_attention takes contiguous tensors of one length, got {q.shape}, {k.shape}, {v.shape}.")
     out = torch.empty_like(q)
     lse = q.new_empty((heads, tokens), dtype=torch.float32)
-    documents = bounds.new_empty((2, tokens))
-    tile_kernels.bounds_of_tokens[(len(bounds),)](
-        bounds, documents[0], documents[1], len(bounds) - 1, tokens, BLOCK=256, num_warps=4
-    )
-    cut = TILES["forward"]
-    tile_kernels.attention_forward[(triton.cdiv(tokens, cut.queries), heads)](
-        q, k, v, out, lse, documents[0], tokens, window, scale * LOG2_E,
-        HEADS=heads, SHARING=heads // k.shape[1], WIDTH=width, WINDOW=window > 0, **cut.options,
-    )  # fmt: skip
+    documents = bounds.new_empty((2, tokens), dtype=torch.int32)
+    with torch.cuda.device_of(q):  # Triton launches where the process is
+        tile_kernels.bounds_of_tokens[(len(bounds),)](
+            bounds, documents[0], documents[1], len(bounds) - 1, tokens, BLOCK=256, num_warps=4
+        )
+        cut = TILES["forward"]
+        tile_kernels.attention_forward[(triton.cdiv(tokens, cut.queries), heads)](
+            q, k, v, out, lse, documents[0], tokens, window, scale * LOG2_E,
+            HEADS=heads, SHARING=heads // k.shape[1], WIDTH=width, WINDOW=window > 0, **cut.options,
+        )  # fmt: skip
     return out, lse, documents
 
 
@@ -116,7 +122,7 @@ def _(q: Any, k: Any, v: Any, bounds: Any, window: int, scale: float) -> Any:
     return (
         torch.empty_like(q),
         q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32),
-        bounds.new_empty((2, q.shape[0])),
+        bounds.new_empty((2, q.shape[0]), dtype=torch.int32),
     )
 
 
@@ -134,15 +140,30 @@ def tile_attention_backward(
     shape: dict[str, Any] = {"HEADS": heads, "SHARING": heads // k.shape[1], "WIDTH": width, "WINDOW": window > 0}
     grad = grad.contiguous()
     dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
-    cut = TILES["queries"]
-    tile_kernels.queries_backward[(triton.cdiv(tokens, cut.queries), heads)](
-        q, k, v, out, grad, lse, delta, dq, documents[0], tokens, window, scale, scale * LOG2_E, **shape, **cut.options
-    )
-    cut = TILES["keys"]
-    tile_kernels.keys_backward[(triton.cdiv(tokens, cut.keys), k.shape[1])](
-        q, k, v, grad, lse, delta, dk, dv, documents[0], documents[1], tokens, window, scale, scale * LOG2_E,
-        **shape, **cut.options,
-    )  # fmt: skip
+    with torch.cuda.device_of(q):
+        cut = TILES["queries"]
+        tile_kernels.queries_backward[(triton.cdiv(tokens, cut.queries), heads)](
+            q,
+            k,
+            v,
+            out,
+            grad,
+            lse,
+            delta,
+            dq,
+            documents[0],
+            tokens,
+            window,
+            scale,
+            scale * LOG2_E,
+            **shape,
+            **cut.options,
+        )
+        cut = TILES["keys"]
+        tile_kernels.keys_backward[(triton.cdiv(tokens, cut.keys), k.shape[1])](
+            q, k, v, grad, lse, delta, dk, dv, documents[0], documents[1], tokens, window, scale, scale * LOG2_E,
+            **shape, **cut.options,
+        )  # fmt: skip
     return dq, dk, dv
 
 

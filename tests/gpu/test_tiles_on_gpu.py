@@ -14,7 +14,7 @@ from test_speed import OPTIONS, SHAPE, rows
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile
 from dumbo.patch.tile_attention import TileAttention
-from dumbo.trainer import tiles
+from dumbo.trainer import tile_kernels, tiles
 
 pytestmark = pytest.mark.gpu
 PACKS = {
@@ -48,8 +48,17 @@ def test_it_is_each_document_alone(heads: int, shared: int, width: int, packs: s
 
 
 @pytest.mark.parametrize("fast", ["written", "compiled", "captured"])
-def test_losses_are_those_of_torchs_kernel(fast: str, tmp_path: Path) -> None:
+def test_losses_are_those_of_torchs_kernel(fast: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """30 steps in bf16, losses within 0.5%: alone, in compiled layers, and replayed as CUDA graphs."""
+    launched: list[bool] = []
+    kernel = tile_kernels.keys_backward
+
+    class Counted:
+        def __getitem__(self, grid: Any) -> Any:
+            launched.append(True)
+            return kernel[grid]
+
+    monkeypatch.setattr(tile_kernels, "keys_backward", Counted())
     splits = splits_of(tmp_path, rows(300), rows(12, seed=1))
     runs = []
     for tiled in (False, True):
@@ -61,7 +70,9 @@ def test_losses_are_those_of_torchs_kernel(fast: str, tmp_path: Path) -> None:
             model = Compile().apply(ChunkedLoss(chunk_size=256).apply(model))
         graphs = {"cuda_graphs": fast == "captured" and tiled}
         options: dict[str, Any] = {**OPTIONS, "max_steps": 30, **graphs}
+        before = len(launched)
         runs.append(small_run(tmp_path / str(tiled), splits, model=model, verify=True, **options))
+        assert (len(launched) > before) is tiled
     torch.compiler.reset()
     plain, tiled_run = runs
     for key, off in (("loss", 5e-3), ("eval_loss", 5e-3), ("grad_norm", 5e-2)):

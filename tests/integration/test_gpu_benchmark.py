@@ -29,6 +29,9 @@ def test_a_row_of_it(tmp_path: Path) -> None:
         "2",
         "--packs",
         "2",
+        "--full-rows",
+        "--longest",
+        "64",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.gpu", *words, "--out", str(out)],
@@ -44,6 +47,8 @@ def test_a_row_of_it(tmp_path: Path) -> None:
     assert row["tokens_per_s"] > 0
     assert row["versions"]["torch"]
     assert row["patches"]["chunked_loss"].startswith("applied")
+    assert (row["max_seq_len"], row["documents"]) == (64, "all as long as a pack")
+    assert "trainer.max_seq_len=64" in row["command"]
     assert peer["variant"] == "trl"
 
 

@@ -31,8 +31,23 @@ def test_adapters_around_it_change_nothing() -> None:
 
 
 def test_heads_of_another_width_are_refused() -> None:
-    with pytest.raises(UserError, match=r"heads are 20 wide; its kernels are made for 16, 32, 64, 128[\s\S]*Leave"):
+    with pytest.raises(UserError, match=r"has heads 20 wide; its kernels are made for 16, 32, 64, 128[\s\S]*Leave"):
         TileAttention().check(model_of(hidden_size=80))
+
+
+def test_attention_dropout_is_refused() -> None:
+    with pytest.raises(UserError, match="has attention dropout"):
+        TileAttention().check(model_of(hidden_size=64, attention_dropout=0.1))
+
+
+def test_heads_of_no_known_width_are_refused() -> None:
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=32, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    with pytest.raises(UserError, match="GPTNeoXForCausalLM has heads of a width that it does not name"):
+        TileAttention().check(GPTNeoXForCausalLM(config))
 
 
 def test_a_model_without_such_layers_is_refused() -> None:
@@ -50,3 +65,6 @@ def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
     assert TileAttention().unavailable() == "Tesla T4 has no bf16 matrix products"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr("dumbo.patch.compile.shutil.which", lambda name: None)
+    assert TileAttention().unavailable() == "no C compiler, which triton needs"

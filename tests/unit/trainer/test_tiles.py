@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import model_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dumbo.trainer import tiles
+from dumbo.patch.tile_attention import TileAttention
+from dumbo.trainer import attention, tiles
 
 INTERPRETED = Path(__file__).with_name("tiles_interpreted.py")
-CASES = 8
+CASES = 9
 
 
 def test_its_numbers_in_the_interpreter() -> None:
@@ -41,6 +43,23 @@ def test_what_the_kernels_take(wanted: bool, width: int, dtype: torch.dtype, dro
     with FakeTensorMode():
         tensor = torch.empty(1, 2, 5, width, dtype=dtype, device=device)
     assert tiles.usable(tensor, tensor, dropout) is wanted
+
+
+@pytest.mark.parametrize(
+    ("layout", "implementation", "bf16", "said"),
+    [
+        ("tokens", "isolated", True, None),
+        ("padded", "sdpa", True, "batches are padded, through sdpa attention"),
+        ("rows", "sdpa", True, "batches are rows"),
+        ("tokens", "flash_attention_2", True, "through flash_attention_2"),
+        ("tokens", "isolated", False, "the arithmetic is fp32"),
+    ],
+)
+def test_marked_layers_that_never_take_tiles_are_said(layout: str, implementation: str, bf16: bool, said: str | None) -> None:  # fmt: skip
+    model = model_of(hidden_size=64)
+    assert attention.idle_tiles(model, layout, implementation, bf16) is None
+    reason = attention.idle_tiles(TileAttention().apply(model), layout, implementation, bf16)
+    assert reason is None if said is None else said in str(reason)
 
 
 SMALLEST = 99 * 1024

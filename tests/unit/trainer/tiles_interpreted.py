@@ -68,6 +68,15 @@ def test_no_document_sees_another() -> None:
         assert not torch.equal(one[~kept], other[~kept])
 
 
+def test_tensors_it_would_misread_are_refused() -> None:
+    q, k, v, _ = given(2, 1, 16, 40)
+    bounds = torch.tensor([0, 40], dtype=torch.int32)
+    with pytest.raises(ValueError, match="contiguous tensors of one length"):
+        tiles.tile_attention(q.transpose(0, 1).contiguous().transpose(0, 1), k, v, bounds, 0, 0.25)
+    with pytest.raises(ValueError, match="contiguous tensors of one length"):
+        tiles.tile_attention(q, k[:20], v[:20], bounds, 0, 0.25)
+
+
 def test_the_operator_is_as_torch_wants_it() -> None:
     """Schema, fake tensors, autograd and tracing with free shapes (torch.library.opcheck)."""
     q, k, v, _ = given(2, 1, 16, 40)
