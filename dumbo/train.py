@@ -11,6 +11,7 @@ from dumbo.check import Plugins
 from dumbo.launch.frozen import freeze
 from dumbo.launch.job import Job
 from dumbo.outputs.claim import enter
+from dumbo.outputs.learnt import note_data, note_model
 from dumbo.outputs.lifecycle import closing, silence_libraries
 from dumbo.outputs.model_card import write_model_card
 from dumbo.outputs.summary import show_end
@@ -90,7 +91,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     patches = order.in_order(plugins.patches)
     order.check_skeleton(patches, plugins.model, tokenizer)  # names of modules, before any weight is loaded
     splits, data = _prepare(plugins, run, tokenizer)
-    run.note_data(data)
+    note_data(run, data)
     gate(data, plugins.audit, run)
     plugins = settled(plugins, run, tokenizer, data)
     if check_data := getattr(plugins.trainer, "check_data", None):
@@ -105,7 +106,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     }
     run.before = Unpatched(plugins, usable, data, run) if run.verify_quick else None
     model = patched_model(plugins, usable, tokenizer, run.note_patch, watch=run.before)
-    run.note_model(plugins.model, model)
+    note_model(run, plugins.model, model)
 
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)
     return metrics

@@ -16,9 +16,10 @@ import yaml
 import dumbo
 from dumbo.errors import UserError
 from dumbo.outputs.console import Console
+from dumbo.outputs.numbers import finite
 from dumbo.outputs.places import now, short
 from dumbo.outputs.report.write import report_on
-from dumbo.outputs.run_dir import RunDir, finite
+from dumbo.outputs.run_dir import RunDir
 from dumbo.outputs.runs import find_run, is_claimed, read_facts
 from dumbo.outputs.secrets import masked, masked_words
 from dumbo.outputs.whole_file import keep_earlier

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dumbo.outputs.run_dir import finite
+from dumbo.outputs.numbers import finite
 from dumbo.outputs.surroundings import hardware, versions
 from dumbo.preview import json_line
 

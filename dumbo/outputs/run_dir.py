@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any, TextIO
 from dumbo.errors import UserError
 from dumbo.launch.world import World
 from dumbo.outputs.console import Console
-from dumbo.outputs.repeated import require_same_data, require_same_model
+from dumbo.outputs.numbers import finite
 from dumbo.outputs.runs import read_facts
 
 if TYPE_CHECKING:
     from dumbo.outputs.samples import Question
-    from dumbo.prepare.store import PreparedSplits
     from dumbo.verify.unpatched import Unpatched
 
 SECONDS_TO_CLAIM = 1.0
@@ -232,34 +231,7 @@ class RunDir:
         yield
         self.proof_seconds += time.perf_counter() - began
 
-    # ---- what is learnt on the way ----------------------------------------------------------------------------
-
-    def note_data(self, data: PreparedSplits) -> None:
-        """The data, on the panel and in run.json.
-
-        Raises:
-            UserError: a resumed run would go on with other data.
-        """
-        before = self.facts.get("data_fingerprint")
-        if self.resuming and before not in (None, data.fingerprint):
-            raise UserError(
-                f"resume: the data, tokenizer or template is no longer what the run in {self.path} was trained on "
-                f"(fingerprint {before} then, {data.fingerprint} now).\n  Restore it, or start a new run."
-            )
-        require_same_data(self, data)
-        self.world.agree("data, tokenizer or template", data.fingerprint)
-        self.write_down()
-        audit = data.audit
-        parts = [
-            f"{data.name}  {data.train.rows:,} train"
-            + (f", {data.eval.rows:,} held out" if data.eval else ", none held out")
-        ]
-        parts.append(f"{audit['tokens']:,} tokens, {100 * audit['trained_share']:.0f}% trained")
-        for name in ("truncated", "dropped", "split", "skipped", "control_tokens_in_text", "duplicates"):
-            if audit[name]:
-                parts.append(f"{audit[name]:,} {name.replace('_', ' ')}")
-        self.console.row("data", "   ".join(parts))
-        self.update(data_fingerprint=data.fingerprint, data={"name": data.name, **audit, **data.origin})
+    # ---- patches ----------------------------------------------------------------------------------------------
 
     def left_out(self, name: str, reason: str | None) -> bool:
         """Says and records that a patch is left out, when there is a reason to."""
@@ -277,71 +249,3 @@ class RunDir:
         first = not self.facts.get("patches")
         self.console.row("patches" if first else "", f"{name:<8}{text}" if len(name) < 8 else f"{name}  {text}")
         self.update(patches=noted)
-
-    def note_model(self, plugin: Any, model: Any) -> None:
-        """Size, dtype and origin of the model, and the hardware it is on."""
-        from dumbo.outputs.surroundings import hardware
-
-        total = sum(p.numel() for p in model.parameters())
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        origin = plugin.provenance() if hasattr(plugin, "provenance") else {}
-        before = self.facts.get("model", {})
-        for key in ("commit", "sha256"):
-            if self.resuming and before.get(key) and origin.get(key) != before[key]:
-                raise UserError(
-                    f"resume: the base model is another one now ({key} {before[key]} then, {origin.get(key)} now).\n  "
-                    + (
-                        f"Write model.revision={before[key]}"
-                        if key == "commit"
-                        else "Restore the file, or start a new run."
-                    )
-                )
-        name = str(getattr(plugin, "name", type(plugin).__name__))
-        machine = hardware()
-        require_same_model(self, origin, machine)
-        dtype = str(model.dtype).removeprefix("torch.")
-        share = (
-            "all trainable"
-            if trainable == total
-            else f"{millions(trainable)} trainable ({100 * trainable / total:.1f}%)"
-        )
-        self.console.row(
-            "model", f"{name}   {millions(total)} parameters, {share}   {dtype}   on {machine.get('gpu', 'CPU')}"
-        )
-        facts = {
-            "name": name,
-            "class": _class_name(model),
-            "parameters": total,
-            "trainable": trainable,
-            "dtype": dtype,
-            **origin,
-        }
-        self.update(model=facts, hardware=machine)
-
-
-def _class_name(model: Any) -> str:
-    from dumbo.patch.modules import base_of
-
-    return type(base_of(model)).__name__
-
-
-def millions(number: int) -> str:
-    """A count of parameters: 492 k, 134.5 M, 1.24 B."""
-    return (
-        f"{number / 1e9:.2f} B"
-        if number >= 1e9
-        else f"{number / 1e6:.1f} M"
-        if number >= 1e6
-        else f"{number / 1e3:.0f} k"
-    )
-
-
-def finite(value: Any) -> Any:
-    """`value` with numbers that JSON has no form for as null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: finite(child) for key, child in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(child) for child in value]
-    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import dumbo
-from dumbo.outputs.run_dir import millions
+from dumbo.outputs.numbers import millions
 
 if TYPE_CHECKING:
     from dumbo.outputs.console import Console

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dumbo.errors import RunFailed, UserError
+from dumbo.outputs.numbers import finite
 from dumbo.outputs.places import typed
-from dumbo.outputs.run_dir import finite
 from dumbo.outputs.whole_file import made_beside
 
 FILE = "ledger.jsonl"

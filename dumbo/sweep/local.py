@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
@@ -26,13 +25,13 @@ from dumbo.hydra_node import key_of
 from dumbo.outputs.console import Console
 from dumbo.outputs.places import short
 from dumbo.outputs.secrets import hidden_keys, masked_words
-from dumbo.override_text import value_text
 from dumbo.refuse import SWEEP_WANTED
 from dumbo.resolve import resolved
 from dumbo.slurm.rows import submitted, taken_up
 from dumbo.sweep.base import Base
-from dumbo.sweep.folder import SweepLock, is_of_the_jobs
+from dumbo.sweep.folder import SweepLock
 from dumbo.sweep.heard import Heard, not_deaf
+from dumbo.sweep.job_words import in_this_process, job_words
 from dumbo.sweep.launchers import OURS, SUBMITTING, launcher_of
 from dumbo.sweep.ledger import ENDED, Ledger, Row, State
 from dumbo.sweep.ledger import FILE as LEDGER
@@ -208,12 +207,8 @@ class Sweep:
         return rows
 
     def job_of(self, row: Row, overrides: Sequence[str]) -> Job:
-        """How a job is started: its own words, where its plugins and YAML files are, its folder, from its checkpoint if it has one."""
-        words = [f"--config-dir={folder}" for folder in self.command.config_dirs]
-        words += ["train", *([str(self.command.file)] if self.command.file else [])]
-        words += [word for word in overrides if _is_own(word)]
-        words += [*self._places(), f"run_dir={value_text(str(self.folder / row.name))}", "resume=auto"]
-        return Job(number=row.number, name=row.name, words=words)
+        """How a job is started."""
+        return Job(number=row.number, name=row.name, words=job_words(self.command, self.folder / row.name, overrides))
 
     def run(self, source: Source) -> None:
         """Runs the source's jobs.
@@ -289,19 +284,7 @@ class Sweep:
 
     def job(self, cfg: DictConfig) -> dict[str, Any]:
         """What another launcher of Hydra (basic, joblib) calls for each job, in its own process."""
-        from dumbo.check import check
-        from dumbo.compose import composed_of
-        from dumbo.train import train
-
-        composed = composed_of(cfg)
-        composed.cfg.run_dir = HydraConfig.get().runtime.output_dir
-        own = [str(word) for word in HydraConfig.get().overrides.task if _is_own(str(word))]
-        command = replace(self.command, overrides=(*own, *self._places()))
-        return train(check(composed.cfg, composed.choices, command.config_dirs), composed, command)
-
-    def _places(self) -> list[str]:
-        """Where a job finds its YAML files: what was typed of it for the sweep."""
-        return [word for word in self.command.overrides if key_of(word) == "hydra.searchpath"]
+        return in_this_process(self.command, cfg)
 
     def _returned(self, row: Row, overrides: Sequence[str]) -> JobReturn:
         ret = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
@@ -347,8 +330,3 @@ class Sweep:
             finally:
                 self._lock.release()
                 self._lock = None
-
-
-def _is_own(word: str) -> bool:
-    """Whether an override belongs to the job rather than to the sweep."""
-    return is_of_the_jobs(word) and not word.lstrip("+~").startswith(("hydra.", "hydra/", "from_file="))

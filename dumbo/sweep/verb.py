@@ -15,8 +15,8 @@ from typing import Any
 
 from dumbo.errors import UserError
 from dumbo.outputs.console import Console
+from dumbo.outputs.numbers import finite
 from dumbo.outputs.places import short
-from dumbo.outputs.run_dir import finite
 from dumbo.slurm.rows import job_of, submitted
 from dumbo.slurm.verb import cancel_submitted, up_to_date, watched
 from dumbo.sweep.folder import FACTS, HOME, holder_of, is_locked, read_sweep, require_sweep

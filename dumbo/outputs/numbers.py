@@ -1,0 +1,28 @@
+"""Numbers as people and JSON read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def millions(number: int) -> str:
+    """A count of parameters: 492 k, 134.5 M, 1.24 B."""
+    return (
+        f"{number / 1e9:.2f} B"
+        if number >= 1e9
+        else f"{number / 1e6:.1f} M"
+        if number >= 1e6
+        else f"{number / 1e3:.0f} k"
+    )
+
+
+def finite(value: Any) -> Any:
+    """`value` with numbers that JSON has no form for as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(child) for child in value]
+    return value
