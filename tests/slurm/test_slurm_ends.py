@@ -211,11 +211,16 @@ def test_detached_and_forgotten(tmp_path: Path) -> None:
         assert "1 done already" in again.said
 
 
+@pytest.mark.parametrize(("launch", "wrapper"), [("ddp", "DDP"), ("fsdp", "FSDP2")])
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_two_nodes(interrupted: bool, cluster: Cluster, tmp_path: Path, stop_left: list[Watched]) -> None:
-    """One gloo rank on each; told to save, put back, gone on with: the curve of one process to 1e-5."""
-    words = [word if not word.startswith("trainer.max_steps") else "trainer.max_steps=150" for word in LONG]
-    sweep = Watched(tmp_path, *words, "launch=ddp", "launch.num_nodes=2", "launch.num_processes=1")
+def test_two_nodes(
+    interrupted: bool, launch: str, wrapper: str, cluster: Cluster, tmp_path: Path, stop_left: list[Watched]
+) -> None:
+    """One gloo rank on each; told to save, put back, gone on with: the curve of one process to 1e-5 (over more than these 60
+    steps two orders of addition in float32 part by more)."""
+    words = [*SMALL, "trainer.max_steps=60", "trainer.global_batch_size=2", "trainer.micro_batch_size=1"]
+    slow = [*SLOW, "patch.slow.seconds=0.05"]
+    sweep = Watched(tmp_path, *slow, *words, f"launch={launch}", "launch.num_nodes=2", "launch.num_processes=1")
     stop_left.append(sweep)
     run = until_steps(sweep, 5)
     assert cluster.said("squeue", "-h", "-j", sweep.job(), "-o", "%D") == "2"
@@ -224,7 +229,7 @@ def test_two_nodes(interrupted: bool, cluster: Cluster, tmp_path: Path, stop_lef
     assert sweep.wait() == 0, sweep.said + sweep.logs()
     assert sweep.rows()[0]["attempt"] == 1 + interrupted
     facts = facts_of(run)
-    assert (facts["status"], facts["parallel"], facts["batch"]["ranks"]) == ("finished", "DDP", 2)
+    assert (facts["status"], facts["parallel"], facts["batch"]["ranks"]) == ("finished", wrapper, 2)
     dumbo.run([*words, "launch=single", f"run_dir={tmp_path / 'alone'}"])
     for together, single in zip(curve(run), curve(tmp_path / "alone"), strict=True):
         assert together[:2] == pytest.approx(single[:2], abs=1e-5)
