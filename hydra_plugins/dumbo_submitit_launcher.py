@@ -29,7 +29,7 @@ class SlurmLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from dumbo.sweep.local import Sweep
 
-        return Sweep.current().run_jobs(job_overrides, initial_job_idx)
+        return Sweep.current().run_jobs(job_overrides, self.config, self.context.config_loader)
 
 
 class LocalLauncher(SlurmLauncher):

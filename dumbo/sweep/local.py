@@ -36,12 +36,13 @@ from dumbo.sweep.launchers import OURS, SUBMITTING, launcher_of
 from dumbo.sweep.ledger import ENDED, Ledger, Row, State
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.options import SweepOptions
+from dumbo.sweep.outcome import FOR_THE_USER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots
-from dumbo.sweep.sweeper import SEARCH, require_same, sweeper_of
+from dumbo.sweep.sweeper import SEARCH, faults_before, require_same, sweeper_of
 from dumbo.sweep.table import SweepTable
-from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_stopped
+from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_faults, say_stopped
 from dumbo.sweep.trusted import require_inside, require_no_code
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
@@ -174,17 +175,25 @@ class Sweep:
 
     # ---- jobs -------------------------------------------------------------------------------------------------------
 
-    def run_jobs(self, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
+    def run_jobs(self, job_overrides: Sequence[Sequence[str]], cfg: DictConfig, loader: Any) -> list[JobReturn]:
         """What Hydra's launcher calls: runs those jobs of a grid that are not done.
+
+        Args:
+            cfg: composed from the words that are not swept, `hydra` in it; loader: Hydra's.
 
         Returns:
             each one's result (nan: it has none), for Hydra's sweeper.
+
+        Raises:
+            UserError: none of them can run.
         """
+        faults = faults_before(job_overrides, cfg, loader, self.command.config_dirs)
         rows = self.rows_for(job_overrides)
         left = [row for row in rows if row.state not in ENDED]
         words = {row.number: job for row, job in zip(rows, job_overrides, strict=True)}
         with self._heard.listening():  # from the first word on: who reads it may answer with Ctrl-C
             say_begin(self.console, self.folder, rows, left, len(self._slots()))
+            say_faults(self.console, {rows[number].name: str(error) for number, error in faults.items()})
             if left:
                 self.run(Grid.of(self.job_of(row, words[row.number]) for row in left))
         return [self._returned(self.ledger[row.number], words[row.number]) for row in rows]
@@ -300,7 +309,7 @@ class Sweep:
         if self.options.detach:
             return self._leave()
         well = say_end(self.console, self.folder, rows, self.options.metric, self.options.direction)
-        if any(row.state not in self.final for row in rows):
+        if any(row.state not in self.final and row.exit_code not in FOR_THE_USER for row in rows):
             self.console.row("next", f"{go_on(self.folder)}   (jobs go on from their checkpoints)")
         if any(row.state in ENDED for row in rows):
             self.console.row("report", f"dumbo report {shlex.quote(short(self.folder))}")

@@ -28,7 +28,7 @@ from dumbo.sweep.local import Sweep
 from dumbo.sweep.pool import Job
 from dumbo.sweep.space import Space
 from dumbo.sweep.study import JOB, JOURNAL, Study
-from dumbo.sweep.sweeper import require_composable
+from dumbo.sweep.sweeper import faults_before
 from dumbo.sweep.typed import suffix
 
 LISTED = 10_000
@@ -49,7 +49,7 @@ def search(sweep: Sweep, words: Sequence[str], cfg: DictConfig, loader: Any) -> 
     """
     space = Space.of(words, loader, cfg)
     sweep.swept = [one.key for one in space.dimensions]
-    require_composable(space.samples(), cfg, loader, sweep.command.config_dirs)
+    faults_before(space.samples(), cfg, loader, sweep.command.config_dirs)
     study = Study.open(sweep.folder, space, sweep.options, sweep.at_once)
     source = Search(sweep, space, study)
     source.require_own()

@@ -62,36 +62,42 @@ def require_same(folder: Path, sweeper: str) -> None:
         )
 
 
-def require_composable(
+def faults_before(
     jobs: Sequence[Sequence[str]], cfg: DictConfig, loader: Any, config_dirs: Sequence[Path] = ()
-) -> None:
-    """Composes some jobs of a search before any of it is begun.
+) -> dict[int, ConfigError]:
+    """Composes and checks some jobs before any of them is begun: so many that each word is in one.
 
     Args:
         jobs: words of each.
         cfg: composed from the words that are not swept, `hydra` in it; loader: Hydra's.
 
+    Returns:
+        which of them are going to fail, and why; others that share their words may too.
+
     Raises:
-        UserError: one of them does not compose, or every one has faults (where some have, those trials fail).
+        UserError: one of them does not compose, or every one has faults.
     """
-    first, well, before = None, False, HydraConfig.instance().cfg
+    found: dict[int, ConfigError] = {}
+    seen: set[str] = set()
+    looked_at, before = 0, HydraConfig.instance().cfg
     try:
-        for words in jobs:
-            job = loader.load_sweep_config(cfg, list(words))
-            if well:
+        for number, words in enumerate(jobs):
+            if seen.issuperset(words) and number:
                 continue
+            seen.update(words)
+            looked_at += 1
+            job = loader.load_sweep_config(cfg, list(words))
             HydraConfig.instance().set_config(job)
             composed = composed_of(job)
             try:
                 check(composed.cfg, composed.choices, config_dirs)
             except ConfigError as error:
-                first = first or error
-            else:
-                well = True
+                found[number] = error
     finally:
         HydraConfig.instance().cfg = before
-    if first is not None and not well:
-        raise first
+    if found and len(found) == looked_at:
+        raise next(iter(found.values()))
+    return found
 
 
 def _params(cfg: DictConfig) -> list[str]:

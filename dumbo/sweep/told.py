@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dumbo.outputs.console import Console
@@ -20,6 +20,13 @@ def say_begin(console: Console, folder: Path, rows: Sequence[Row], left: Sequenc
     told += [f"{again} go on from where they were"] if again else []
     told += [f"{at_once} at once"] if at_once > 1 and left else []
     console.row("sweep", f"{counted(len(rows), 'job')} in {short(folder)}{': ' if told else ''}{', '.join(told)}")
+
+
+def say_faults(console: Console, faults: Mapping[str, str]) -> None:
+    """Jobs that are known to fail, before the first one runs."""
+    for number, (name, fault) in enumerate(list(faults.items())[:TOLD]):
+        said = "\n".join(f"  {line}" for line in fault.split("\n"))
+        console.row("faults" if number == 0 else "", f"{name} is going to fail:\n{said}")
 
 
 def say_stopped(console: Console, folder: Path, rows: Sequence[Row], name: str) -> None:

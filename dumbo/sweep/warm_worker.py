@@ -168,7 +168,10 @@ def run(job: Mapping[str, Any]) -> int:
     sys.argv = [sys.argv[0], *job["words"]]
     from dumbo.cli import main
 
-    return main(job["words"])
+    try:
+        return main(job["words"])
+    finally:
+        gc.unfreeze()  # at the end of the process everything is freed, which nanobind's types look at
 
 
 def start(channel: int) -> int:
