@@ -152,6 +152,11 @@ def _run_verb(command: Command, composed: Any) -> int:
         return doctor(plugins.doctor)
     from dumbo.train import train
 
+    if plugins.options.run is not None:
+        raise UserError(
+            "run= is the run that evaluate, chat, export and report read; training reads none.\n"
+            "  Write dumbo VERB run=…, or resume=… to go on with a run, repeat=… to do it again."
+        )
     train(plugins, composed, command)
     return 0
 

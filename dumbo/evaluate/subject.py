@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ TRUST = "  Type model.trust_remote_code=true if you trust it."
 
 
 def quiet() -> None:
-    """Libraries say nothing on the terminal."""
+    """Libraries say nothing on the terminal, also not what they are going to change for whoever calls them."""
     import transformers.utils.logging as library
 
+    warnings.simplefilter("ignore", FutureWarning)
     library.set_verbosity_error()
     library.disable_progress_bar()
 

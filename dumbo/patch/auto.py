@@ -54,6 +54,9 @@ def added(
         if name not in patches and all(needed in patches for needed in getattr(KINDS[name], "only_with", ()))
     ]
     reason = _not_here(run) if wanted else None
+    if reason is not None and isinstance(plugins.options.performance, list):  # by name: as if it had been chosen
+        for name in wanted:
+            run.left_out(name, reason)
     if not wanted or reason is not None:
         run.update(performance=f"nothing added: {reason}" if reason else "nothing to add")
         return dict(patches)

@@ -118,11 +118,11 @@ def summary(ledger: Ledger, progress: Mapping[int, Progress], slots: int, planne
 
 
 def cells_of(row: Row, progress: Progress | None) -> tuple[str, ...]:
-    """A job's line in the table: name, state, step/total, loss, time left, device."""
+    """A job's line in the table: name, state, step/total, training loss, time left (taken, of one that has ended), device."""
     if progress is None:
-        loss = row.result if row.result is not None else row.metrics.get("train_loss")
         step = str(row.metrics.get("steps", ""))
-        return row.name, row.state, step, _number(loss), clock(row.seconds) if row.seconds else "", row.device or ""
+        took = f"took {clock(row.seconds)}" if row.seconds else ""
+        return row.name, row.state, step, _number(row.metrics.get("train_loss")), took, row.device or ""
     step = "" if progress.step is None else f"{progress.step}/{progress.total or '?'}"
     left = "" if progress.seconds_left is None else clock(progress.seconds_left)
     return row.name, row.state, step, _number(progress.loss), left, row.device or ""

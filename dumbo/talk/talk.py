@@ -134,6 +134,8 @@ class Talk:
                 print(json_line({"run": self.name, "prompt": line.strip(), "answer": answer.text}), flush=True)
             else:
                 print(printable(answer.text, keep="\n"), flush=True)
+                if not answer.text:
+                    _aside("(the model answered nothing)")
         return 0
 
 

@@ -34,11 +34,11 @@ def show_batches(
         run.console.row("", reason)
     packing: dict[str, Any] = {"layout": layout, "packs": None, "filled": None}
     if packs is not None:
-        per_step = min(batch.global_, len(packs)) / max(1, len(packs))
+        documents, trained = (amount / max(1, epoch) for amount in (len(data.train), data.train.trained_tokens))
         run.console.row(
             "",
-            f"a step: {per_step * len(data.train):,.1f} documents, {per_step * data.train.trained_tokens:,.0f} trained "
-            f"tokens on average, in packs of {data.max_seq_len:,} tokens, {100 * packs.filled:.1f}% full",
+            f"a step: {documents:,.1f} documents, {trained:,.0f} trained tokens on average, in packs of "
+            f"{data.max_seq_len:,} tokens, {100 * packs.filled:.1f}% full",
         )
         packing |= {"packs": len(packs), "filled": round(packs.filled, 4)}
     run.update(batch=facts_of(batch), packing=packing, planned_steps=steps)

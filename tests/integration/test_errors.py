@@ -217,6 +217,7 @@ VALUES = [
 WORDS = [
     case("trian", "'trian' is neither a verb, nor a file, nor an override. Did you mean 'train'?"),
     case("sweep run=last", "sweep: what of it?", "dumbo sweep status FOLDER", "-m trainer.lr=1e-4,3e-4"),
+    case("run=last", "run= is the run that evaluate, chat, export and report read", "resume=…"),
     case("sweep stauts x", "'stauts' is none of its actions. Did you mean 'status'?"),
     case("sweep status", "sweep status: which sweep?", "or last"),
     case("sweep wait last", "last: there is no sweep below multirun_outputs/ here"),

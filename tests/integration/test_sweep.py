@@ -173,6 +173,8 @@ def test_names_that_look_alike_do_not_clash() -> None:
         (["patch=null,[lora]"], ["patch cannot be null"]),
         (["trainer.lrr=1,2"], ["trainer has no key 'lrr'", "trainer.lr"]),
         (["model=smolm,tiny"], ["model has no choice 'smolm'", "'smollm'"]),
+        (["trainer.lr=abc,xyz"], ["trainer.lr must be a number, got the text 'abc'"]),
+        (["trainer.lr=-1,-2", "trainer.seed=1,2"], ["lr must"]),
     ],
 )
 def test_faults_of_a_sweep_are_explained_before_any_job(words, says, tmp_path, capsys, jobs) -> None:
@@ -182,6 +184,17 @@ def test_faults_of_a_sweep_are_explained_before_any_job(words, says, tmp_path, c
     assert "Traceback" not in said
     for text in says:
         assert text in said, said
+
+
+def test_jobs_that_are_going_to_fail_are_named_before_the_first(jobs, capsys) -> None:
+    """Each value is looked at once: abc in the third job of four."""
+    main(["-m", "trainer.lr=1e-4,abc", "trainer.seed=1,2", "sweep_dir=sweep"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert len(jobs.words) == 4, "the others run, and Hydra's combinations are what they are"
+    assert "faults 002-trainer.lr=abc-trainer.seed=1" in said
+    assert "is going to fail: trainer.lr must be a number, got the text 'abc'." in said
+    assert said.count("is going to fail") == 1
+    assert said.index("is going to fail") < said.index("is running")
 
 
 def test_the_documented_way_round_the_trap(jobs, capsys) -> None:

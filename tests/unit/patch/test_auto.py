@@ -146,6 +146,16 @@ def test_nothing_changes_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert facts.get("patches", {}) == {}
 
 
+def test_what_is_asked_for_by_name_is_said_to_be_left_out(chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    names, said, facts = chosen("performance=[tile_attention]", LONG)
+    assert names == []
+    assert "tile_attention left out: no CUDA device" in " ".join(said.split())
+    assert facts["patches"] == {"tile_attention": "left out: no CUDA device"}
+
+
 def test_unknown_choices_are_refused() -> None:
     for word in ("performance=fast", "performance=[compile,fast]"):
         composed = compose([word])
