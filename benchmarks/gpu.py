@@ -131,7 +131,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["smollm135"], choices=list(SHAPES))
     parser.add_argument("--work", nargs="+", default=["full", "lora"], choices=["full", "lora"])
-    parser.add_argument("--variants", nargs="+", default=["compiled", "trl"], choices=[*VARIANTS, *PEERS])
+    parser.add_argument("--variants", nargs="+", default=["tiles", "trl"], choices=[*VARIANTS, *PEERS])
     parser.add_argument("--packs", type=int, default=8, help="packs of max_seq_len tokens a step")
     parser.add_argument("--longest", type=int, help="tokens of a pack, instead of the shape's own")
     parser.add_argument("--full-rows", action="store_true", help="documents that fill their pack")
