@@ -24,7 +24,7 @@ from benchmarks.gpu import VARIANTS, words_of
 from benchmarks.made_up import SHAPES, write
 
 KINDS = {
-    "attention": r"flash|fmha|attn|attention",
+    "attention": r"flash|fmha|attn|attention|queries_backward|keys_backward|bounds_of_tokens",
     "products": r"gemm|nvjet|cutlass|xmma|cublas|splitk|wgmma",
     "optimizer": r"adam|multi_tensor|lpnorm|foreach",
     "compiled": r"triton",

@@ -187,13 +187,14 @@ class Sweep:
         Raises:
             UserError: none of them can run.
         """
-        faults = faults_before(job_overrides, cfg, loader, self.command.config_dirs)
+        here = self.launcher not in SUBMITTING
+        faults = faults_before(job_overrides, cfg, loader, self.command.config_dirs, here=here)
         rows = self.rows_for(job_overrides)
         left = [row for row in rows if row.state not in ENDED]
         words = {row.number: job for row, job in zip(rows, job_overrides, strict=True)}
         with self._heard.listening():  # from the first word on: who reads it may answer with Ctrl-C
             say_begin(self.console, self.folder, rows, left, len(self._slots()))
-            say_faults(self.console, {rows[number].name: str(error) for number, error in faults.items()})
+            say_faults(self.console, {rows[number].name: str(error) for number, error in faults.items()}, sure=here)
             if left:
                 self.run(Grid.of(self.job_of(row, words[row.number]) for row in left))
         return [self._returned(self.ledger[row.number], words[row.number]) for row in rows]

@@ -63,19 +63,20 @@ def require_same(folder: Path, sweeper: str) -> None:
 
 
 def faults_before(
-    jobs: Sequence[Sequence[str]], cfg: DictConfig, loader: Any, config_dirs: Sequence[Path] = ()
+    jobs: Sequence[Sequence[str]], cfg: DictConfig, loader: Any, config_dirs: Sequence[Path] = (), *, here: bool = True
 ) -> dict[int, ConfigError]:
     """Composes and checks some jobs before any of them is begun: so many that each word is in one.
 
     Args:
         jobs: words of each.
         cfg: composed from the words that are not swept, `hydra` in it; loader: Hydra's.
+        here: they run on this machine; what another one says of them may differ.
 
     Returns:
         which of them are going to fail, and why; others that share their words may too.
 
     Raises:
-        UserError: one of them does not compose, or every one has faults.
+        UserError: one of them does not compose, or every one has faults here.
     """
     found: dict[int, ConfigError] = {}
     seen: set[str] = set()
@@ -95,7 +96,7 @@ def faults_before(
                 found[number] = error
     finally:
         HydraConfig.instance().cfg = before
-    if found and len(found) == looked_at:
+    if here and found and len(found) == looked_at:
         raise next(iter(found.values()))
     return found
 

@@ -22,11 +22,13 @@ def say_begin(console: Console, folder: Path, rows: Sequence[Row], left: Sequenc
     console.row("sweep", f"{counted(len(rows), 'job')} in {short(folder)}{': ' if told else ''}{', '.join(told)}")
 
 
-def say_faults(console: Console, faults: Mapping[str, str]) -> None:
-    """Jobs that are known to fail, before the first one runs."""
+def say_faults(console: Console, faults: Mapping[str, str], *, sure: bool) -> None:
+    """Jobs that are going to fail, before the first one runs; `sure`: not only as far as this machine can tell."""
     for number, (name, fault) in enumerate(list(faults.items())[:TOLD]):
         said = "\n".join(f"  {line}" for line in fault.split("\n"))
-        console.row("faults" if number == 0 else "", f"{name} is going to fail:\n{said}")
+        console.row(
+            "faults" if number == 0 else "", f"{name} {'is going to fail' if sure else 'would fail here'}:\n{said}"
+        )
 
 
 def say_stopped(console: Console, folder: Path, rows: Sequence[Row], name: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dumbo.trainer.varlen import arithmetic
+from dumbo.trainer.varlen import arithmetic, on_one_axis
 
 WIDTHS = (16, 32, 64, 128)
 """Of heads: what the kernels' tiles are made for."""
@@ -71,8 +71,7 @@ def attend(
     Returns:
         (1, T, heads, width), in the dtype of the arithmetic.
     """
-    dtype = arithmetic(value)
-    q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
+    q, k, v = on_one_axis(query, key, value)
     return tile_attention(q, k, v, bounds, window or 0, query.shape[-1] ** -0.5 if scale is None else scale)[0][None]
 
 

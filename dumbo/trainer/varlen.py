@@ -51,6 +51,12 @@ def _capability(device: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def on_one_axis(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> list[torch.Tensor]:
+    """(1, heads, T, width) each -> (T, heads, width), contiguous, in the dtype of the arithmetic."""
+    dtype = arithmetic(value)
+    return [tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value)]
+
+
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -72,8 +78,7 @@ def attend(
     Returns:
         (1, T, heads, width), in the dtype of the arithmetic.
     """
-    dtype = arithmetic(value)
-    q, k, v = (tensor[0].transpose(0, 1).to(dtype).contiguous() for tensor in (query, key, value))
+    q, k, v = on_one_axis(query, key, value)
     back = -1 if window is None or window >= longest else window - 1
     out: Any = varlen_attn(
         q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(back, 0), **GROUPED_QUERIES

@@ -320,12 +320,22 @@ def test_chat_runs_it_when_that_is_typed(brings_code, tmp_path: Path) -> None:
 # ---- secrets of a sweep -------------------------------------------------------------------------------------------------
 
 
+WITH_SECRETS = """
+class T:
+    def __init__(self, api_key: str, more: dict, other: dict, env: str) -> None: ...
+    def start(self, run_dir, name, config) -> None: ...
+    def log(self, row, step) -> None: ...
+    def finish(self, status, metrics) -> None: ...
+"""
+
+
 def test_a_sweep_writes_no_secret(
     tmp_path: Path, capsys, jobs: list[list[str]], users_folder: Path, monkeypatch
 ) -> None:
     (users_folder / "tracker").mkdir(parents=True)
+    (users_folder / "tracker_with_secrets.py").write_text(WITH_SECRETS)
     (users_folder / "tracker" / "t.yaml").write_text(
-        "# @package tracker.t\n_target_: x.T\napi_key: ???\nmore: {}\nother: null\nenv: null\n"
+        "# @package tracker.t\n_target_: tracker_with_secrets.T\napi_key: ???\nmore: {}\nother: null\nenv: null\n"
     )
     (tmp_path / "mine.yaml").write_text(
         "tracker: {t: {other: {password: from-file}}}\nhydra: {sweeper: {params: {++tracker.t.more.token: 'swept-a,swept-b'}}}\n"

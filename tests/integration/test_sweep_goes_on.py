@@ -167,7 +167,13 @@ def test_jobs_of_earlier_commands_are_done_too(jobs: NotStarted) -> None:
     assert states(Path("sweep")) == ["done"] * 4
 
 
-def test_secrets_are_typed_again(jobs: NotStarted, tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def of_another_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tracker.t` stands for a plugin with a key of its own; there is none, which a sweep says before its first job."""
+    monkeypatch.setattr("dumbo.sweep.local.faults_before", lambda *given, **more: {})
+
+
+def test_secrets_are_typed_again(jobs: NotStarted, tmp_path: Path, of_another_tracker: None, capsys) -> None:
     (tmp_path / "mine.yaml").write_text("tracker: {t: {x: 1}}\n")
     words = ["-m", "mine.yaml", "trainer.seed=1,2", "+tracker.t.api_key=typed-secret", "sweep_dir=sweep"]
     jobs.ending = fails(*range(99))
@@ -224,7 +230,9 @@ def test_a_ledger_of_others_brings_no_code_and_writes_nothing_elsewhere(
     assert jobs.words == []
 
 
-def test_a_swept_secret_that_is_left_is_not_all_done(jobs: NotStarted, tmp_path: Path, capsys) -> None:
+def test_a_swept_secret_that_is_left_is_not_all_done(
+    jobs: NotStarted, tmp_path: Path, of_another_tracker: None, capsys
+) -> None:
     (tmp_path / "mine.yaml").write_text("tracker: {t: {x: 1}}\n")
     jobs.ending = fails(*range(99))
     words = ["-m", "mine.yaml", "sweep_dir=sweep", "sweep.retries=0"]
