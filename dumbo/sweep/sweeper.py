@@ -21,6 +21,8 @@ from dumbo.outputs.places import short, typed
 from dumbo.sweep.folder import read_sweep
 
 SEARCH = "optuna"
+LOOKED_AT = 100
+"""Jobs that are checked before the first one runs, at most: under 0.1 s each (150 took 12.0 s on two busy cores)."""
 
 
 def sweeper_of(cfg: DictConfig, words: Sequence[str], launcher: str, ours: Sequence[str]) -> str:
@@ -65,7 +67,7 @@ def require_same(folder: Path, sweeper: str) -> None:
 def faults_before(
     jobs: Sequence[Sequence[str]], cfg: DictConfig, loader: Any, config_dirs: Sequence[Path] = (), *, here: bool = True
 ) -> dict[int, ConfigError]:
-    """Composes and checks some jobs before any of them is begun: so many that each word is in one.
+    """Composes and checks some jobs before any of them is begun: so many that each word is in one, LOOKED_AT at most.
 
     Args:
         jobs: words of each.
@@ -85,6 +87,8 @@ def faults_before(
         for number, words in enumerate(jobs):
             if seen.issuperset(words) and number:
                 continue
+            if looked_at == LOOKED_AT:
+                break
             seen.update(words)
             looked_at += 1
             job = loader.load_sweep_config(cfg, list(words))
