@@ -165,6 +165,7 @@ def _sweep(command: Command) -> int:
     from dumbo.compose import prepare_hydra
     from dumbo.compose import sweep as run_sweep
     from dumbo.override_text import value_text
+    from dumbo.sweep.finish import finish
     from dumbo.sweep.local import Sweep
 
     if command.flags:
@@ -174,7 +175,7 @@ def _sweep(command: Command) -> int:
     with Sweep.begin(command) as sweep:
         overrides = [*prepare_hydra(sweep.command.config_dirs, sweep.command.file), *sweep.command.overrides]
         run_sweep([*overrides, f"sweep_dir={value_text(str(sweep.folder))}"], sweep.job, sweep.open)
-        return sweep.finish()
+        return finish(sweep)
 
 
 def _printable(text: str) -> str:

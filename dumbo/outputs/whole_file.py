@@ -43,16 +43,16 @@ def made_beside(file: Path) -> Iterator[Path]:
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         yield beside
-        _settle(beside)
+        settle(beside)
         beside.replace(file)
-        _settle(file.parent)
+        settle(file.parent)
     except BaseException:
         with suppress(OSError):
             beside.unlink()
         raise
 
 
-def _settle(path: Path) -> None:
+def settle(path: Path) -> None:
     """What a file or a folder holds is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -1,6 +1,6 @@
 """A sweep on this machine: each job a process of its own, one after another or several at once; it can always be gone on with.
 
-    begin (which folder) -> open (the base config, the lock, the ledger) -> run_jobs (Hydra's launcher) -> finish (how it went)
+    begin (which folder) -> open (the base config, the lock, the ledger) -> run_jobs (Hydra's launcher) -> finish.py (how it went)
 
 A job that fails does not end it. The folder is described in docs/sweeps.md.
 """
@@ -8,7 +8,6 @@ A job that fails does not end it. The folder is described in docs/sweeps.md.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,13 +35,12 @@ from dumbo.sweep.launchers import OURS, SUBMITTING, launcher_of
 from dumbo.sweep.ledger import ENDED, Ledger, Row, State
 from dumbo.sweep.ledger import FILE as LEDGER
 from dumbo.sweep.options import SweepOptions
-from dumbo.sweep.outcome import FOR_THE_USER
 from dumbo.sweep.pool import Grid, Job, Pool, Source
 from dumbo.sweep.rows import assigned, begun_anew, settle
 from dumbo.sweep.slots import Slot, slots
 from dumbo.sweep.sweeper import SEARCH, faults_before, require_same, sweeper_of
 from dumbo.sweep.table import SweepTable
-from dumbo.sweep.told import counted, go_on, say_begin, say_end, say_faults, say_stopped
+from dumbo.sweep.told import counted, go_on, say_begin, say_faults, say_stopped
 from dumbo.sweep.trusted import require_inside, require_no_code
 from dumbo.sweep.typed import folder_of, own_words, swept_keys, to_record, with_recorded
 from dumbo.sweep.warm import Warm
@@ -302,32 +300,6 @@ class Sweep:
         return ret
 
     # ---- the end ----------------------------------------------------------------------------------------------------
-
-    def finish(self) -> int:
-        """Says how it went; 1 when a job is not done."""
-        self.run_what_is_left()
-        rows = [self.ledger[number] for number in self.asked]
-        if self.options.detach:
-            return self._leave()
-        well = say_end(self.console, self.folder, rows, self.options.metric, self.options.direction)
-        if any(row.state not in self.final and row.exit_code not in FOR_THE_USER for row in rows):
-            self.console.row("next", f"{go_on(self.folder)}   (jobs go on from their checkpoints)")
-        if any(row.state in ENDED for row in rows):
-            self.console.row("report", f"dumbo report {shlex.quote(short(self.folder))}")
-        if not self.console.fancy:
-            self.console.plain(str(self.folder))
-        return 0 if well else 1
-
-    def _leave(self) -> int:
-        """After `sweep.detach=true`: how to come back."""
-        left = submitted(self.ledger)
-        self.console.row("detached", f"{counted(len(left), 'job')}, which nobody need watch")
-        self.console.row(
-            "next", "\n".join(f"dumbo sweep {what} {short(self.folder)}" for what in ("status", "wait", "cancel"))
-        )
-        if not self.console.fancy:
-            self.console.plain(str(self.folder))
-        return 0
 
     def close(self) -> None:
         """Lets go of the folder, with one row a job in the ledger."""

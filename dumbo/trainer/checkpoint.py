@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dumbo.cache import fsync_tree
 from dumbo.errors import RunFailed
 from dumbo.launch.world import DISK, World
+from dumbo.outputs.whole_file import settle
 
 if TYPE_CHECKING:
     from dumbo.trainer.beside import Beside
@@ -99,7 +100,7 @@ class Checkpoints:
         if target.exists():  # a corrupt one, passed over on resuming
             self._remove(target)
         staging.rename(target)
-        fsync_folder(self.folder)
+        settle(self.folder)
         for later in [
             other for other in self.steps() if other > int(target.name.removeprefix(PREFIX))
         ]:  # passed over on resuming: of another future
@@ -190,14 +191,6 @@ def _says_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _hash(path: Path) -> str:

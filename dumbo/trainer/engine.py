@@ -2,13 +2,14 @@
 
     class SftTrainer(Engine, Trainer): ...
 
-Public methods overridden: training_step, compute_loss, evaluate, log, floating_point_ops,
-create_accelerator_and_postprocess, create_optimizer. Private ones, each with a test, within the versions of transformers
+Public methods overridden: training_step, compute_loss, floating_point_ops, create_accelerator_and_postprocess,
+create_optimizer. Private ones, each with a test, within the versions of transformers
 in pyproject.toml:
 
     _get_grad_norm        what is not finite never reaches the weights
 
-and those of the data (`feeding.py`), of the logged numbers (`rows.py`), of saving and taking up (`saving.py`).
+and those of the data (`feeding.py`), of the held-out loss (`measuring.py`), of the logged numbers (`rows.py`), of saving and
+taking up (`saving.py`).
 
 Private ones called: _prepare_inputs; accelerate's AcceleratorState._reset_state.
 
@@ -18,7 +19,6 @@ What is not overridden: the loop, the optimizer and scheduler, gradient clipping
 from __future__ import annotations
 
 import inspect
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from dumbo.errors import UserError
 from dumbo.interfaces import IGNORE
@@ -40,27 +40,25 @@ from dumbo.trainer.bad_numbers import Watch, poisoned
 from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples, leave_documents_free
-from dumbo.trainer.feeding import Feeding, trained_tokens
+from dumbo.trainer.feeding import Feeding
 from dumbo.trainer.graphs import Graphs
 from dumbo.trainer.masters import add_up_over_ranks, keep_masters
+from dumbo.trainer.measuring import Measuring
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.router import router_part
 from dumbo.trainer.rows import Rows
 from dumbo.trainer.sampler import GlobalBatches
-from dumbo.trainer.saving import STATE, Saving, seconds_to_save
+from dumbo.trainer.saving import Saving, seconds_to_save
 from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu, wrapper_of
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 
-class Engine(Feeding, Rows, Saving):
+class Engine(Feeding, Measuring, Rows, Saving):
     """The mixin. Call `equip` before `train`."""
 
     taken_up: Path | None = None
     graphs: Graphs | None = None
     graphs_said: str | None = None
-    held_out: tuple[int, float] | None = None  # (step, loss) of the last evaluation
-    evaluate_first = False
-    eval_seconds = 0.0
 
     def equip(
         self,
@@ -227,59 +225,11 @@ class Engine(Feeding, Rows, Saving):
         loss = poisoned((mean if part is None else mean + part) * ranks)
         return (loss, outputs) if return_outputs else loss
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Loss on the held-out documents: a mean over trained tokens, whatever the batch size."""
-        began = time.perf_counter()
-        metrics = {f"{metric_key_prefix}_loss": self.held_out_loss()}
-        self.held_out = (self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.eval_seconds = time.perf_counter() - began
-        self.interval.paused += self.eval_seconds
-        return metrics
-
-    def held_out_loss(self) -> float:
-        """Measured by all ranks together; the random state stays as it is."""
-        model: Any = self.model
-        was_training = model.training
-        model.eval()
-        total = torch.zeros((), dtype=torch.float64, device=self.args.device)
-        tokens = 0  # of this rank
-        one = torch.ones((), device=self.args.device)
-        with torch.no_grad():
-            for batch in self.get_eval_dataloader():
-                tokens += trained_tokens(batch)
-                inputs = self._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, inputs, num_items_in_batch=one).detach().double()
-                    total += loss / self.args.world_size  # compute_loss answers for the mean over ranks
-        model.train(was_training)
-        summed, counted = self.world.total(torch.stack([total.cpu(), torch.tensor(float(tokens)).double()])).tolist()
-        assert counted, "nothing is held out that could be measured"
-        return float(summed / counted)
-
     # ---- numbers ----------------------------------------------------------------------------------------------
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Trainer's own estimate walks all parameters every step and counts padding; ours is in `mfu`."""
         return 0
-
-    # ---- going on ---------------------------------------------------------------------------------------------
-
-    def take_finished(self, checkpoint: Path) -> None:
-        """Instead of `train`, when the last step is in a checkpoint already: its weights and Trainer's state."""
-        self.load_weights(checkpoint)
-        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
-        self.accelerator.prepare_model(self.model, evaluation_mode=True)  # the arithmetic (bf16) of training
-        if self.evaluate_first:
-            self.evaluate_left_out()
-
-    def evaluate_left_out(self) -> None:
-        """The evaluation that a stop left out at the step gone on from; that step may be the best one."""
-        self.evaluate()
-        self.counters.note_saved(self.state.global_step, self.held_out)
 
 
 class _Beginnings(TrainerCallback):
