@@ -91,7 +91,7 @@ def test_liger_changes_no_number(plain: dict[str, Plain]) -> None:
 def packed_batch(vocab_size: int = 1024) -> tuple[dict[str, Any], torch.Tensor, int]:
     """Four documents of unlike lengths and prompts on one token axis, as training has them, and twice as many items as
     there are trained tokens here (another micro batch has the rest): (inputs, items, trained tokens)."""
-    from dumbo.trainer.engine import trained_tokens
+    from dumbo.trainer.feeding import trained_tokens
 
     generator = np.random.default_rng(3)
     documents = [(generator.integers(0, vocab_size, n), asked) for n, asked in ((90, 10), (33, 30), (200, 20), (61, 1))]

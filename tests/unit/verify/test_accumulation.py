@@ -13,7 +13,7 @@ from torch import nn
 
 from dumbo.errors import ProofFailed
 from dumbo.patch.compile import Compile, compiled_layers
-from dumbo.trainer.engine import trained_tokens
+from dumbo.trainer.feeding import trained_tokens
 from dumbo.verify import quick
 from dumbo.verify.no_dropout import without_dropout
 

@@ -98,7 +98,8 @@ def positions_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mean_per_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dumbo.trainer.engine import Engine, trained_tokens
+    from dumbo.trainer.engine import Engine
+    from dumbo.trainer.feeding import trained_tokens
 
     right = Engine.compute_loss
 

@@ -146,7 +146,8 @@ def test_an_attention_that_leaks(leak: None, train: Any) -> None:
 
 def test_a_mean_of_each_micro_batch(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The mistake of many trainers: each micro batch's loss is its own mean."""
-    from dumbo.trainer.engine import Engine, trained_tokens
+    from dumbo.trainer.engine import Engine
+    from dumbo.trainer.feeding import trained_tokens
 
     right = Engine.compute_loss
 
