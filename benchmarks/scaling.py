@@ -3,10 +3,11 @@
     python -m benchmarks.scaling --data gsm8k/train.jsonl --tokenizer FOLDER --out benchmarks/results/NAME.json
 
 Shapes: SmolLM2-135M and Llama-3.2-1B with random weights (the speed of a step does not depend on them), made once. A
-micro batch is 8 packs of 2,048 tokens of real text on every GPU (the `2k` cases: one pack), so two GPUs take twice the
-global batch. Every case is what `python -m dumbo` does with the words that stand in the result; cases of one kind run
-one after another in one group of processes, because starting Python and CUDA for each would take longer than the steps.
-Nothing is saved, for the same reason.
+micro batch is 8 packs of 2,048 tokens of real text on every GPU (`2k`: one pack, `32k`: 16, `64k`: 32), so two GPUs take twice the
+global batch. Patches are Liger's, or with `fast` those that `performance=auto` adds on one GPU (under FSDP2 Liger's loss in
+place of chunked_loss). Every case is what `python -m dumbo` does with the words that stand in the result; cases of one kind
+run one after another in one group of processes, because starting Python and CUDA for each would take longer than the
+steps. Nothing is saved, for the same reason. A case that fails says so and leaves the others standing.
 
     tokens_per_s       real tokens a second, all GPUs together, median over the steps after the first `WARM`
     state_memory_gib   weights, gradients and optimizer state on rank 0's GPU: allocated just before an optimizer step
@@ -37,20 +38,44 @@ SHAPES: dict[str, dict[str, Any]] = {
 TINY = {**SHAPES["135m"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 """In place of both with --tiny: for trying the script where there is no GPU."""
 STEPS, WARM = 28, 8
-PATCHES = {"full": "[liger]", "lora": "[liger,lora]"}
-ONE = {0: ["1b full", "1b lora"], 1: ["135m full", "135m lora", "1b full 2k"]}
+FAST = {
+    "DDP": ["patch=[compile,chunked_loss,tile_attention{lora}]"],
+    "FSDP2": ["patch=[liger,compile,tile_attention{lora}]", "patch.liger.rope=false", "patch.liger.rms_norm=false",
+              "patch.liger.swiglu=false"],
+}  # fmt: skip
+MICRO = {"2k": 1, "32k": 16, "64k": 32}
+"""Packs of 2,048 tokens; otherwise 8."""
+ONE = {
+    0: ["1b full", "1b full fast", "1b lora", "1b lora fast", "135m lora fast"],
+    1: [
+        "135m full",
+        "135m full fast",
+        "135m full 64k",
+        "135m full 64k fast",
+        "135m lora",
+        "1b full 2k",
+        "1b full 32k",
+        "1b full 32k fast",
+    ],
+}
 """On each of the two GPUs, side by side."""
-TWO = ["ddp 135m full", "ddp 1b full", "fsdp 1b full", "fsdp 1b full 2k", "ddp 1b lora", "fsdp 1b lora", "ddp 135m lora",
-       "fsdp 135m full", "fsdp 135m lora"]  # fmt: skip
+TWO = ["ddp 135m full 64k", "ddp 1b full", "fsdp 1b full", "fsdp 1b full 2k", "ddp 135m full", "ddp 135m full 64k fast",
+       "ddp 1b full fast", "fsdp 1b full fast", "ddp 1b lora fast", "fsdp 1b lora fast", "ddp 135m full fast",
+       "ddp 135m lora fast", "ddp 1b lora", "fsdp 1b lora", "ddp 135m lora", "ddp 1b full 32k", "ddp 1b full 32k fast",
+       "fsdp 1b full 32k fast"]  # fmt: skip
 
 
 def words_of(case: str, data: Path, folder: Path, steps: int, pack: int) -> list[str]:
     """What one would type for a case."""
-    launch, shape, kind, *short = case.split() if case.split()[0] in ("ddp", "fsdp") else ("single", *case.split())
-    ranks, micro = (1 if launch == "single" else 2), (1 if short else 8)
-    return ["model=pretrained", f"model.path={folder / shape}", f"patch={PATCHES[kind]}", "dataset=files",
+    launch, shape, kind, *more = case.split() if case.split()[0] in ("ddp", "fsdp") else ("single", *case.split())
+    ranks = 1 if launch == "single" else 2
+    micro = next((MICRO[word] for word in more if word in MICRO), 8)
+    patches = FAST["FSDP2" if launch == "fsdp" else "DDP"] if "fast" in more else ["patch=[liger{lora}]"]
+    adapters = {"full": "", "lora": ",lora,fused_lora" if "fast" in more else ",lora"}[kind]
+    return ["model=pretrained", f"model.path={folder / shape}", *(word.format(lora=adapters) for word in patches),
+            "performance=off", "dataset=files",
             f"dataset.path={data}", "dataset.eval_fraction=0.02", f"launch={launch}", f"trainer.max_seq_len={pack}",
-            f"trainer.micro_batch_size={micro}", f"trainer.global_batch_size={micro * ranks}", f"trainer.max_steps={steps}",
+            f"trainer.micro_batch_size={micro}", f"trainer.global_batch_size={micro * ranks}", f"trainer.max_steps={steps}", "trainer.num_epochs=9",
             "trainer.lr=1e-5", "trainer.warmup_steps=0", "trainer.num_answers=0", "trainer.num_samples=0",
             "trainer.eval_every=null", "trainer.eval_at_start=false", "trainer.save_every=null", "verify.mode=off",
             f"run_dir={folder / case.replace(' ', '-')}"]  # fmt: skip
@@ -84,10 +109,14 @@ def work(file: Path) -> None:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        dumbo.run(words)
+        try:
+            dumbo.run(words)
+            found = read(words) if os.environ.get("RANK", "0") == "0" else {}
+        except Exception as error:
+            found = {"failed": f"{type(error).__name__}: {error}"}
         if os.environ.get("RANK", "0") == "0":
             with file.with_suffix(".results").open("a") as results:
-                results.write(json.dumps({"case": case, **read(words), "seconds": time.perf_counter() - began}) + "\n")
+                results.write(json.dumps({"case": case, **found, "seconds": time.perf_counter() - began}) + "\n")
 
 
 def read(words: list[str]) -> dict[str, Any]:
@@ -122,17 +151,36 @@ def start(cases: dict[str, list[str]], file: Path, ranks: int, gpu: int | None) 
     return subprocess.Popen([*command, "benchmarks.scaling", "--work", str(file)], env={**os.environ, **own})
 
 
+def chosen(cases: list[str]) -> tuple[dict[int, list[str]], list[str]]:
+    """Those for one GPU, spread over the two, and those for both."""
+    two = [case for case in cases if case.split()[0] in ("ddp", "fsdp")]
+    one = [case for case in cases if case not in two]
+    return {gpu: one[gpu::2] for gpu in range(2)}, two
+
+
+def collected(folder: Path, out: Path) -> list[dict[str, Any]]:
+    """What is there so far, written to its file."""
+    results = [json.loads(line) for file in sorted(folder.glob("*.results")) for line in file.read_text().splitlines()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(results, indent=1) + "\n")
+    return results
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Each case of two GPUs beside the one of one GPU."""
     by_name = {result["case"]: result for result in results}
     lines = []
     for name, result in by_name.items():
+        if "failed" in result:
+            lines.append(f"{name:24} {result['failed'].splitlines()[0]}")
+            continue
         one = by_name.get(name.partition(" ")[2])
+        one = None if one is None or "failed" in one else one
         ratio = f"{result['tokens_per_s'] / one['tokens_per_s']:.2f} x one GPU" if one else ""
         state = result["state_memory_gib"]
         if one and state and one["state_memory_gib"]:
             ratio += f", state {100 * state / one['state_memory_gib']:.0f}%"
-        lines.append(f"{name:18} {result['tokens_per_s']:9,} tok/s  {result['step_ms']:7.1f} ms  state {state or 0:6.2f} GiB  "
+        lines.append(f"{name:24} {result['tokens_per_s']:9,} tok/s  {result['step_ms']:7.1f} ms  state {state or 0:6.2f} GiB  "
                      f"peak {result['peak_memory_gib']:6.2f} GiB  loss {result['loss_last']:.4f}  {ratio}")  # fmt: skip
     return "\n".join(lines)
 
@@ -145,6 +193,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile: best in memory")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--tiny", action="store_true", help="a small shape instead of both, to try the script")
+    parser.add_argument("--cases", nargs="+", help="these alone, such as '1b full 32k' 'ddp 1b full 32k'")
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
@@ -157,17 +206,18 @@ def main() -> None:
 
         def cases(names: list[str]) -> dict[str, list[str]]:
             return {
-                name: words_of(name, asked.data.resolve(), folder, asked.steps, 128 if asked.tiny else 2048)
+                name: words_of(name, asked.data.resolve(), folder, asked.steps, 512 if asked.tiny else 2048)
                 for name in names
             }
 
-        alone = [(cases(names), folder / f"one-{gpu}.json", 1, gpu) for gpu, names in ONE.items()]
-        for group in (alone, [(cases(TWO), folder / "two.json", 2, None)]):
-            for process in [start(*arguments) for arguments in group]:
-                process.wait()
-            results = [json.loads(line) for file in sorted(folder.glob("*.results")) for line in file.open()]
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            asked.out.write_text(json.dumps(results, indent=1) + "\n")
+        one, two = (ONE, TWO) if asked.cases is None else chosen(asked.cases)
+        alone = [(cases(names), folder / f"one-{gpu}.json", 1, gpu) for gpu, names in one.items()]
+        for group in (alone, [(cases(two), folder / "two.json", 2, None)]):
+            started = [start(*arguments) for arguments in group]
+            while any(process.poll() is None for process in started):
+                time.sleep(2)
+                collected(folder, asked.out)  # what is measured stays, whatever comes
+            results = collected(folder, asked.out)
     print(table(results))
 
 

@@ -53,7 +53,7 @@ def added(
         for name in names(plugins.options.performance)
         if name not in patches and all(needed in patches for needed in getattr(KINDS[name], "only_with", ()))
     ]
-    reason = _not_here(run) if wanted else None
+    reason = _not_here() if wanted else None
     if reason is not None and isinstance(plugins.options.performance, list):  # by name: as if it had been chosen
         for name in wanted:
             run.left_out(name, reason)
@@ -114,12 +114,10 @@ def _no_tiles(plugins: Plugins, data: PreparedSplits) -> str | None:
     return None
 
 
-def _not_here(run: RunDir) -> str | None:
+def _not_here() -> str | None:
     import torch
 
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return f"not proven on {run.world.size} ranks" if run.world.size > 1 else None
+    return None if torch.cuda.is_available() else "no CUDA device"
 
 
 def _why_not(name: str, patch: Any, others: Mapping[str, Patch], skeleton: Any, steps: int, launch: Any) -> str | None:

@@ -29,7 +29,7 @@ BF16 = "trainer.precision=bf16"
 
 @pytest.fixture
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto, "_not_here", lambda run: None)
+    monkeypatch.setattr(auto, "_not_here", lambda: None)
     for patch in (Compile, TileAttention):
         monkeypatch.setattr(patch, "unavailable", lambda self: None)
 
