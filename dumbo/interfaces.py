@@ -11,6 +11,9 @@ nothing heavy; the one method does the work. A plugin may also have
     starts_elsewhere(self) -> str | None
         of a patch: why the model with it is another one than without it, where that is meant so (an adapter that goes
         on from an earlier one); None: it must compute the same, which is proven.
+    approximates(self) -> str | None
+        of a patch: what it holds or computes more coarsely, where that is meant so (weights in 4 bits): how far the model
+        with it is from the one without is then reported and not judged; None: it must compute the same.
     first_examples(self, data: PreparedSplits, ranks: int) -> list[NDArray]
         of a trainer: the documents of each example of its first micro batch, for the proofs at the start.
     check_data(self, data: PreparedSplits, run: RunDir) -> None

@@ -29,9 +29,9 @@ class Proof:
         name: as the table shows it ("packed = unpacked").
         compared: what was compared, in words, with counts.
         difference: measured; None where the comparison is exact.
-        tolerance: the largest difference that passes; None where the comparison is exact.
+        tolerance: the largest difference that passes; None where the comparison is exact, or is not judged.
         source: where the tolerance comes from (dtype, length), or "exact".
-        passed: None: it does not apply here, and `detail` says why ("left out").
+        passed: None: it does not apply here ("left out"), or its difference is not judged ("reported"); `detail` says why.
         detail: when it failed: what is wrong and what to do.
         error: the kind of exception that ended it before it had proven anything; `passed` is False then.
     """
@@ -47,9 +47,11 @@ class Proof:
 
     @property
     def state(self) -> str:
-        """pass, fail, left out or error."""
+        """pass, fail, reported, left out or error."""
         if self.error is not None:
             return "error"
+        if self.passed is None and self.difference is not None:
+            return "reported"
         return {True: "pass", False: "fail", None: "left out"}[self.passed]
 
 
@@ -147,3 +149,21 @@ def loss_tolerance(dtype: torch.dtype, layers: int, tokens: int) -> Tolerance:
 def larger(one: float, other: float) -> float:
     """The larger of two differences; what is not a number is larger than any."""
     return other if math.isnan(other) or other > one else one
+
+
+def reported(name: str, compared: str, difference: float, why: str) -> Proof:
+    """A difference that is meant: told and not judged. One that is not finite fails all the same.
+
+    Args:
+        why: what makes the difference.
+    """
+    fine = math.isfinite(difference)
+    return Proof(
+        name=name,
+        compared=compared,
+        difference=difference,
+        tolerance=None,
+        source="",
+        passed=None if fine else False,
+        detail=f"Not judged: {why}" if fine else f"It is not a finite number ({why}).",
+    )

@@ -25,10 +25,10 @@ from dumbo.verify.apart import apart
 from dumbo.verify.gradient_files import Kept, compared_gradients, read, written
 from dumbo.verify.loss import examples_of
 from dumbo.verify.passes import layers_of, training
-from dumbo.verify.proof import DoesNotApplyError, Proof, Tolerance, exact, measured, tolerance_for
+from dumbo.verify.proof import DoesNotApplyError, Proof, Tolerance, exact, measured, reported, tolerance_for
 from dumbo.verify.rounding import error_of_mean, of_mean_loss
 from dumbo.verify.took import untaken
-from dumbo.verify.unpatched import OnDevice, smoothing_of, starts_elsewhere, sum_of_losses
+from dumbo.verify.unpatched import OnDevice, approximated, smoothing_of, starts_elsewhere, sum_of_losses
 
 if TYPE_CHECKING:
     from dumbo.verify.subject import Subject
@@ -55,17 +55,25 @@ def references(subject: Subject) -> list[Proof]:
     dtype, layers, tokens = subject.dtype, layers_of(subject.trainer.model), found["tokens"]
     loss_allowed = of_mean_loss(dtype, layers, tokens, told["loss"], told["error"])
     gradient_allowed = gradient_tolerance(dtype, layers)
+    what = ", ".join(subject.patches) or "no patch"
+    where = f"{len(documents)} documents, {tokens} trained tokens; the reference from a process without them"
+    took = [_took(told["untaken"], list(subject.patches))] if subject.patches else []
+    compared_loss = f"{what}: the trainer's loss of {where}, in nats"
+    if (meant := approximated(subject.patches)) is not None:
+        loss = reported(f"{NAME}, loss", compared_loss, found["loss"], meant)
+        gradients = _same_gradients(what, found, gradient_allowed, "")
+        if gradients.difference is not None:
+            gradients = reported(gradients.name, gradients.compared, gradients.difference, meant)
+        return [*left_out, *took, loss, gradients]
     fault = ""
     if not (found["loss"] <= loss_allowed.value and found["gradients"] <= gradient_allowed.value):
         fault = _guilty(subject, documents, loss_allowed.value, gradient_allowed.value, told)
-    what = ", ".join(subject.patches) or "no patch"
-    where = f"{len(documents)} documents, {tokens} trained tokens; the reference from a process without them"
     return [
         *left_out,
-        *([_took(told["untaken"], list(subject.patches))] if subject.patches else []),
+        *took,
         measured(
             f"{NAME}, loss",
-            f"{what}: the trainer's loss of {where}, in nats",
+            compared_loss,
             found["loss"],
             loss_allowed,
             f"The loss is {found['patched']:.6f} with patches, {told['loss']:.6f} without. {fault}",

@@ -17,7 +17,7 @@ NAME = 22
 """Columns of a proof's name."""
 TEXT = 84
 """Columns of what was compared."""
-RESULTS = {"pass": "pass", "fail": "FAIL", "left out": "left out", "error": "ERROR"}
+RESULTS = {"pass": "pass", "fail": "FAIL", "reported": "reported", "left out": "left out", "error": "ERROR"}
 """By a proof's state."""
 
 
@@ -66,7 +66,7 @@ class Table:
     def closed(self, found: list[Proof], seconds: float, file: Path, earlier: Path | None) -> None:
         """How many held, in which time, and where it is written."""
         counts = {state: sum(proof.state == state for proof in found) for state in RESULTS}
-        said = {"fail": "FAILED", "error": "ended by an error", "left out": "left out"}
+        said = {"fail": "FAILED", "error": "ended by an error", "reported": "reported", "left out": "left out"}
         besides = "".join(f", {counts[state]} {words}" for state, words in said.items() if counts[state])
         self.console.row("result", f"{counts['pass']} of {len(found)} proofs hold{besides}, in {seconds:.0f} s")
         before = f"\nthe one before it is {short(earlier)} now" if earlier is not None else ""

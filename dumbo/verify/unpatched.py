@@ -118,6 +118,16 @@ def starts_elsewhere(patch: Any) -> str | None:
     return ask() if ask is not None else None
 
 
+def approximated(patches: Mapping[str, Any]) -> str | None:
+    """What patches hold or compute more coarsely, where that is meant so: "patch.NAME: …"; None: nothing."""
+    said = [
+        f"patch.{name}: {reason}"
+        for name, patch in patches.items()
+        if hasattr(patch, "approximates") and (reason := patch.approximates()) is not None
+    ]
+    return "; ".join(said) or None
+
+
 def smoothing_of(trainer: Any) -> float:
     """Share of each target that is spread over the whole vocabulary (`trainer.extra.label_smoothing_factor`)."""
     return float(getattr(trainer, "extra", {}).get("label_smoothing_factor", 0.0))

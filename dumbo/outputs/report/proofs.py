@@ -50,6 +50,8 @@ def _proof(one: Facts) -> Row:
     state, outcome = {True: ("good", "holds"), False: ("bad", "fails")}.get(passed if isinstance(passed, bool) else None, ("", "left out"))  # type: ignore[arg-type]  # fmt: skip
     if one.text("error") is not None:
         outcome = "ended by an error"
+    elif passed is None and one.get("difference") is not None:
+        outcome = "reported"
     said = [text for text in (one.text("compared"), one.text("detail")) if text]
     return Row((plain(one.get("name")), outcome, plain("; ".join(said)), _number(one.get("difference")),
                 _number(one.get("tolerance")), plain(one.get("source"))), state)  # fmt: skip

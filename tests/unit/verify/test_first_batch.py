@@ -85,6 +85,19 @@ def test_a_patch_that_changes_what_it_must_not(bug: str, words: list[str], said:
     assert not Path("run/metrics.jsonl").exists()
 
 
+def test_what_is_coarser_on_purpose_is_told(train: Any) -> None:
+    code, shown = train(
+        f"--config-dir={PLANTED}",
+        "patch=[planted]",
+        "patch.planted.bug=weights_rounded",
+        "patch.planted.meant=bf16 weights",
+    )
+    assert code == 0, shown
+    told = [proof for proof in facts()["proofs"] if proof.startswith("first batch's loss")]
+    assert len(told) == 1
+    assert told[0].endswith(": reported, not judged (patch.planted: bf16 weights)")
+
+
 def test_what_is_right_is_shown_with_its_cost(train: Any) -> None:
     code, shown = train("patch=[lora,gradient_checkpointing]", "patch.lora.rank=4")
     assert code == 0, shown

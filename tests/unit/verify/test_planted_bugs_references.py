@@ -103,6 +103,41 @@ def test_an_adapter_that_is_not_zero(one_process: None, tmp_path: Path, monkeypa
     assert "lora makes the difference" in failed["references"]
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_difference_that_is_meant_is_reported(
+    finite: bool, one_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that a patch rounds, and says so: the distance, no judgement; one that is not a number fails all the same."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(PLANTED)])
+    from planted import BUGS
+
+    from dumbo.patch.gradient_checkpointing import GradientCheckpointing
+
+    right = GradientCheckpointing.apply
+
+    def coarse(self: GradientCheckpointing, model: Any) -> Any:
+        model = right(self, model)
+        BUGS["weights_rounded" if finite else "gradient_not_finite"](setattr, model)
+        return model
+
+    monkeypatch.setattr(GradientCheckpointing, "apply", coarse)
+    monkeypatch.setattr(GradientCheckpointing, "approximates", lambda self: "weights in bf16", raising=False)
+    words = ["patch=[gradient_checkpointing]"]
+    proofs = {
+        proof.name: proof for several in prove_all(tmp_path, words, ("references",)).values() for proof in several
+    }
+    assert proofs["patches took"].passed
+    loss, gradients = proofs["patches = reference, loss"], proofs["patches = reference, gradients"]
+    if finite:
+        assert [loss.state, gradients.state] == ["reported", "reported"]
+        assert 1e-6 < loss.difference < 1e-2
+        assert 1e-4 < gradients.difference < 0.5
+        assert loss.detail == gradients.detail == "Not judged: patch.gradient_checkpointing: weights in bf16"
+    else:
+        assert gradients.state == "fail"
+        assert gradients.detail == "It is not a finite number (patch.gradient_checkpointing: weights in bf16)."
+
+
 def test_a_child_is_none_of_the_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that started this one may be one of several; a child that took itself for one would wait for ever."""
     from dumbo.command import parse

@@ -21,11 +21,20 @@ Set = Callable[[Any, str, Any], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Planted:
-    """The last patch of all."""
+    """The last patch of all.
+
+    Args:
+        bug: what it does.
+        meant: what it says of that, as a patch that is coarser on purpose does; null: nothing.
+    """
 
     bug: str
+    meant: str | None = None
 
     stage: ClassVar[Stage] = Stage.COMPILE
+
+    def approximates(self) -> str | None:
+        return self.meant
 
     def apply(self, model: Any) -> Any:
         BUGS[self.bug](setattr, model)
