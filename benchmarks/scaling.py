@@ -3,12 +3,11 @@
     python -m benchmarks.scaling --data gsm8k/train.jsonl --tokenizer FOLDER --out benchmarks/results/NAME.json
 
 Shapes: SmolLM2-135M and Llama-3.2-1B with random weights (the speed of a step does not depend on them), made once. A
-micro batch is 8 packs of 2,048 tokens of real text on every GPU (`2k`: one pack, `32k`: 16, `64k`: 32), so two GPUs take
-twice the global batch. Patches are Liger's, or with `fast` those that `performance=auto` adds on one GPU (under FSDP2
-Liger's loss in place of chunked_loss); `graphs`: with trainer.cuda_graphs=true, which one GPU decides by itself. Every
-case is what `python -m dumbo` does with the words that stand in the result; cases of one kind run one after another in
-one group of processes, because starting Python and CUDA for each would take longer than the steps. Nothing is saved, for
-the same reason. A case that fails says so and leaves the others standing.
+micro batch is 8 packs of 2,048 tokens of real text on every GPU (`2k`: one pack, `32k`: 16, `64k`: 32), so two GPUs take twice the
+global batch. Patches are Liger's, or with `fast` those that `performance=auto` adds on one GPU (under FSDP2 Liger's loss in
+place of chunked_loss). Every case is what `python -m dumbo` does with the words that stand in the result; cases of one kind
+run one after another in one group of processes, because starting Python and CUDA for each would take longer than the
+steps. Nothing is saved, for the same reason. A case that fails says so and leaves the others standing.
 
     tokens_per_s       real tokens a second, all GPUs together, median over the steps after the first `WARM`
     state_memory_gib   weights, gradients and optimizer state on rank 0's GPU: allocated just before an optimizer step
@@ -62,8 +61,8 @@ ONE = {
 """On each of the two GPUs, side by side."""
 TWO = ["ddp 135m full 64k", "ddp 1b full", "fsdp 1b full", "fsdp 1b full 2k", "ddp 135m full", "ddp 135m full 64k fast",
        "ddp 1b full fast", "fsdp 1b full fast", "ddp 1b lora fast", "fsdp 1b lora fast", "ddp 135m full fast",
-       "ddp 135m full fast graphs", "ddp 135m lora fast", "ddp 135m lora fast graphs", "ddp 1b lora", "fsdp 1b lora",
-       "ddp 135m lora", "ddp 1b full 32k", "ddp 1b full 32k fast", "fsdp 1b full 32k fast"]  # fmt: skip
+       "ddp 135m lora fast", "ddp 1b lora", "fsdp 1b lora", "ddp 135m lora", "ddp 1b full 32k", "ddp 1b full 32k fast",
+       "fsdp 1b full 32k fast"]  # fmt: skip
 
 
 def words_of(case: str, data: Path, folder: Path, steps: int, pack: int) -> list[str]:
@@ -72,10 +71,9 @@ def words_of(case: str, data: Path, folder: Path, steps: int, pack: int) -> list
     ranks = 1 if launch == "single" else 2
     micro = next((MICRO[word] for word in more if word in MICRO), 8)
     patches = FAST["FSDP2" if launch == "fsdp" else "DDP"] if "fast" in more else ["patch=[liger{lora}]"]
-    graphs = ["trainer.cuda_graphs=true"] if "graphs" in more else []
     adapters = {"full": "", "lora": ",lora,fused_lora" if "fast" in more else ",lora"}[kind]
     return ["model=pretrained", f"model.path={folder / shape}", *(word.format(lora=adapters) for word in patches),
-            *graphs, "performance=off", "dataset=files",
+            "performance=off", "dataset=files",
             f"dataset.path={data}", "dataset.eval_fraction=0.02", f"launch={launch}", f"trainer.max_seq_len={pack}",
             f"trainer.micro_batch_size={micro}", f"trainer.global_batch_size={micro * ranks}", f"trainer.max_steps={steps}", "trainer.num_epochs=9",
             "trainer.lr=1e-5", "trainer.warmup_steps=0", "trainer.num_answers=0", "trainer.num_samples=0",
@@ -176,7 +174,7 @@ def table(results: list[dict[str, Any]]) -> str:
         if "failed" in result:
             lines.append(f"{name:24} {result['failed'].splitlines()[0]}")
             continue
-        one = by_name.get(name.partition(" ")[2].removesuffix(" graphs"))
+        one = by_name.get(name.partition(" ")[2])
         one = None if one is None or "failed" in one else one
         ratio = f"{result['tokens_per_s'] / one['tokens_per_s']:.2f} x one GPU" if one else ""
         state = result["state_memory_gib"]

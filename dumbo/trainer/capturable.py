@@ -37,7 +37,7 @@ def wanted(sft: Sft, model: Any, args: Any, room: Room | None, layout: Layout, r
             chunked=takes_places(model),
             fixed_room=room is not None and layout == "tokens",
             bf16=args.bf16,
-            wrapped_in=run.wrapped_in,
+            wrapped_in="none" if run.wrapped_in == "DDP" and run.ranks == 1 else run.wrapped_in,
             checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
             random=has_dropout(model),
         )
@@ -45,8 +45,6 @@ def wanted(sft: Sft, model: Any, args: Any, room: Room | None, layout: Layout, r
             raise UserError(
                 f"trainer.cuda_graphs=true: {reason}.\n  Write trainer.cuda_graphs=null to leave them out here"
             )
-        if option is None and reason is None and run.ranks > 1:
-            reason = "not proven on several GPUs (trainer.cuda_graphs=true takes them)"
         if option is None and reason is None:
             reason = graphs_given_up(run, sft.micro_batch_size)
     elif option:
@@ -82,8 +80,8 @@ def why_not(
         return "they need packs on one token axis (trainer.packing=true)"
     if not bf16:
         return "they need trainer.precision=bf16 (attention in float32 goes document by document)"
-    if wrapped_in == "FSDP2":
-        return "weights in shards (FSDP2) are gathered anew in every pass"
+    if wrapped_in != "none":
+        return f"they are for one process, and the model is in {wrapped_in}"
     if checkpointing:
         return "gradient checkpointing restores random states in every pass (leave gradient_checkpointing out of patch=[…])"
     return "dropout draws new numbers in every pass (patch.lora.dropout=0)" if random else None

@@ -21,7 +21,6 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
-from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from dumbo.errors import UserError
@@ -43,16 +41,15 @@ from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding
-from dumbo.trainer.flat_gradients import add_up_over_ranks
 from dumbo.trainer.graphs import Graphs
-from dumbo.trainer.masters import keep_masters
+from dumbo.trainer.masters import add_up_over_ranks, keep_masters
 from dumbo.trainer.measuring import Measuring
 from dumbo.trainer.progress import Counters, Interval, Meter
 from dumbo.trainer.router import router_part
 from dumbo.trainer.rows import Rows
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import Saving, seconds_to_save
-from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu
+from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu, wrapper_of
 from dumbo.trainer.throughput import flops_per_token, peak_flops
 
 
@@ -164,20 +161,15 @@ class Engine(Feeding, Measuring, Rows, Saving):
         """Forward and backward of a micro batch."""
         # compute_loss divides by the trained tokens of the whole global batch: Trainer must not divide once more.
         self.current_gradient_accumulation_steps = 1
-        graphs = self.graphs
-        itself = isinstance(model, DistributedDataParallel) and (
-            self._adds_up_itself or (graphs is not None and graphs.around_ddp)
-        )
-        with model.no_sync() if itself else nullcontext():
-            if graphs is not None:
-                loss = graphs.run(model, self._prepare_inputs(inputs), num_items_in_batch)
-            else:
+        if self._adds_up_itself and wrapper_of(model) == "DDP":
+            with model.no_sync():
                 loss = super().training_step(model, inputs, num_items_in_batch)
-        if itself and self.accelerator.sync_gradients:  # the step's last micro batch
-            if graphs is not None:
-                graphs.add_up_over_ranks()
-            else:
+            if self.accelerator.sync_gradients:  # the step's last micro batch
                 add_up_over_ranks(p for p in model.parameters() if p.requires_grad)
+        elif self.graphs is not None:
+            loss = self.graphs.run(model, self._prepare_inputs(inputs), num_items_in_batch)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self.watch.add(self.state.global_step + 1, self.pending.popleft(), loss)
         return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))  # Trainer's sum must stay a number
 
@@ -185,7 +177,7 @@ class Engine(Feeding, Measuring, Rows, Saving):
         """Graphs are for training alone: not for the proofs before it, whose batches come once."""
         if self.cuda_graphs is not False:
             model: Any = self.model
-            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs), world=self.world)
+            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs))
 
     def forget_graphs(self) -> None:
         """What is bound to batches of this size, and to these gradients."""

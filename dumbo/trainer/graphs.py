@@ -7,15 +7,11 @@ Each kind goes the same way, and every pass on it trains:
 
     the first time    as it is written: layers and loss are compiled, kernels chosen
     the second time   as it is written; then the same is captured, which computes nothing
-    the third time    both, on a batch that it was not captured on: gradients and loss must be the same (`SAME`), and the
-                      replay must take less time (`WORTH`)
+    the third time    both, on a batch that it was not captured on: gradients and loss must be the same (`SAME`)
     from then on      tensors are copied to where the graph reads them, and it is replayed
 
 Gradients live in one place each for as long as training lasts, since a graph writes where it was captured to. What needs
 new random numbers or a decision on the CPU in every pass (dropout, checkpointing) is not captured (`capturable.py`).
-On several ranks (DDP) the passes go around DDP's wrapper, whose hooks could not be replayed: once the ranks have decided
-together that graphs pay, gradients are summed over them at the end of each step, in one exchange, whatever becomes of a
-rank's own graphs. Until then, and where they do not pay, DDP sums them beside the backward pass.
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
 
@@ -28,9 +24,6 @@ from typing import Any
 
 import torch
 
-from dumbo.launch.world import World
-from dumbo.trainer.flat_gradients import FlatGradients, add_up_over_ranks
-
 MOST = 16
 """Kinds that are captured; batches of further ones go as they are written. Each keeps its inputs, all share one pool."""
 SAME = 1e-2
@@ -39,10 +32,7 @@ SAME = 1e-2
 WATCHED = 4
 """Micro batches whose launching is timed, to decide whether graphs pay."""
 PAYS = 0.7
-"""Launching takes so large a share of a pass, or more: below it the GPU is busy while Python is done early. A large model's
-may be above it all the same: a launch waits where a thousand are queued."""
-WORTH = 0.95
-"""A replay takes no more of the time as written, else graphs hold their memory for nothing."""
+"""Launching takes so large a share of a pass, or more: below it the GPU is busy while Python is done early."""
 
 Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 
@@ -66,15 +56,10 @@ class Graphs:
         model: what is trained; its gradients are put where they stay.
         one_pass: (model, inputs, items) -> detached loss; forward and backward, as written.
         always: capture even where launching is not what limits.
-        world: the ranks.
-
-    Attributes:
-        around_ddp: passes go around DDP's wrapper; `add_up_over_ranks` ends a step. The same on all ranks.
     """
 
-    def __init__(self, model: torch.nn.Module, one_pass: Pass, *, always: bool, world: World | None = None) -> None:
-        self.one_pass, self.always, self.world = one_pass, always, world or World()
-        self.around_ddp = always and self.world.size > 1
+    def __init__(self, model: torch.nn.Module, one_pass: Pass, *, always: bool) -> None:
+        self.one_pass = one_pass
         self.decided: bool | None = True if always else None
         self.replayed = self.passes = 0
         self.said = "on"
@@ -82,7 +67,7 @@ class Graphs:
         self._kinds: dict[tuple[Any, ...], _Kind] = {}
         self._pool: Any = None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._gradients: FlatGradients | None = None
+        self._gradients: list[torch.Tensor] | None = None
         self._stream = torch.cuda.Stream()
 
     def run(self, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
@@ -94,12 +79,10 @@ class Graphs:
         """
         if self.decided is None:
             return self._watched(model, inputs, items)
-        model = model.module if self.around_ddp else model
-        if self.decided or self.around_ddp:
-            self._settle_gradients()
         if not self.decided:
             return self.one_pass(model, inputs, items)
         self.passes += 1
+        self._settle_gradients()
         kind = self._kinds.get(key := _key(inputs))
         if kind is None:
             kind = self._kinds.setdefault(key, _Kind()) if len(self._kinds) < MOST else _Kind(seen=-1)
@@ -107,13 +90,6 @@ class Graphs:
             self.replayed += 1
             return self._replay(kind, inputs, items)
         return self._beside(lambda: self._towards(kind, model, inputs, items))
-
-    def add_up_over_ranks(self) -> None:
-        """The mean over ranks of each gradient, in its place, where DDP had no part in them. All ranks call this."""
-        if self._gradients is None:
-            add_up_over_ranks(self._parameters)
-        else:
-            self._gradients.add_up_over_ranks()
 
     @property
     def hold_memory(self) -> bool:
@@ -140,10 +116,8 @@ class Graphs:
         torch.cuda.synchronize()
         self._shares.append((launched - began) / (time.perf_counter() - began))
         if len(self._shares) > WATCHED:
-            of_ranks = self.world.gather(sorted(self._shares[1:])[WATCHED // 2])
-            share = sum(of_ranks) / len(of_ranks)
+            share = sorted(self._shares[1:])[len(self._shares[1:]) // 2]
             self.decided = share >= PAYS
-            self.around_ddp = self.decided and self.world.size > 1
             self.said = f"{'on' if self.decided else 'off'}, launching takes {100 * share:.0f}% of a pass"
         return loss
 
@@ -174,34 +148,26 @@ class Graphs:
         differs ends all of them.
         """
         assert self._gradients is not None
-        places = self._gradients.views
-        before = [gradient.clone() for gradient in places]
-        loss, as_written = _timed(lambda: self.one_pass(model, inputs, items))
-        written = [gradient.clone() for gradient in places]
-        _copy(places, before)
-        found, replayed = _timed(lambda: self._replay(kind, inputs, items))
-        apart = _norm([one - other for one, other in zip(written, places, strict=True)])
+        before = [gradient.clone() for gradient in self._gradients]
+        loss = self.one_pass(model, inputs, items)
+        written = [gradient.clone() for gradient in self._gradients]
+        _copy(self._gradients, before)
+        found = self._replay(kind, inputs, items)
+        apart = _norm([one - other for one, other in zip(written, self._gradients, strict=True)])
         whole = _norm([one - other for one, other in zip(written, before, strict=True)])
-        _copy(places, written)
+        _copy(self._gradients, written)
         if not (torch.isfinite(loss) & torch.isfinite(whole) & (whole > 0)):
             return loss
         of_loss, of_gradients = float(abs(found - loss) / abs(loss)), float(apart / whole)
-        if of_loss > SAME or of_gradients > SAME:
-            self._give_up(
-                f"a graph's gradients are {of_gradients:.1g} away from those as written, its loss {of_loss:.1g}"
+        kind.proven = of_loss <= SAME and of_gradients <= SAME
+        if not kind.proven:
+            self.decided = False
+            self.said = (
+                f"off: a graph's gradients are {of_gradients:.1g} away from those as written, its loss {of_loss:.1g}"
             )
-        elif replayed > WORTH * as_written and not self.always:
-            self._give_up(f"a replay takes {1000 * replayed:.0f} ms, a pass as written {1000 * as_written:.0f} ms")
-        else:
-            kind.proven = True
-        return loss
-
-    def _give_up(self, why: str) -> None:
-        self.decided, self.said = False, f"off: {why}"
-        self._kinds.clear()
-        self._pool = None
-        if not self.around_ddp:
+            self._kinds.clear()
             self._gradients = None  # what the optimizer's step lets go of is not to stay
+        return loss
 
     # ---- using it ---------------------------------------------------------------------------------------------
 
@@ -219,15 +185,15 @@ class Graphs:
     def _settle_gradients(self) -> None:
         """Every gradient where graphs write it; zero where the optimizer's step left none."""
         if self._gradients is None:
-            self._gradients = FlatGradients(self._parameters)
-            for parameter, place in zip(self._parameters, self._gradients.views, strict=True):
+            self._gradients = [torch.zeros_like(p, dtype=_dtype_of_gradient(p)) for p in self._parameters]
+            for parameter, place in zip(self._parameters, self._gradients, strict=True):
                 if parameter.grad is not None:
                     place.copy_(parameter.grad)
                 parameter.grad = place
             return
         if self._parameters[0].grad is None:
-            self._gradients.zero()
-            for parameter, place in zip(self._parameters, self._gradients.views, strict=True):
+            torch._foreach_zero_(self._gradients)
+            for parameter, place in zip(self._parameters, self._gradients, strict=True):
                 parameter.grad = place
 
     def _beside(self, work: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -259,13 +225,8 @@ def _copies(inputs: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _timed(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, float]:
-    """What it gives, and the seconds from an idle GPU to an idle GPU."""
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    found = work()
-    torch.cuda.synchronize()
-    return found, time.perf_counter() - began
+def _dtype_of_gradient(parameter: torch.Tensor) -> torch.dtype:
+    return getattr(parameter, "grad_dtype", None) or parameter.dtype
 
 
 def _copy(to: list[torch.Tensor], source: list[torch.Tensor]) -> None:

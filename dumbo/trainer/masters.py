@@ -11,7 +11,7 @@ alone it would be rounded away. The optimizer is torch's own; what it steps on a
 A step that the optimizer skips on the device (`bad_numbers.py`) leaves masters and weights as they are.
 Between ranks DDP adds up in buckets of the weights' own dtype, which is right for one micro batch a rank and step. Where
 there are more, each rank adds up its own in float32 and DDP is kept from it; the sums are added up once, when the last one
-is there (`flat_gradients.py`): exact, but not beside the backward pass.
+is there (`add_up_over_ranks`): exact, but not beside the backward pass.
 """
 
 from __future__ import annotations
@@ -121,6 +121,21 @@ def _put_in_place(optimizer: torch.optim.Optimizer) -> tuple[list[torch.Tensor],
                 weights.append(weight)
                 masters.append(master)
     return weights, masters
+
+
+def add_up_over_ranks(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """The mean over ranks of each gradient, in its own dtype, in its place. All ranks call this."""
+    import torch.distributed as dist
+
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:  # on this rank: the others have one
+            parameter.grad = torch.zeros_like(parameter, dtype=getattr(parameter, "grad_dtype", None))
+        gradients.append(parameter.grad)
+    on_their_way = [dist.all_reduce(gradient, async_op=True) for gradient in gradients]
+    for work in on_their_way:
+        work.wait()
+    torch._foreach_div_(gradients, float(dist.get_world_size()))
 
 
 def idle_buckets(parameters: Iterable[torch.nn.Parameter]) -> int:

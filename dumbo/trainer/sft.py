@@ -58,8 +58,8 @@ class Sft:
         load_best_at_end: model/ holds the checkpoint with the lowest held-out loss.
         prefetch: on a GPU, the next step's batches are made while this one trains.
         cuda_graphs: on a GPU, forward and backward passes are captured once and replayed, which takes Python out of the
-            step (with patch=[compile,chunked_loss], packing, bf16, not sharded); null: in one process, where launching
-            them takes longer than computing them; true: also on several GPUs, an error where they cannot be.
+            step (with patch=[compile,chunked_loss], packing, bf16, one process); null: where launching them takes longer
+            than computing them; true: an error where they cannot be.
         max_bad_steps: steps in a row with a loss or gradient that is not finite (each is skipped, and named), after
             which weights and optimizer go back to the last checkpoint; the second time the run ends.
         num_samples: held-out prompts for samples.md.

@@ -48,20 +48,6 @@ def test_faster_patches_change_no_loss(launch: str, wrapper: str, patch: str, tm
     assert plain[-1] < plain[0] - 0.3, "nothing was learned, so that nothing could differ"
 
 
-@pytest.mark.parametrize("micro", [1, 2], ids=["two micro batches", "one"])
-@pytest.mark.parametrize("patch", ["", "lora"])
-def test_graphs_go_around_ddp(patch: str, micro: int, tmp_path: Path) -> None:
-    """Captured and replayed on both GPUs, gradients added up at the end of each step: the losses of DDP as written."""
-    patches = ["compile", "chunked_loss", "tile_attention", *(["lora", "fused_lora"] if patch else [])]
-    own = (f"patch=[{','.join(patches)}]", "launch=ddp", f"trainer.micro_batch_size={micro}")
-    _, written = run(tmp_path / "written", *own, "trainer.cuda_graphs=false")
-    facts, captured = run(tmp_path / "captured", *own, "trainer.cuda_graphs=true")
-    said = facts["cuda_graphs"]
-    assert said.startswith("on: "), said
-    assert int(said.split(", ")[1].split()[0]) > 10, said
-    assert captured == pytest.approx(written, rel=1e-2)
-
-
 def test_auto_takes_both(tmp_path: Path) -> None:
     """Both GPUs, and on each what is faster there (compiling would take longer than 30 steps)."""
     facts, _ = run(tmp_path / "auto")

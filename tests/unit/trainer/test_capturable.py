@@ -18,10 +18,9 @@ from dumbo.outputs.console import Console
 from dumbo.outputs.halvings import give_up_graphs
 from dumbo.outputs.run_dir import RunDir
 from dumbo.trainer import capturable
-from dumbo.trainer import graphs as graphs_module
 from dumbo.trainer.capturable import why_not
 from dumbo.trainer.collate import Collate, Room
-from dumbo.trainer.graphs import WATCHED, Graphs, _copies, _key, _Kind
+from dumbo.trainer.graphs import Graphs, _copies, _key, _Kind
 from dumbo.trainer.sft import Sft
 
 YES: dict[str, Any] = {
@@ -41,7 +40,7 @@ def test_a_run_that_can_be_captured() -> None:
         ({"compiled": False, "chunked": False}, "patch=[…,compile,chunked_loss]"),
         ({"fixed_room": False}, "packs"),
         ({"bf16": False}, "precision=bf16"),
-        ({"wrapped_in": "FSDP2"}, "FSDP2"),
+        ({"wrapped_in": "DDP"}, "in DDP"),
         ({"checkpointing": True}, "gradient_checkpointing"),
         ({"random": True}, "dropout"),
     ],
@@ -135,31 +134,18 @@ def one_pass(parameter: Any, inputs: dict[str, Any], items: torch.Tensor) -> tor
     return loss.detach()
 
 
-@pytest.fixture
-def proving(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Graphs of one layer, and a kind of batch whose graph is to be proven: (layer, always, wrong) -> (graphs, kind)."""
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-
-    def made(layer: torch.nn.Linear, always: bool, wrong: float = 0.0) -> tuple[Graphs, _Kind]:
-        layer.weight.data.fill_(1.0)
-        graphs = Graphs(layer, one_pass, always=always)
-        graphs.decided = True
-        graphs._settle_gradients()
-        kind = graphs._kinds["one"] = _Kind(
-            2, inputs={"bears": torch.zeros(1, 2)}, items=torch.ones(()), loss=torch.zeros(())
-        )
-        kind.graph = Replayed(layer.weight, kind, wrong)  # type: ignore[assignment]
-        return graphs, kind
-
-    return made
-
-
 @pytest.mark.parametrize(("wrong", "held"), [(0.0, True), (1.0, False)])
-def test_a_batch_without_a_loss_proves_nothing(proving: Any, wrong: float, held: bool) -> None:
+def test_a_batch_without_a_loss_proves_nothing(monkeypatch: pytest.MonkeyPatch, wrong: float, held: bool) -> None:
     """The next one does; graphs that differ let go of the gradients that they kept."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     layer = torch.nn.Linear(2, 1, bias=False)
-    graphs, kind = proving(layer, True, wrong)
+    layer.weight.data.fill_(1.0)
+    graphs = Graphs(layer, one_pass, always=True)
+    graphs._settle_gradients()
+    kind = graphs._kinds["one"] = _Kind(
+        2, inputs={"bears": torch.zeros(1, 2)}, items=torch.ones(()), loss=torch.zeros(())
+    )
+    kind.graph = Replayed(layer.weight, kind, wrong)  # type: ignore[assignment]
     graphs._prove(kind, layer.weight, {"bears": torch.zeros(1, 2)}, torch.ones(()))
     assert graphs.decided
     assert not kind.proven
@@ -167,40 +153,6 @@ def test_a_batch_without_a_loss_proves_nothing(proving: Any, wrong: float, held:
     assert kind.proven == graphs.decided == graphs.hold_memory == held
     assert layer.weight.grad is not None
     assert layer.weight.grad.tolist() == [[1.0, 1.0]]
-
-
-@pytest.mark.parametrize(("seconds", "always", "kept"), [(0.96, False, False), (0.94, False, True), (0.96, True, True)])
-def test_a_replay_that_saves_no_time_is_given_up(
-    proving: Any, monkeypatch: pytest.MonkeyPatch, seconds: float, always: bool, kept: bool
-) -> None:
-    """Where nobody asked for it, with its memory; the batch's gradients are those as written."""
-    took = iter([1.0, seconds])
-    monkeypatch.setattr(graphs_module, "_timed", lambda work: (work(), next(took)))
-    layer = torch.nn.Linear(2, 1, bias=False)
-    graphs, kind = proving(layer, always)
-    graphs._prove(kind, layer.weight, {"bears": torch.ones(1, 2)}, torch.ones(()))
-    assert kind.proven == graphs.decided == graphs.hold_memory == kept
-    assert graphs.facts().startswith("on" if kept else "off: a replay takes 960 ms, a pass as written 1000 ms")
-    assert layer.weight.grad is not None
-    assert layer.weight.grad.tolist() == [[1.0, 1.0]]
-
-
-def test_ranks_decide_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what launching takes on average: what one of them sees alone does not part them."""
-    clock = iter(float(number) for number in range(100))
-    for name in ("Stream", "synchronize"):
-        monkeypatch.setattr(torch.cuda, name, lambda: None)
-    monkeypatch.setattr(
-        graphs_module.time, "perf_counter", lambda: next(clock)
-    )  # began, launched, done: a share of 50%
-    layer = torch.nn.Linear(2, 1, bias=False)
-    for other, together in ((0.95, True), (0.8, False)):
-        world: Any = SimpleNamespace(size=2, gather=lambda value, other=other: [value, other])
-        graphs = Graphs(layer, one_pass, always=False, world=world)
-        for _ in range(1 + WATCHED):
-            assert not graphs.around_ddp
-            graphs.run(layer.weight, {"bears": torch.ones(1, 2)}, torch.ones(()))
-        assert graphs.decided == graphs.around_ddp == together
 
 
 def test_too_few_passes_are_said_to_be_too_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,7 @@ from small_runs import documents, model_of, small_run, splits_of
 from dumbo.errors import UserError
 from dumbo.launch.world import World
 from dumbo.model import dtype
-from dumbo.trainer.flat_gradients import add_up_over_ranks
-from dumbo.trainer.masters import keep_masters
+from dumbo.trainer.masters import add_up_over_ranks, keep_masters
 from dumbo.trainer.sft import Sft
 
 
