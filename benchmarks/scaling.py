@@ -7,7 +7,7 @@ micro batch is 8 packs of 2,048 tokens of real text on every GPU (`2k`: one pack
 global batch. Patches are Liger's, or with `fast` those that `performance=auto` adds on one GPU (under FSDP2 Liger's loss in
 place of chunked_loss). Every case is what `python -m dumbo` does with the words that stand in the result; cases of one kind
 run one after another in one group of processes, because starting Python and CUDA for each would take longer than the
-steps. Nothing is saved, for the same reason. A case that fails says so and leaves the others standing.
+steps. Nothing is saved, for the same reason. A case that fails on every rank says so and leaves the others standing.
 
     tokens_per_s       real tokens a second, all GPUs together, median over the steps after the first `WARM`
     state_memory_gib   weights, gradients and optimizer state on rank 0's GPU: allocated just before an optimizer step
@@ -161,8 +161,9 @@ def chosen(cases: list[str]) -> tuple[dict[int, list[str]], list[str]]:
 def collected(folder: Path, out: Path) -> list[dict[str, Any]]:
     """What is there so far, written to its file."""
     results = [json.loads(line) for file in sorted(folder.glob("*.results")) for line in file.read_text().splitlines()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n")
+    if results:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(results, indent=1) + "\n")
     return results
 
 

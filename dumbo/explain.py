@@ -85,21 +85,11 @@ def _explain_missing(error: MissingConfigException) -> str:
     options = sorted(error.options or choices_of(group))
     if not options:
         return f"There is no group '{group}'.{did_you_mean(group, GROUPS)}\n  groups: {', '.join(GROUPS)}"
-    if (group, name) in BY_ITSELF:
-        return (
-            f"{group}={name} need not be chosen: {BY_ITSELF[group, name]}.\n  choices of {group}: {', '.join(options)}"
-        )
     if (group, name) in LATER:
         return f"{group}={name} is not built yet.\n  choices of {group}: {', '.join(options)}"
     return f"{group} has no choice '{name}'.{did_you_mean(name, options)}\n  choices of {group}: {', '.join(options)}"
 
 
-BY_ITSELF = {
-    (
-        "patch",
-        "varlen",
-    ): "packs take torch's variable-length attention on a GPU in bf16, and ours with patch=[tile_attention]"
-}
 LATER = (
     {("patch", n) for n in ("qlora", "neftune")}
     | {("trainer", n) for n in ("dpo", "kto", "orpo", "simpo", "grpo", "reward")}

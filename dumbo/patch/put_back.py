@@ -10,7 +10,7 @@ rename classes. A model that is loaded later in the same process (the next run o
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ WHERE = ("transformers", "torch.nn")
 _ABSENT = object()
 _replaced: list[tuple[Any, str, Any]] = []
 """(module or class, name, what stood there before)."""
+_switched: list[Callable[[], None]] = []
+"""What puts back other things of the process."""
 
 
 @contextmanager
@@ -42,12 +44,19 @@ def recorded(model: nn.Module, library: str) -> Iterator[None]:
 
 def put_back() -> None:
     """Undoes what was recorded, last first."""
+    while _switched:
+        _switched.pop()()
     while _replaced:
         owner, name, value = _replaced.pop()
         if value is _ABSENT:
             delattr(owner, name)
         else:
             setattr(owner, name, value)
+
+
+def put_back_later(undo: Callable[[], None]) -> None:
+    """`undo` is called before the next run in this process."""
+    _switched.append(undo)
 
 
 def _owners(model: nn.Module) -> list[Any]:

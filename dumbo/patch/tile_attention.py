@@ -6,17 +6,16 @@ Pipeline: load -> patch (stage KERNELS: attention modules are marked) -> train. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
+from dumbo.patch.attention_layers import mark, marked, need_swappable
 from dumbo.patch.compile import Compile
 from dumbo.patch.modules import base_of
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 OLDEST_GPU = (8, 0)
@@ -38,7 +37,7 @@ class TileAttention:
     required: bool = False
 
     stage: ClassVar[Stage] = Stage.KERNELS
-    conflicts: ClassVar[tuple[str, ...]] = ()
+    conflicts: ClassVar[tuple[str, ...]] = ("varlen",)
 
     def unavailable(self) -> str | None:
         import torch
@@ -52,41 +51,19 @@ class TileAttention:
     def check(self, skeleton: PreTrainedModel) -> None:
         from dumbo.trainer.tiles import WIDTHS
 
-        base: Any = base_of(skeleton)
-        layers = list(_attention(base))
-        if not layers or not base._can_set_attn_implementation():
-            raise UserError(
-                f"patch.tile_attention: {type(base).__name__} has an attention of its own.\n"
-                "  Leave tile_attention out of patch=[…]"
-            )
+        layers = need_swappable("tile_attention", skeleton)
         strange = {getattr(layer, "head_dim", None) for layer in layers} - {*WIDTHS}
         if strange:
             said = ", ".join(f"{width} wide" if width else "of a width that it does not name" for width in strange)
             raise UserError(
-                f"patch.tile_attention: {type(base).__name__} has heads {said}; its kernels are made for "
+                f"patch.tile_attention: {type(base_of(skeleton)).__name__} has heads {said}; its kernels are made for "
                 f"{', '.join(map(str, WIDTHS))}.\n  Leave tile_attention out of patch=[…]"
-            )
-        if getattr(base.config.get_text_config(), "attention_dropout", 0.0):
-            raise UserError(
-                f"patch.tile_attention: {type(base).__name__} has attention dropout, which its kernels do not do.\n"
-                "  Leave tile_attention out of patch=[…]"
             )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        from dumbo.trainer.attention import IN_TILES
-
         self.check(model)
-        for layer in _attention(base_of(model)):
-            setattr(layer, IN_TILES, True)
+        mark(model, "tiles")
         return model
 
     def evidence(self, model: PreTrainedModel) -> str:
-        from dumbo.trainer.attention import IN_TILES
-
-        marked = sum(getattr(layer, IN_TILES, False) for layer in _attention(base_of(model)))
-        return f"{marked} attention layers, for packs in bf16 or fp16"
-
-
-def _attention(model: nn.Module) -> Iterator[Any]:
-    """The modules that call transformers' attention functions."""
-    return (module for module in model.modules() if hasattr(module, "is_causal") and hasattr(module, "layer_idx"))
+        return f"{marked(model, 'tiles')} attention layers, for packs in bf16 or fp16"

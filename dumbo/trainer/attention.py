@@ -4,7 +4,8 @@ transformers passes `cu_seq_lens_q`, where each document begins on the one token
 the documents are gathered into batches of like length (right-padded; causal attention never looks right), attended
 to with the library's own SDPA function, and put back. No mask of T x T exists, sliding windows hold within each
 document, and no document can see another. On a GPU in bf16 a kernel for such batches takes over: ours (`tiles.py`) in
-modules that patch=[tile_attention] has marked, else torch's own (`varlen.py`). Without `cu_seq_lens_q` (generation, padded batches) it is plain SDPA.
+modules that patch=[tile_attention] has marked, else torch's own (`varlen.py`). Without `cu_seq_lens_q` (generation,
+padded batches) it is plain SDPA.
 
 Registered with transformers' public AttentionInterface under the name `isolated`.
 """
@@ -22,8 +23,8 @@ import torch
 from dumbo.trainer import tiles, varlen
 
 NAME = "isolated"
-IN_TILES = "dumbo_in_tiles"
-"""Attribute of attention modules whose packs go through `tiles.py`."""
+KERNEL = "dumbo_kernel"
+"""Attribute of attention modules that a patch has marked: "tiles" (their packs go through `tiles.py`) or "varlen"."""
 PADDING_ALLOWED = 1.15
 """Documents are batched together while padding adds no more than this factor."""
 NOT_HONOURED = ("softcap", "s_aux", "position_bias")
@@ -49,9 +50,9 @@ class Plan:
     shapes: list[tuple[int, int]]
 
 
-def idle_tiles(model: torch.nn.Module, layout: str, implementation: str, bf16: bool) -> str | None:
-    """Why layers that are marked for tiles never take them; None where they do, or where none is marked."""
-    if not any(getattr(module, IN_TILES, False) for module in model.modules()):
+def idle(kernel: str, model: torch.nn.Module, layout: str, implementation: str, bf16: bool) -> str | None:
+    """Why layers that are marked for a kernel never take it; None where they do, or where none is marked."""
+    if not any(getattr(module, KERNEL, None) == kernel for module in model.modules()):
         return None
     if layout != "tokens" or implementation != NAME:
         return f"batches are {layout}, through {implementation} attention: it has nothing to do"
@@ -112,7 +113,7 @@ def isolated_attention(
             attention_mask = _window(query.shape[2], sliding_window, query.device)
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     dropout = float(kwargs.get("dropout") or 0.0)
-    if getattr(module, IN_TILES, False) and tiles.usable(query, value, dropout):
+    if getattr(module, KERNEL, None) == "tiles" and tiles.usable(query, value, dropout):
         return tiles.attend(query, key, value, cu_seq_lens_q, sliding_window, kwargs.get("scaling")), None
     if varlen.usable(query, value, dropout):
         longest = int(kwargs.get("max_length_q") or query.shape[2])

@@ -22,7 +22,7 @@ from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
 from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
-from dumbo.trainer.attention import idle_tiles
+from dumbo.trainer.attention import idle
 from dumbo.trainer.beside import room_for
 from dumbo.trainer.callbacks import Flow, Progress, StateMemory, Wrapped
 from dumbo.trainer.capturable import wanted
@@ -151,7 +151,8 @@ class Session:
                 room=room,
             )
         implementation = str(base_of(self.model).config._attn_implementation)
-        run.left_out("tile_attention", idle_tiles(self.model, self.layout, implementation, trainer.args.bf16))
+        for name, kernel in (("tile_attention", "tiles"), ("varlen", "varlen")):
+            run.left_out(name, idle(kernel, self.model, self.layout, implementation, trainer.args.bf16))
         trainer.equip(
             store=data.train.store,
             examples=examples,

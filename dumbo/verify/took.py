@@ -13,7 +13,7 @@ import torch
 
 from dumbo.patch.applied import patched_model
 from dumbo.patch.modules import base_of
-from dumbo.trainer.attention import IN_TILES
+from dumbo.trainer.attention import KERNEL
 
 if TYPE_CHECKING:
     from dumbo.verify.subject import Subject
@@ -59,6 +59,6 @@ def _picture(model: Any) -> tuple[Any, ...]:
 def _picture_of(module: torch.nn.Module) -> tuple[Any, ...]:
     own = vars(module)
     methods = sorted((name, id(getattr(value, "__func__", value))) for name, value in own.items() if callable(value))
-    switches = (own.get("gradient_checkpointing"), own.get(IN_TILES), module._compiled_call_impl is not None)
+    switches = (own.get("gradient_checkpointing"), own.get(KERNEL), module._compiled_call_impl is not None)
     hooks = (len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
     return type(module), id(type(module).forward), methods, switches, hooks

@@ -125,11 +125,8 @@ LOCAL = "model=pretrained model.path=model"
 NAMES = [
     case("model=smolm", "model has no choice 'smolm'", "Did you mean 'smollm'?", "choices of model:"),
     case("patch=[liger,lroa]", "patch has no choice 'lroa'", "'lora'"),
-    case(
-        "patch=[varlen]",
-        "patch=varlen need not be chosen: packs take torch's variable-length attention",
-        "tile_attention",
-    ),
+    case("patch=[varlen,tile_attention]", "patch.varlen and patch.tile_attention cannot be used together"),
+    case("patch=[varlen] patch.varlen.flash=FA2", "patch.varlen.flash", "FA3"),
     case("trainer=dpo", "trainer=dpo is not built yet", "sft"),
     case("+experiment=smollm_gsm8k_lor", "Did you mean 'smollm_gsm8k_lora'?"),
     case("experiment=mine", "+experiment=mine"),

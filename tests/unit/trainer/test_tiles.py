@@ -57,8 +57,8 @@ def test_what_the_kernels_take(wanted: bool, width: int, dtype: torch.dtype, dro
 )
 def test_marked_layers_that_never_take_tiles_are_said(layout: str, implementation: str, bf16: bool, said: str | None) -> None:  # fmt: skip
     model = model_of(hidden_size=64)
-    assert attention.idle_tiles(model, layout, implementation, bf16) is None
-    reason = attention.idle_tiles(TileAttention().apply(model), layout, implementation, bf16)
+    assert attention.idle("tiles", model, layout, implementation, bf16) is None
+    reason = attention.idle("tiles", TileAttention().apply(model), layout, implementation, bf16)
     assert reason is None if said is None else said in str(reason)
 
 
