@@ -6,7 +6,8 @@ The same run twice (SmolLM2-135M's shape, random weights, full fine-tuning: 1.6 
 `trainer.async_save` false and true, every step and every checkpoint real. On a GPU of its own for each where there are
 two, else one after the other.
 
-    stall_s            the longest time that training stood still for one checkpoint
+    stall_s            the longest time that training stood still for one checkpoint (the first allocates pinned memory)
+    stall_median_s     the median over the checkpoints
     written_s          from the beginning of the last checkpoint until it was on the disk
     step_ms            median of steps during which nothing was being written (the first half of each interval is left out)
     step_ms_writing    median of the two steps after a checkpoint had begun
@@ -27,11 +28,11 @@ from typing import Any
 from benchmarks.scaling import SHAPES, TINY, make_model
 
 
-def command(beside: bool, folder: Path, data: Path, pack: int, every: int, steps: int) -> list[str]:
+def command(beside: bool, folder: Path, data: Path, pack: int, packs: int, every: int, steps: int) -> list[str]:
     """What one would type."""
     return [sys.executable, "-m", "dumbo", "model=pretrained", f"model.path={folder / 'model'}", "dataset=files",
             f"dataset.path={data}", "dataset.eval_fraction=0.02", "launch=single", f"trainer.max_seq_len={pack}",
-            "trainer.micro_batch_size=8", "trainer.global_batch_size=8", f"trainer.max_steps={steps}", "trainer.lr=1e-5",
+            f"trainer.micro_batch_size={packs}", f"trainer.global_batch_size={packs}", f"trainer.max_steps={steps}", "trainer.lr=1e-5",
             "trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_every=null", "trainer.eval_at_start=false",
             f"trainer.save_every={every}", "trainer.save_total_limit=1", "verify.mode=off",
             f"trainer.async_save={str(beside).lower()}", f"run_dir={folder / str(beside)}"]  # fmt: skip
@@ -42,9 +43,10 @@ def read(run: Path, every: int, steps: int) -> dict[str, Any]:
     facts = json.loads((run / "run.json").read_text())
     rows = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
     by_step = {row["step"]: row["step_ms"] for row in rows}
-    saved = range(every, steps, every)
+    saved = range(every, steps - 1, every)
     return {
         "stall_s": facts["metrics"]["save_stall_seconds"],
+        "stall_median_s": facts["metrics"]["save_stall_median_seconds"],
         "written_s": facts["metrics"]["save_seconds"],
         "step_ms": statistics.median(by_step[step] for start in saved for step in range(start - every // 2, start)),
         "step_ms_writing": statistics.median(by_step[start + more] for start in saved for more in (1, 2)),
@@ -74,7 +76,8 @@ def main() -> None:
         started = []
         for number, beside in enumerate((False, True)):
             own = {"CUDA_VISIBLE_DEVICES": str(number % gpus)} if gpus else {}
-            words = command(beside, folder, asked.data.resolve(), 64 if asked.tiny else 2048, asked.every, asked.steps)
+            pack, packs = (512, 1) if asked.tiny else (2048, 8)
+            words = command(beside, folder, asked.data.resolve(), pack, packs, asked.every, asked.steps)
             started.append(subprocess.Popen(words, env={**os.environ, **own}))
             if gpus < 2:
                 started[-1].wait()
@@ -87,7 +90,8 @@ def main() -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(results, indent=1) + "\n")
     for name, result in results.items():
-        print(f"{name:8} stall {result['stall_s']:.3f} s  written in {result['written_s']:.3f} s  step {result['step_ms']:.1f} ms, "
+        print(f"{name:8} stall {result['stall_s']:.3f} s, median {result['stall_median_s']:.3f} s  "
+              f"written in {result['written_s']:.3f} s  step {result['step_ms']:.1f} ms, "
               f"{result['step_ms_writing']:.1f} ms while writing  loss {result['loss_last']:.4f}")  # fmt: skip
 
 
