@@ -45,7 +45,8 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "tiles_checkpointed": ([*TILES, "fused_lora", "gradient_checkpointing"], [AHEAD]),
 }
 """Name -> patches beside LoRA's, further words."""
-PEERS = ("trl", "trl_checkpointed")
+PEERS = {"trl": "packed", "trl_checkpointed": "checkpointed", "trl_default": "default"}
+"""Name -> how `peer_trl.py` is to run."""
 FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.lr=1e-4",
          "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single", "performance=off"]  # fmt: skip
 
@@ -114,7 +115,7 @@ def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
 def trl(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
     """The peer's row."""
     numbers = [asked.steps, asked.warmup, asked.packs, _longest(shape, asked)]
-    more = [*map(str, numbers), *(["checkpointed"] if variant == "trl_checkpointed" else [])]
+    more = [*map(str, numbers), PEERS[variant]]
     said = _done([sys.executable, "-m", "benchmarks.peer_trl", str(folder), work, *more], capture=True)
     return json.loads(said.strip().splitlines()[-1])
 

@@ -1,9 +1,13 @@
-"""TRL's SFTTrainer on the same documents, packed and with Liger's kernels: its fastest settings that fit one GPU.
+"""TRL's SFTTrainer on the same documents, with Liger's kernels.
 
-    python -m benchmarks.peer_trl FOLDER full|lora STEPS WARMUP PACKS LONGEST [checkpointed]
+    python -m benchmarks.peer_trl FOLDER full|lora STEPS WARMUP PACKS LONGEST packed|checkpointed|default
 
-Started by `benchmarks.gpu` in a process of its own. Its packs are cut from one stream of tokens ("wrapped"): documents
-see each other and are cut anywhere, so that none of its tokens is padding. Prints one line of JSON.
+packed        its fastest settings: packs cut from one stream of tokens ("wrapped"), in which documents see each other and
+              are cut anywhere, so that none of its tokens is padding
+checkpointed  the same with gradient checkpointing, where a GPU has no room for it otherwise
+default       as it comes: a document a row, padded to the longest of its batch of 16, gradient checkpointing
+
+Started by `benchmarks.gpu` in a process of its own. Only real tokens count. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -14,8 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+ROWS = 16
+"""Documents a batch where they are not packed."""
 
-def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: int, checkpointed: bool) -> None:
+
+def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: int, mode: str) -> None:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -28,13 +35,19 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if work == "lora" and gpu else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    packed: dict[str, Any] = {"packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": packs}
     arguments = SFTConfig(
-        output_dir=str(folder / "trl"), max_length=longest, packing=True, packing_strategy="wrapped",
-        per_device_train_batch_size=packs, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",
-        logging_steps=warmup, learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=checkpointed,
-        use_liger_kernel=gpu, use_cpu=not gpu,
+        output_dir=str(folder / "trl"), max_length=longest, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",
+        logging_steps=warmup, learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=mode != "packed",
+        use_liger_kernel=gpu, use_cpu=not gpu, **({"per_device_train_batch_size": ROWS} if mode == "default" else packed),
     )  # fmt: skip
     at: dict[int, float] = {}
+    counts: list[torch.Tensor] = []
+
+    class Counting(SFTTrainer):
+        def training_step(self, model: Any, inputs: Any, *others: Any, **more: Any) -> Any:
+            counts.append((inputs["labels"] != -100).sum())
+            return super().training_step(model, inputs, *others, **more)
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -43,7 +56,7 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
                     torch.cuda.synchronize()
                 at[state.global_step] = time.perf_counter()
 
-    trainer = SFTTrainer(
+    trainer = Counting(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_dict({"input_ids": read(folder)}),
@@ -53,7 +66,7 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
     )
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    tokens = (steps - warmup) * packs * longest
+    tokens = sum(int(count) for count in counts[warmup:])
     print(
         json.dumps(
             {
@@ -66,4 +79,4 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]), "checkpointed" in sys.argv[7:])
+    main(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]), sys.argv[7])
