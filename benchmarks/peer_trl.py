@@ -5,7 +5,7 @@
 packed        its fastest settings: packs cut from one stream of tokens ("wrapped"), in which documents see each other and
               are cut anywhere, so that none of its tokens is padding
 checkpointed  the same with gradient checkpointing, where a GPU has no room for it otherwise
-default       as it comes: a document a row, padded to the longest of its batch of 16, gradient checkpointing
+default       a document a row, padded to the longest of its batch of 16, with the gradient checkpointing that it comes with
 
 Started by `benchmarks.gpu` in a process of its own. Only real tokens count. Prints one line of JSON.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if work == "lora" and gpu else torch.float32
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+    assert mode in ("packed", "checkpointed", "default"), mode
     packed: dict[str, Any] = {"packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": packs}
     arguments = SFTConfig(
         output_dir=str(folder / "trl"), max_length=longest, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",
@@ -71,6 +73,8 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
         json.dumps(
             {
                 "tokens_per_s": round(tokens / (at[steps] - at[warmup]), 1),
+                "rows_a_batch": arguments.per_device_train_batch_size,
+                "versions": {name: version(name) for name in ("trl", "torch", "transformers", "liger-kernel")},
                 "losses": [round(loss, 4) for loss in losses],
                 "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
             }

@@ -6,8 +6,8 @@ The same run twice (SmolLM2-135M's shape, random weights, full fine-tuning: 1.6 
 `trainer.async_save` false and true, every step and every checkpoint real. On a GPU of its own for each where there are
 two, else one after the other.
 
-    stall_s            the longest time that training stood still for one checkpoint (the first allocates pinned memory)
-    stall_median_s     the median over the checkpoints
+    first_stall_s      how long training stood still for the first checkpoint, which allocates the memory that is copied to
+    stall_s            the longest time for a later one
     written_s          from the beginning of the last checkpoint until it was on the disk
     step_ms            median of steps during which nothing was being written (the first half of each interval is left out)
     step_ms_writing    median of the two steps after a checkpoint had begun
@@ -45,8 +45,9 @@ def read(run: Path, every: int, steps: int) -> dict[str, Any]:
     by_step = {row["step"]: row["step_ms"] for row in rows}
     saved = range(every, steps - 1, every)
     return {
-        "stall_s": facts["metrics"]["save_stall_seconds"],
-        "stall_median_s": facts["metrics"]["save_stall_median_seconds"],
+        "first_stall_s": facts["save_stalls"][0],
+        "stall_s": max(facts["save_stalls"][1:], default=None),
+        "stalls_s": facts["save_stalls"],
         "written_s": facts["metrics"]["save_seconds"],
         "step_ms": statistics.median(by_step[step] for start in saved for step in range(start - every // 2, start)),
         "step_ms_writing": statistics.median(by_step[start + more] for start in saved for more in (1, 2)),
@@ -90,7 +91,7 @@ def main() -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(results, indent=1) + "\n")
     for name, result in results.items():
-        print(f"{name:8} stall {result['stall_s']:.3f} s, median {result['stall_median_s']:.3f} s  "
+        print(f"{name:8} stall {result['first_stall_s']:.3f} s, later {result['stall_s']:.3f} s  "
               f"written in {result['written_s']:.3f} s  step {result['step_ms']:.1f} ms, "
               f"{result['step_ms_writing']:.1f} ms while writing  loss {result['loss_last']:.4f}")  # fmt: skip
 

@@ -44,7 +44,7 @@ def need_swappable(name: str, model: Any) -> list[Any]:
 
 
 def mark(model: Any, kernel: str) -> None:
-    """Packs of these layers are to go through `kernel` ("tiles", "varlen")."""
+    """Packs of these layers are meant for `kernel`: "tiles" take them from "varlen", which would have them otherwise."""
     from dumbo.trainer.attention import KERNEL
 
     for layer in attention_layers(model):

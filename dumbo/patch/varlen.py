@@ -1,16 +1,16 @@
-"""Attention over packs in torch's variable-length kernel, or in a newer flash attention that torch can switch to.
+"""Attention over packs in torch's variable-length kernel by name, instead of ours; FlashAttention 3 or 4 on demand.
 
-Pipeline: load -> patch (stage KERNELS: attention modules are marked) -> train. Packs in bf16 take torch's own kernel by
-themselves where a GPU has it (`trainer/varlen.py`); this patch says where it cannot be, keeps `tile_attention` out, and
-chooses whose kernel it is: torch registers FlashAttention 3 and 4 (Shah et al. 2024, arXiv:2407.08608), which are packages
-of their own, and switches the whole process to one (`activate_flash_attention_impl`). A later run in it starts without.
-https://docs.pytorch.org/docs/stable/nn.attention.html
+Pipeline: load -> patch (stage KERNELS: attention modules are marked) -> train. Packs in bf16 take torch's kernel by
+themselves where `tile_attention` has no part (`trainer/varlen.py`). Chosen, it keeps `performance=auto` from adding tiles, says
+where it cannot be, and names whose kernel it is: torch can switch the whole process to FlashAttention 3 or 4 (Shah et al. 2024,
+arXiv:2407.08608), which are packages of their own. That its numbers are right is for the proofs, as with every patch.
+A later run in the process starts without. https://docs.pytorch.org/docs/stable/nn.attention.html
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 OLDEST_GPU = (8, 0)
 """Compute capability that flash attention needs."""
-TORCHS = "torch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +30,15 @@ class Varlen:
     """For packs on one token axis in bf16. Needs a CUDA device (Ampere or newer); elsewhere it is left out, and that is said.
 
     Args:
-        flash: whose kernel: "torch", "FA3", "FA4"; "auto": the fastest here of those that are installed.
+        flash: whose kernel: "torch", or "FA3" or "FA4", which have to be installed.
         required: a machine that cannot run it is an error.
 
     Raises:
-        UserError: heads that are wider than the kernel takes; attention dropout; an attention of the model's own; a kernel
-            that was asked for by name and does not compute what torch's does here.
+        UserError: heads of a width that the kernel does not take; attention dropout; an attention of the model's own; torch
+            cannot switch to the kernel that was asked for.
     """
 
-    flash: Literal["auto", "torch", "FA3", "FA4"] = "auto"
+    flash: Literal["torch", "FA3", "FA4"] = "torch"
     required: bool = False
 
     stage: ClassVar[Stage] = Stage.KERNELS
@@ -54,19 +53,18 @@ class Varlen:
             return "no CUDA device"
         if torch.cuda.get_device_capability() < OLDEST_GPU:
             return f"{torch.cuda.get_device_name()} has no flash attention in bf16"
-        if self.flash not in ("auto", TORCHS) and self.flash not in flash.installed():
-            return f"{self.flash} is not installed ({flash.PACKAGES[self.flash]})"
-        return None
+        return None if self.flash == "torch" else flash.why_not(self.flash)
 
     def check(self, skeleton: PreTrainedModel) -> None:
         from dumbo.trainer.varlen import WIDEST_HEAD
 
-        layers = need_swappable("varlen", skeleton)
-        strange = {getattr(layer, "head_dim", 0) for layer in layers}
-        if any(width > WIDEST_HEAD or width % 8 for width in strange):
+        widths = {getattr(layer, "head_dim", None) for layer in need_swappable("varlen", skeleton)}
+        strange = [width for width in widths if width is None or width > WIDEST_HEAD or width % 8]
+        if strange:
+            said = ", ".join(f"{width} wide" if width else "of a width that it does not name" for width in strange)
             raise UserError(
-                f"patch.varlen: {type(base_of(skeleton)).__name__} has heads {', '.join(map(str, sorted(strange)))} wide; its kernel "
-                f"takes multiples of 8 up to {WIDEST_HEAD}.\n  Leave varlen out of patch=[…]"
+                f"patch.varlen: {type(base_of(skeleton)).__name__} has heads {said}; its kernel takes multiples of 8 up to "
+                f"{WIDEST_HEAD}.\n  Leave varlen out of patch=[…]"
             )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -74,28 +72,13 @@ class Varlen:
 
         self.check(model)
         mark(model, "varlen")
-        base: Any = base_of(model)
-        base.dumbo_flash = "torch's own flash attention"
-        if self.flash == TORCHS or not (names := flash.installed() if self.flash == "auto" else [self.flash]):
-            return model
-        tried = flash.tried(names, *_heads(base))
-        if self.flash != "auto" and (fault := tried[self.flash].fault):
-            raise UserError(f"patch.varlen.flash={self.flash}: {fault}.\n  Write patch.varlen.flash=auto, or torch")
-        name = flash.fastest(tried) if self.flash == "auto" else self.flash
-        base.dumbo_flash = flash.told(name, tried)
-        if name != TORCHS:
-            flash.switch(name)
+        flash.switch_back()
+        if self.flash != "torch" and model.device.type != "meta":
+            flash.switch(self.flash)
             put_back_later(flash.switch_back)
         return model
 
     def evidence(self, model: PreTrainedModel) -> str:
-        found: Any = base_of(model)
-        return f"{marked(model, 'varlen')} attention layers, for packs in bf16 or fp16: {found.dumbo_flash}"
+        from dumbo.trainer import flash
 
-
-def _heads(base: Any) -> tuple[int, int, int]:
-    """(heads, heads of keys, their width)."""
-    config = base.config.get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads, getattr(config, "num_key_value_heads", None) or heads, width
+        return f"{marked(model, 'varlen')} attention layers, for packs in bf16 or fp16, by {flash.current()} flash attention"

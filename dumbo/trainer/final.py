@@ -39,7 +39,6 @@ def final_metrics(trainer: Engine, run: RunDir, sft: Sft, state_memory_gib: floa
         else None,
         "peak_memory_gib": training[-1]["peak_memory_gib"] if training else None,
         "save_stall_seconds": round(max(trainer.save_stalls), 3) if trainer.save_stalls else None,
-        "save_stall_median_seconds": round(float(np.median(trainer.save_stalls)), 3) if trainer.save_stalls else None,
         "save_seconds": round(trainer.save_seconds, 3) if trainer.save_stalls else None,
         "state_memory_gib": state_memory_gib,
         "seconds": round(time.time() - run.started, 1),

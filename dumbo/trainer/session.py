@@ -31,6 +31,7 @@ from dumbo.trainer.collate import Collate, Examples, Room
 from dumbo.trainer.duration import seconds_of
 from dumbo.trainer.engine import Engine
 from dumbo.trainer.final import final_metrics
+from dumbo.trainer.flash import switch_back
 from dumbo.trainer.going_on import going_on_from, steps_done
 from dumbo.trainer.into_model import load_best, save_model
 from dumbo.trainer.layout import choose_layout
@@ -110,6 +111,8 @@ class Session:
         if self.sft.load_best_at_end:
             load_best(run, trainer)
         save_model(run, trainer, self.model, self.tokenizer, answers.stop_ids)
+        if trainer.save_stalls:
+            run.update(save_stalls=[round(seconds, 3) for seconds in trainer.save_stalls])
         return final_metrics(trainer, run, self.sft, self.state_memory.gib) | answers.after(before)
 
     # ---- before -----------------------------------------------------------------------------------------------
@@ -152,7 +155,8 @@ class Session:
             )
         implementation = str(base_of(self.model).config._attn_implementation)
         for name, kernel in (("tile_attention", "tiles"), ("varlen", "varlen")):
-            run.left_out(name, idle(kernel, self.model, self.layout, implementation, trainer.args.bf16))
+            if run.left_out(name, idle(kernel, self.model, self.layout, implementation, trainer.args.bf16)):
+                switch_back()  # no other attention is to take the kernels that varlen may have switched to
         trainer.equip(
             store=data.train.store,
             examples=examples,

@@ -53,33 +53,43 @@ def references(subject: Subject) -> list[Proof]:
     told = apart(subject, ALONE, "reference", documents=documents)
     found = compared(subject, documents, told["loss"], read(subject.scratch / ALONE / FILE, told["norms"]))
     dtype, layers, tokens = subject.dtype, layers_of(subject.trainer.model), found["tokens"]
-    loss_allowed = of_mean_loss(dtype, layers, tokens, told["loss"], told["error"])
-    gradient_allowed = gradient_tolerance(dtype, layers)
-    what = ", ".join(subject.patches) or "no patch"
     where = f"{len(documents)} documents, {tokens} trained tokens; the reference from a process without them"
     took = [_took(told["untaken"], list(subject.patches))] if subject.patches else []
-    compared_loss = f"{what}: the trainer's loss of {where}, in nats"
-    if (meant := approximated(subject.patches)) is not None:
-        loss = reported(f"{NAME}, loss", compared_loss, found["loss"], meant)
-        gradients = _same_gradients(what, found, gradient_allowed, "")
-        if gradients.difference is not None:
-            gradients = reported(gradients.name, gradients.compared, gradients.difference, meant)
-        return [*left_out, *took, loss, gradients]
+    loss_allowed = of_mean_loss(dtype, layers, tokens, told["loss"], told["error"])
+    gradient_allowed = gradient_tolerance(dtype, layers)
+    judged = list(subject.patches)
+    distances: list[Proof] = []
+    if (meant := approximated(subject.patches)) is not None:  # those are reported; what is judged goes without them
+        distances = _distances(", ".join(subject.patches), where, found, gradient_allowed, meant)
+        judged = [name for name, patch in subject.patches.items() if approximated({name: patch}) is None]
+        subject.release()
+        found = apart(subject, "judged", "compared", documents=documents, only=judged, told=told)
     fault = ""
     if not (found["loss"] <= loss_allowed.value and found["gradients"] <= gradient_allowed.value):
-        fault = _guilty(subject, documents, loss_allowed.value, gradient_allowed.value, told)
+        fault = _guilty(subject, judged, documents, loss_allowed.value, gradient_allowed.value, told)
+    what = ", ".join(judged) or "no patch"
     return [
         *left_out,
         *took,
         measured(
             f"{NAME}, loss",
-            compared_loss,
+            f"{what}: the trainer's loss of {where}, in nats",
             found["loss"],
             loss_allowed,
             f"The loss is {found['patched']:.6f} with patches, {told['loss']:.6f} without. {fault}",
         ),
         _same_gradients(what, found, gradient_allowed, fault),
+        *distances,
     ]
+
+
+def _distances(what: str, where: str, found: dict[str, Any], allowed: Tolerance, meant: str) -> list[Proof]:
+    """How far loss and gradients are with patches that are coarser on purpose."""
+    loss = reported("distance, loss", f"{what}: the trainer's loss of {where}, in nats", found["loss"], meant)
+    gradients = _same_gradients(what, found, allowed, "")
+    if gradients.difference is None:
+        return [loss]
+    return [loss, reported("distance, gradients", gradients.compared, gradients.difference, meant)]
 
 
 def _same_gradients(what: str, found: dict[str, Any], allowed: Tolerance, fault: str) -> Proof:
@@ -179,9 +189,8 @@ def compared_task(subject: Subject, folder: Path, documents: list[int], only: li
     return compared(subject, documents, told["loss"], read(folder.parent / ALONE / FILE, told["norms"]))
 
 
-def _guilty(subject: Subject, documents: list[int], loss: float, gradients: float, told: Any) -> str:
+def _guilty(subject: Subject, names: list[str], documents: list[int], loss: float, gradients: float, told: Any) -> str:
     """Which patch makes the difference: the first after which there is one, when they are applied one after another."""
-    names = list(subject.patches)
     if not names:
         return NOT_A_PATCH
     subject.release()

@@ -13,6 +13,7 @@ import torch
 
 from dumbo.patch.applied import patched_model
 from dumbo.patch.modules import base_of
+from dumbo.trainer import flash
 from dumbo.trainer.attention import KERNEL
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def _picture(model: Any) -> tuple[Any, ...]:
     modules = [(name, _picture_of(module)) for name, module in model.named_modules()]
     place = vars(sys.modules[type(base).__module__])
     functions = {name: id(value) for name, value in place.items() if callable(value)}
-    return parameters, modules, functions, id(torch.nn.functional.cross_entropy), str(base.config.to_dict())
+    replaced = id(torch.nn.functional.cross_entropy), flash.current()
+    return parameters, modules, functions, replaced, str(base.config.to_dict())
 
 
 def _picture_of(module: torch.nn.Module) -> tuple[Any, ...]:

@@ -354,17 +354,8 @@ def test_patches_are_the_reference_and_runs_go_on(words: list[str], tmp_path: Pa
 
 
 def test_varlen_by_name(tmp_path: Path) -> None:
-    """The numbers of packs that take it by themselves; whose kernel it is stands in run.json."""
+    """The numbers of packs that take it by themselves (performance=off leaves tiles out); whose kernel it is is told."""
     words = ("trainer.lr=1e-3", "performance=off", "trainer.num_samples=0")
     chosen, by_itself = run(tmp_path / "chosen", "patch=[varlen]", *words), run(tmp_path / "plain", *words)
-    assert "attention layers, for packs in bf16 or fp16: " in chosen["patches"]["varlen"]
+    assert chosen["patches"]["varlen"].endswith("by torch's own flash attention")
     assert chosen["metrics"]["train_loss"] == pytest.approx(by_itself["metrics"]["train_loss"], rel=1e-3)
-
-
-def test_each_flash_attention_that_is_installed_is_tried() -> None:
-    from dumbo.trainer import flash
-
-    trials = flash.tried(flash.installed(), 8, 2, 64)
-    assert trials["torch"].seconds is not None
-    assert flash.fastest(trials) in trials
-    assert all((trial.seconds is None) == (trial.fault is not None) for trial in trials.values())

@@ -1,67 +1,89 @@
-"""Trying the flash attentions that torch can switch to: what is right and quickest is taken, what fails is said."""
+"""torch's switch between flash attentions: the real one, with a package of FlashAttention 4's shape where none is installed."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from dumbo.errors import UserError
+from dumbo.patch.order import forget_earlier
+from dumbo.patch.varlen import Varlen
 from dumbo.trainer import flash
-from dumbo.trainer.flash import Trial, fastest, told, trial_of
 
-WANTED = (torch.ones(3), torch.ones(2))
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.nn.attention, "activate_flash_attention_impl"), reason="a torch without the switch"
+)
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Of switches."""
-    found: list[str] = []
-    monkeypatch.setattr(flash, "switch", found.append)
-    monkeypatch.setattr(flash, "switch_back", lambda: found.append("back"))
-    return found
+def packaged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`flash_attn.cute.interface`, with the names that torch looks for; its kernels are never called here."""
+    module: Any = ModuleType("flash_attn.cute.interface")  # it alone: transformers looks for its parent
+    module._flash_attn_fwd = module._flash_attn_bwd = lambda *arguments, **options: None
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    yield
+    flash.switch_back()
 
 
-def test_one_that_computes_the_same_is_timed(log: list[str]) -> None:
-    assert trial_of("FA3", lambda: ((1.01 * WANTED[0], WANTED[1]), 0.5), WANTED) == Trial(0.5)
-    assert log == ["FA3", "back"]
+def test_there_and_back(packaged: None) -> None:
+    assert flash.current() == "torch's own"
+    flash.switch_back()
+    flash.switch("FA4")
+    assert flash.current() == "FA4"
+    flash.switch_back()
+    assert flash.current() == "torch's own"
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"), [(1.1, "its numbers are 0.1 away"), (float("nan"), "its numbers are nan away")]
-)
-def test_one_with_other_numbers_is_not_taken(wrong: float, said: str, log: list[str]) -> None:
-    found = trial_of("FA3", lambda: ((WANTED[0], wrong * WANTED[1]), 0.5), WANTED)
-    assert found.seconds is None
-    assert str(found.fault).startswith(said)
-    assert log == ["FA3", "back"]
+def test_the_patch_switches_and_the_next_run_starts_without(packaged: None) -> None:
+    from small_runs import model_of
+
+    model = Varlen(flash="FA4").apply(model_of(hidden_size=64))
+    assert Varlen().evidence(model) == "2 attention layers, for packs in bf16 or fp16, by FA4 flash attention"
+    Varlen(flash="FA4").apply(model_of(hidden_size=64))  # as verify does, in the same process
+    forget_earlier()
+    assert Varlen().evidence(model).endswith("by torch's own flash attention")
+    Varlen(flash="FA4").apply(model_of(hidden_size=64))
+    Varlen().apply(model)
+    assert flash.current() == "torch's own", "what is not asked for does not stay"
+    forget_earlier()
 
 
-def test_one_that_fails_is_said_and_left(log: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: Any) -> Any:
-        raise TypeError("too many values\nand more")
+def test_a_skeleton_switches_nothing(packaged: None) -> None:
+    """`plan` rehearses patches on one."""
+    from small_runs import model_of
 
-    assert trial_of("FA4", fails, WANTED) == Trial(fault="it fails here (TypeError: too many values)")
-    assert log == ["FA4", "back"]
-    monkeypatch.setattr(flash, "switch", fails)
-    assert trial_of("FA4", fails, WANTED) == Trial(fault="torch cannot switch to it (TypeError: too many values)")
-    assert log == ["FA4", "back"], "nothing was switched, so nothing is put back"
-
-
-def test_the_fastest_of_those_that_are_right() -> None:
-    trials = {"torch": Trial(1.0), "FA3": Trial(0.4), "FA4": Trial(fault="broken")}
-    assert fastest(trials) == "FA3"
-    assert told("FA3", trials) == "FA3, FA3 takes 40% of the time of torch's own, FA4: broken"
-    assert fastest({"torch": Trial(1.0), "FA4": Trial(fault="broken")}) == "torch"
-    assert told("torch", {"torch": Trial(1.0)}) == "torch's own flash attention"
+    with torch.device("meta"):
+        skeleton = model_of(hidden_size=64)
+    Varlen(flash="FA4").apply(skeleton)
+    assert flash.current() == "torch's own"
 
 
-def test_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package inside one that is not there is not there either; one that this torch does not know is of no use."""
-    assert flash._found("json.decoder")
-    assert not flash._found("no_such_package.cute")
-    monkeypatch.setattr(flash, "_found", lambda module: True)
-    monkeypatch.setattr(torch.nn.attention, "list_flash_attention_impls", lambda: ["FA4"], raising=False)
-    assert flash.installed() == ["FA4"]
-    monkeypatch.delattr(torch.nn.attention, "list_flash_attention_impls")
-    assert flash.installed() == []
+def test_what_is_not_there_is_said() -> None:
+    assert str(flash.why_not("FA5")) == "this torch cannot switch to FA5"
+    assert str(flash.why_not("FA3")).startswith(
+        "FA3 is not usable: ModuleNotFoundError: No module named 'flash_attn_interface'"
+    )
+
+
+def test_a_broken_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built for another torch: it raises while it is imported."""
+
+    def broken(name: str) -> Any:
+        raise ImportError("undefined symbol: _ZN3c10\nand more")
+
+    monkeypatch.setattr(flash.importlib, "import_module", broken)
+    assert flash.why_not("FA4") == "FA4 is not usable: ImportError: undefined symbol: _ZN3c10"
+
+
+def test_one_that_does_not_fit_this_torch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unfit(name: str) -> None:
+        raise RuntimeError("does not expose FA4 kernels")
+
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", unfit)
+    with pytest.raises(UserError, match=r"patch.varlen.flash=FA4: torch cannot switch to it[\s\S]*flash=torch"):
+        flash.switch("FA4")

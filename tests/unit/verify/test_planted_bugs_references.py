@@ -122,12 +122,16 @@ def test_a_difference_that_is_meant_is_reported(
 
     monkeypatch.setattr(GradientCheckpointing, "apply", coarse)
     monkeypatch.setattr(GradientCheckpointing, "approximates", lambda self: "weights in bf16", raising=False)
-    words = ["patch=[gradient_checkpointing]"]
+    words = ["patch=[lora,gradient_checkpointing]", "patch.lora.rank=4"]
     proofs = {
         proof.name: proof for several in prove_all(tmp_path, words, ("references",)).values() for proof in several
     }
     assert proofs["patches took"].passed
-    loss, gradients = proofs["patches = reference, loss"], proofs["patches = reference, gradients"]
+    for kind in ("loss", "gradients"):
+        assert proofs[f"patches = reference, {kind}"].passed
+        assert proofs[f"patches = reference, {kind}"].compared.startswith("lora: ")
+        assert proofs[f"distance, {kind}"].compared.startswith("lora, gradient_checkpointing: ")
+    loss, gradients = proofs["distance, loss"], proofs["distance, gradients"]
     if finite:
         assert [loss.state, gradients.state] == ["reported", "reported"]
         assert 1e-6 < loss.difference < 1e-2
@@ -136,6 +140,25 @@ def test_a_difference_that_is_meant_is_reported(
     else:
         assert gradients.state == "fail"
         assert gradients.detail == "It is not a finite number (patch.gradient_checkpointing: weights in bf16)."
+
+
+def test_one_that_is_coarser_pardons_no_other(
+    one_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dumbo.patch.gradient_checkpointing import GradientCheckpointing
+    from dumbo.patch.lora import LoRA
+
+    right = LoRA.apply
+
+    def wrong(self: LoRA, model: Any) -> Any:
+        wrapped: Any = right(self, model)
+        next(p for name, p in wrapped.named_parameters() if "lora_B" in name).data.fill_(0.01)
+        return wrapped
+
+    monkeypatch.setattr(LoRA, "apply", wrong)
+    monkeypatch.setattr(GradientCheckpointing, "approximates", lambda self: "nothing in truth", raising=False)
+    failed = failing(prove_all(tmp_path, ["patch=[lora,gradient_checkpointing]", "patch.lora.rank=4"], ("references",)))
+    assert "lora makes the difference" in failed["references"]
 
 
 def test_a_child_is_none_of_the_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
