@@ -13,7 +13,7 @@ from dumbo.errors import UserError
 from dumbo.interfaces import Message
 from dumbo.options import ChatOptions, Options
 from dumbo.outputs.printable import printable
-from dumbo.outputs.runs import find_run, is_model_folder
+from dumbo.outputs.runs import find_run, is_model_folder, without_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,9 +27,7 @@ def chat(options: Options, chosen: ChatOptions, config_dirs: Sequence[Path] = ()
     given = Path(options.run).expanduser() if options.run not in (None, "last") else None
     run = None if given is not None and is_model_folder(given) else find_run(options.run)
     if run is not None and not (run / "model").is_dir():
-        raise UserError(
-            f"run: {run} has no model/ (its status is {json.loads((run / 'run.json').read_text()).get('status')})."
-        )
+        raise without_model(run)
     import torch
     import transformers.utils.logging as library
 

@@ -20,7 +20,7 @@ from dumbo.outputs.numbers import finite
 from dumbo.outputs.places import now, short
 from dumbo.outputs.report.write import report_on
 from dumbo.outputs.run_dir import RunDir
-from dumbo.outputs.runs import find_run, is_claimed, read_facts
+from dumbo.outputs.runs import find_run, is_claimed, read_facts, without_model
 from dumbo.outputs.secrets import masked, masked_words
 from dumbo.outputs.whole_file import keep_earlier
 
@@ -121,7 +121,7 @@ def _trained(run: Path, run_dir: str | None) -> Path:
     if is_claimed(run):
         raise UserError(f"run: a process is using {run} at this moment.\n  Wait for it.")
     if not (run / "model").is_dir():
-        raise UserError(f"run: {run} has no model/ (its status is {read_facts(run).get('status')}).")
+        raise without_model(run)
     return run
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dumbo.chat import refuse_code, require_safetensors
 from dumbo.errors import UserError
 from dumbo.model.dtype import DTYPES, torch_dtype
-from dumbo.outputs.runs import read_facts
+from dumbo.outputs.runs import read_facts, without_model
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -92,7 +92,7 @@ def load_trained(run: Path, config_dirs: Sequence[Path], *, trusts_code: bool) -
     """
     folder, facts = run / "model", read_facts(run)
     if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"run: {run} has no model/ to export (its status is {facts.get('status')}).")
+        raise without_model(run, " to export")
     if not trusts_code:
         refuse_code(folder, TRUST)
     require_safetensors(folder)

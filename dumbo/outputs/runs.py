@@ -60,6 +60,21 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / "run.json").is_file()
 
 
+def without_model(run: Path, purpose: str = "") -> UserError:
+    """The error for a run that left no model, with the newest run here that has one.
+
+    Args:
+        purpose: what the model is wanted for (" to export").
+    """
+    status = facts_if_whole(run).get("status")
+    others = [path.parent for pattern in RUNS for path in Path().glob(pattern) if (path.parent / "model").is_dir()]
+    text = f"run: {run} has no model/{purpose} (its status is {status})."
+    if not others:
+        return UserError(f"{text}\n  Write run=FOLDER, of a run that has one, or of a model.")
+    newest = max(others, key=lambda path: str(facts_if_whole(path).get("started", "")))
+    return UserError(f"{text}\n  The newest here that has one: run={newest}")
+
+
 def find_run(asked: str | None, key: str = "run") -> Path:
     """The folder of a run: a path, or `last`, the one that started last below outputs/ and multirun_outputs/.
 
