@@ -67,7 +67,7 @@ def wrong_type(name: str, wanted: str, value: Any, annotation: Any, default: Any
         return f"{text}\n  Write {name}=[{_plain(value)}]"
     if default is inspect.Parameter.empty or isinstance(default, list | dict):
         return f"{text}\n  Write {name}=…, or leave it out."
-    return f"{text}\n  Its default is {name}={_plain(default)}"
+    return f"{text}\n  Write {name}={_plain(default)}, say"
 
 
 def _plain(value: Any) -> str:

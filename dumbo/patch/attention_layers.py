@@ -5,7 +5,7 @@ What is computed in them is decided by `trainer/attention.py` for each batch, fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import UserError
@@ -14,33 +14,57 @@ from dumbo.patch.modules import base_of
 if TYPE_CHECKING:
     from torch import nn
 
+OLDEST_GPU = (8, 0)
+"""Compute capability with bf16 matrix products, which both kernels need."""
+
 
 def attention_layers(model: Any) -> list[Any]:
     """The modules that call transformers' attention functions."""
     return list(_calling(base_of(model)))
 
 
-def need_swappable(name: str, model: Any) -> list[Any]:
-    """Those of a model whose attention may be another function; there is at least one, and none draws random numbers.
+def no_gpu_for_it(lacking: str) -> str | None:
+    """Why no GPU here has kernels for bf16.
+
+    Args:
+        lacking: what an older one does not have.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if torch.cuda.get_device_capability() < OLDEST_GPU:
+        return f"{torch.cuda.get_device_name()} has no {lacking}"
+    return None
+
+
+def need_swappable(name: str, model: Any, takes: Callable[[int], bool], kernels: str) -> None:
+    """Refuses a model whose attention cannot be the kernel's.
 
     Args:
         name: of the patch, for the errors.
+        takes: whether the kernel takes heads of a width.
+        kernels: which widths those are, in words.
 
     Raises:
-        UserError: the model has an attention of its own, or dropout in it.
+        UserError: the model has an attention of its own, dropout in it, or heads of another width.
     """
     base: Any = base_of(model)
-    layers = attention_layers(base)
+    layers, fault = attention_layers(base), None
+    widths = {getattr(layer, "head_dim", None) for layer in layers}
+    strange = [
+        f"{width} wide" if width else "of a width that it does not name"
+        for width in widths
+        if not width or not takes(width)
+    ]
     if not layers or not base._can_set_attn_implementation():
-        raise UserError(
-            f"patch.{name}: {type(base).__name__} has an attention of its own.\n  Leave {name} out of patch=[…]"
-        )
-    if getattr(base.config.get_text_config(), "attention_dropout", 0.0):
-        raise UserError(
-            f"patch.{name}: {type(base).__name__} has attention dropout, which its kernels do not do.\n"
-            f"  Leave {name} out of patch=[…]"
-        )
-    return layers
+        fault = "an attention of its own."
+    elif getattr(base.config.get_text_config(), "attention_dropout", 0.0):
+        fault = "attention dropout, which its kernels do not do."
+    elif strange:
+        fault = f"heads {', '.join(strange)}; {kernels}."
+    if fault is not None:
+        raise UserError(f"patch.{name}: {type(base).__name__} has {fault}\n  Leave {name} out of patch=[…]")
 
 
 def mark(model: Any, kernel: str) -> None:

@@ -9,17 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from dumbo.errors import UserError
 from dumbo.interfaces import Stage
-from dumbo.patch.attention_layers import mark, marked, need_swappable
+from dumbo.patch.attention_layers import mark, marked, need_swappable, no_gpu_for_it
 from dumbo.patch.compile import Compile
-from dumbo.patch.modules import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-OLDEST_GPU = (8, 0)
-"""Compute capability with bf16 matrix products."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +35,15 @@ class TileAttention:
     conflicts: ClassVar[tuple[str, ...]] = ("varlen",)
 
     def unavailable(self) -> str | None:
-        import torch
-
-        if not torch.cuda.is_available():
-            return "no CUDA device"
-        if torch.cuda.get_device_capability() < OLDEST_GPU:
-            return f"{torch.cuda.get_device_name()} has no bf16 matrix products"
-        return Compile().unavailable()  # Triton, and what it builds kernels with
+        return (
+            no_gpu_for_it("bf16 matrix products") or Compile().unavailable()
+        )  # Triton, and what it builds kernels with
 
     def check(self, skeleton: PreTrainedModel) -> None:
         from dumbo.trainer.tiles import WIDTHS
 
-        layers = need_swappable("tile_attention", skeleton)
-        strange = {getattr(layer, "head_dim", None) for layer in layers} - {*WIDTHS}
-        if strange:
-            said = ", ".join(f"{width} wide" if width else "of a width that it does not name" for width in strange)
-            raise UserError(
-                f"patch.tile_attention: {type(base_of(skeleton)).__name__} has heads {said}; its kernels are made for "
-                f"{', '.join(map(str, WIDTHS))}.\n  Leave tile_attention out of patch=[…]"
-            )
+        known = ", ".join(map(str, WIDTHS))
+        need_swappable("tile_attention", skeleton, WIDTHS.__contains__, f"its kernels are made for {known}")
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         self.check(model)

@@ -12,17 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from dumbo.errors import UserError
 from dumbo.interfaces import Stage
-from dumbo.patch.attention_layers import mark, marked, need_swappable
-from dumbo.patch.modules import base_of
+from dumbo.patch.attention_layers import mark, marked, need_swappable, no_gpu_for_it
 from dumbo.patch.put_back import put_back_later
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-OLDEST_GPU = (8, 0)
-"""Compute capability that flash attention needs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +40,20 @@ class Varlen:
     conflicts: ClassVar[tuple[str, ...]] = ("tile_attention",)
 
     def unavailable(self) -> str | None:
-        import torch
-
         from dumbo.trainer import flash
 
-        if not torch.cuda.is_available():
-            return "no CUDA device"
-        if torch.cuda.get_device_capability() < OLDEST_GPU:
-            return f"{torch.cuda.get_device_name()} has no flash attention in bf16"
-        return None if self.flash == "torch" else flash.why_not(self.flash)
+        reason = no_gpu_for_it("flash attention in bf16")
+        return reason if reason is not None or self.flash == "torch" else flash.why_not(self.flash)
 
     def check(self, skeleton: PreTrainedModel) -> None:
         from dumbo.trainer.varlen import WIDEST_HEAD
 
-        widths = {getattr(layer, "head_dim", None) for layer in need_swappable("varlen", skeleton)}
-        strange = [width for width in widths if width is None or width > WIDEST_HEAD or width % 8]
-        if strange:
-            said = ", ".join(f"{width} wide" if width else "of a width that it does not name" for width in strange)
-            raise UserError(
-                f"patch.varlen: {type(base_of(skeleton)).__name__} has heads {said}; its kernel takes multiples of 8 up to "
-                f"{WIDEST_HEAD}.\n  Leave varlen out of patch=[…]"
-            )
+        need_swappable(
+            "varlen",
+            skeleton,
+            lambda width: width % 8 == 0 and width <= WIDEST_HEAD,
+            f"its kernel takes multiples of 8 up to {WIDEST_HEAD}",
+        )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         from dumbo.trainer import flash

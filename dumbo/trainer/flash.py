@@ -23,7 +23,7 @@ def why_not(name: str) -> str | None:
         return f"this torch cannot switch to {name}"
     try:
         importlib.import_module(PACKAGES[name])
-    except Exception as error:  # whatever a package that was built for another torch raises while it is imported
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # not there, or built for another torch
         return f"{name} is not usable: {type(error).__name__}: {error}".splitlines()[0]
     return None
 

@@ -151,7 +151,7 @@ NAMES = [
     case("launch=ddp launch.num_processes=2", "The batch does not divide", "trainer.micro_batch_size=1"),
 ]
 VALUES = [
-    case("trainer.lr=fast", "trainer.lr must be a number, got the text 'fast'", "Its default is trainer.lr=0.0001"),
+    case("trainer.lr=fast", "trainer.lr must be a number, got the text 'fast'", "Write trainer.lr=0.0001, say"),
     case("trainer.lr=true", "trainer.lr must be a number, got true"),
     case("trainer.max_steps=1e3", "must be a whole number or null, got 1000.0", "Write trainer.max_steps=1000"),
     case("trainer.packing=maybe", "must be true or false"),

@@ -87,7 +87,9 @@ def test_a_bug_in_resuming(bug: str, one_process: None, tmp_path: Path, monkeypa
     assert "After the stop the run is another one" in failed["resume"]
 
 
-def test_an_adapter_that_is_not_zero(one_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def adapters_not_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA that starts elsewhere than at the model."""
     from dumbo.patch.lora import LoRA
 
     right = LoRA.apply
@@ -98,6 +100,9 @@ def test_an_adapter_that_is_not_zero(one_process: None, tmp_path: Path, monkeypa
         return wrapped
 
     monkeypatch.setattr(LoRA, "apply", wrong)
+
+
+def test_an_adapter_that_is_not_zero(one_process: None, adapters_not_zero: None, tmp_path: Path) -> None:
     failed = failing(prove_all(tmp_path, ["patch=[lora]"], ("references",)))
     assert list(failed) == ["references"]
     assert "lora makes the difference" in failed["references"]
@@ -143,19 +148,10 @@ def test_a_difference_that_is_meant_is_reported(
 
 
 def test_one_that_is_coarser_pardons_no_other(
-    one_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_process: None, adapters_not_zero: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dumbo.patch.gradient_checkpointing import GradientCheckpointing
-    from dumbo.patch.lora import LoRA
 
-    right = LoRA.apply
-
-    def wrong(self: LoRA, model: Any) -> Any:
-        wrapped: Any = right(self, model)
-        next(p for name, p in wrapped.named_parameters() if "lora_B" in name).data.fill_(0.01)
-        return wrapped
-
-    monkeypatch.setattr(LoRA, "apply", wrong)
     monkeypatch.setattr(GradientCheckpointing, "approximates", lambda self: "nothing in truth", raising=False)
     failed = failing(prove_all(tmp_path, ["patch=[lora,gradient_checkpointing]", "patch.lora.rank=4"], ("references",)))
     assert "lora makes the difference" in failed["references"]
