@@ -10,6 +10,10 @@ Each kind goes the same way, and every pass on it trains:
     the third time    both, on a batch that it was not captured on: gradients and loss must be the same (`SAME`)
     from then on      tensors are copied to where the graph reads them, and it is replayed
 
+Where it is left open whether they are used, they have to pay twice: launching takes most of a pass (`PAYS`), and, since a
+launch also takes long where it waits for a full queue, replays of the first kind take less time than its passes as
+written (`SAVES`). Otherwise their memory is given back.
+
 Gradients live in one place each for as long as training lasts, since a graph writes where it was captured to. What needs
 new random numbers or a decision on the CPU in every pass (dropout, checkpointing) is not captured (`capturable.py`).
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
@@ -17,6 +21,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +38,10 @@ WATCHED = 4
 """Micro batches whose launching is timed, to decide whether graphs pay."""
 PAYS = 0.7
 """Launching takes so large a share of a pass, or more: below it the GPU is busy while Python is done early."""
+SAVES = 0.03
+"""Replays take so much less time than passes as written, or more, both timed to the GPU's end."""
+COMPARED = 3
+"""Replays of the first kind that are timed for that: after its first one, which uploads the graph."""
 
 Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 
@@ -47,6 +56,8 @@ class _Kind:
     items: torch.Tensor | None = None
     loss: torch.Tensor | None = None
     proven: bool = False
+    written_s: list[float] = field(default_factory=list)
+    replayed_s: list[float] = field(default_factory=list)
 
 
 class Graphs:
@@ -61,6 +72,7 @@ class Graphs:
     def __init__(self, model: torch.nn.Module, one_pass: Pass, *, always: bool) -> None:
         self.one_pass = one_pass
         self.decided: bool | None = True if always else None
+        self.judged = always
         self.replayed = self.passes = 0
         self.said = "on"
         self._shares: list[float] = []
@@ -88,7 +100,7 @@ class Graphs:
             kind = self._kinds.setdefault(key, _Kind()) if len(self._kinds) < MOST else _Kind(seen=-1)
         if kind.proven:
             self.replayed += 1
-            return self._replay(kind, inputs, items)
+            return self._replay(kind, inputs, items) if self.judged else self._judge(kind, inputs, items)
         return self._beside(lambda: self._towards(kind, model, inputs, items))
 
     @property
@@ -116,7 +128,7 @@ class Graphs:
         torch.cuda.synchronize()
         self._shares.append((launched - began) / (time.perf_counter() - began))
         if len(self._shares) > WATCHED:
-            share = sorted(self._shares[1:])[len(self._shares[1:]) // 2]
+            share = statistics.median(self._shares[1:])
             self.decided = share >= PAYS
             self.said = f"{'on' if self.decided else 'off'}, launching takes {100 * share:.0f}% of a pass"
         return loss
@@ -125,9 +137,10 @@ class Graphs:
         kind.seen += kind.seen >= 0
         if kind.graph is not None:
             return self._prove(kind, model, inputs, items)
-        loss = self.one_pass(model, inputs, items)
-        if kind.seen == 2:
-            self._capture(kind, model, inputs, items)
+        if kind.seen != 2:
+            return self.one_pass(model, inputs, items)
+        loss = self._timed(kind.written_s, lambda: self.one_pass(model, inputs, items))
+        self._capture(kind, model, inputs, items)
         return loss
 
     def _capture(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> None:
@@ -149,7 +162,7 @@ class Graphs:
         """
         assert self._gradients is not None
         before = [gradient.clone() for gradient in self._gradients]
-        loss = self.one_pass(model, inputs, items)
+        loss = self._timed(kind.written_s, lambda: self.one_pass(model, inputs, items))
         written = [gradient.clone() for gradient in self._gradients]
         _copy(self._gradients, before)
         found = self._replay(kind, inputs, items)
@@ -161,13 +174,44 @@ class Graphs:
         of_loss, of_gradients = float(abs(found - loss) / abs(loss)), float(apart / whole)
         kind.proven = of_loss <= SAME and of_gradients <= SAME
         if not kind.proven:
-            self.decided = False
-            self.said = (
+            self._give_up(
                 f"off: a graph's gradients are {of_gradients:.1g} away from those as written, its loss {of_loss:.1g}"
             )
-            self._kinds.clear()
-            self._gradients = None  # what the optimizer's step lets go of is not to stay
         return loss
+
+    def _judge(self, kind: _Kind, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        """A replay, timed; after some of the first kind it is decided whether graphs save anything."""
+        loss = self._timed(kind.replayed_s, lambda: self._replay(kind, inputs, items))
+        if len(kind.replayed_s) == COMPARED:
+            self.judged = True
+            written, replayed = min(kind.written_s), min(kind.replayed_s)
+            pays = replayed <= (1 - SAVES) * written
+            said = f"a pass takes {1000 * written:.1f} ms as written, replayed {1000 * replayed:.1f}"
+            if pays:
+                self.said += f", {said}"
+            else:
+                self._give_up(f"off, {said}")
+        return loss
+
+    def _timed(self, seconds: list[float], work: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Until the GPU is done, where that is still to be known."""
+        if self.judged:
+            return work()
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        found = work()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+        return found
+
+    def _give_up(self, said: str) -> None:
+        """Passes go as written from here; graphs, their pool and the gradients' places are let go of."""
+        self.decided, self.said = False, said
+        for kind in self._kinds.values():
+            kind.graph = kind.loss = None
+        self._kinds.clear()
+        self._gradients = self._pool = None  # what the optimizer's step lets go of is not to stay
+        torch.cuda.empty_cache()
 
     # ---- using it ---------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,10 +122,11 @@ def test_without_a_gpu_they_are_left_out_and_that_is_said(data: Path, tmp_path: 
 class Replayed:
     """What a captured pass is: it reads its inputs where they were, and adds to the gradients."""
 
-    def __init__(self, parameter: torch.nn.Parameter, kind: _Kind, wrong: float = 0.0) -> None:
-        self.parameter, self.kind, self.wrong = parameter, kind, wrong
+    def __init__(self, parameter: torch.Tensor, kind: _Kind, wrong: float = 0.0, seconds: float = 0.0) -> None:
+        self.parameter, self.kind, self.wrong, self.seconds = parameter, kind, wrong, seconds
 
     def replay(self) -> None:
+        time.sleep(self.seconds)
         self.kind.loss = one_pass(self.parameter, self.kind.inputs, torch.ones(())) + self.wrong
 
 
@@ -153,6 +155,36 @@ def test_a_batch_without_a_loss_proves_nothing(monkeypatch: pytest.MonkeyPatch, 
     assert kind.proven == graphs.decided == graphs.hold_memory == held
     assert layer.weight.grad is not None
     assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize(("replay_s", "pays"), [(0.004, True), (0.03, False)])
+def test_graphs_that_save_nothing_are_given_up(monkeypatch: pytest.MonkeyPatch, replay_s: float, pays: bool) -> None:
+    """Passes as written take 20 ms here. What a replay added to the gradients stays, whatever is decided."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(Graphs, "_beside", lambda self, work: work())
+    layer = torch.nn.Linear(2, 1, bias=False)
+
+    def slow(parameter: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return one_pass(layer.weight, inputs, items)
+
+    graphs = Graphs(layer, slow, always=False)
+    graphs.decided = True
+    inputs = {"bears": torch.ones(1, 2)}
+
+    def capture(self: Graphs, kind: Any, *others: Any) -> None:
+        kind.inputs, kind.items, kind.loss = {"bears": torch.ones(1, 2)}, torch.ones(()), torch.zeros(())
+        kind.graph = Replayed(layer.weight, kind, seconds=replay_s)
+
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    for passes in range(1, 10):
+        graphs.run(layer, inputs, torch.ones(()))
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.tolist() == [[float(passes), float(passes)]]
+    assert graphs.decided == graphs.hold_memory == pays
+    assert graphs.facts().startswith("on, a pass takes 2" if pays else "off, a pass takes 2"), graphs.facts()
+    assert graphs.facts().endswith("1 kinds of batch, 6 of 9 passes replayed" if pays else tuple("0123456789"))
 
 
 def test_too_few_passes_are_said_to_be_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
