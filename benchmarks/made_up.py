@@ -39,28 +39,47 @@ SHAPES = {
 
 def write(folder: Path, shape: Shape, tokens: int, *, full_rows: bool = False) -> None:
     """The folder for one shape, with at least so many tokens of documents; `full_rows`: all of the longest length."""
+    write_model(folder, shape)
+    write_documents(folder, shape, tokens, full_rows=full_rows)
+
+
+def write_model(folder: Path, shape: Shape) -> None:
+    """Random weights and the tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     folder.mkdir(parents=True)
     words = {"<unk>": 0, "<eos>": EOS, "<pad>": PAD}
-    words |= {f"w{number}": number for number in range(FIRST_WORD, min(shape.config["vocab_size"], 49_152))}
+    words |= {f"w{number}": number for number in range(FIRST_WORD, _words(shape))}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(
         tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>", pad_token="<pad>"
     ).save_pretrained(folder)
-    config = {"max_position_embeddings": 8192, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD}
+    config = {
+        "max_position_embeddings": max(8192, shape.longest),
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+    }
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # a billion random numbers take a CPU a minute
         model = LlamaForCausalLM._from_config(LlamaConfig(**config, **shape.config), dtype=torch.bfloat16)
     model.save_pretrained(folder)
-    made = documents(len(words), shape.longest, tokens, shortest=shape.longest if full_rows else 16)
+
+
+def write_documents(folder: Path, shape: Shape, tokens: int, *, full_rows: bool = False) -> None:
+    """Over those that there are."""
+    made = documents(_words(shape), shape.longest, tokens, shortest=shape.longest if full_rows else 16)
     with (folder / "docs.jsonl").open("w", encoding="utf-8") as file:
         for ids in made:
             file.write(json.dumps({"text": " ".join(f"w{number}" for number in ids[:-1].tolist())}) + "\n")
     np.savez(folder / "docs.npz", ids=np.concatenate(made), lengths=np.array([len(ids) for ids in made]))
+
+
+def _words(shape: Shape) -> int:
+    return min(shape.config["vocab_size"], 49_152)
 
 
 def documents(vocabulary: int, longest: int, tokens: int, shortest: int = 16) -> list[np.ndarray]:

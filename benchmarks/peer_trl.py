@@ -23,7 +23,8 @@ ROWS = 16
 """Documents a batch where they are not packed."""
 
 
-def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: int, mode: str) -> None:
+def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: int, mode: str) -> dict[str, Any]:
+    """Tokens a second of the steps after the warm-up, losses, and the most memory that was allocated."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -69,18 +70,14 @@ def main(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: 
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     tokens = sum(int(count) for count in counts[warmup:])
-    print(
-        json.dumps(
-            {
-                "tokens_per_s": round(tokens / (at[steps] - at[warmup]), 1),
-                "rows_a_batch": arguments.per_device_train_batch_size,
-                "versions": {name: version(name) for name in ("trl", "torch", "transformers", "liger-kernel")},
-                "losses": [round(loss, 4) for loss in losses],
-                "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
-            }
-        )
-    )
+    return {
+        "tokens_per_s": round(tokens / (at[steps] - at[warmup]), 1),
+        "rows_a_batch": arguments.per_device_train_batch_size,
+        "versions": {name: version(name) for name in ("trl", "torch", "transformers", "liger-kernel")},
+        "losses": [round(loss, 4) for loss in losses],
+        "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
+    }
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]), sys.argv[7])
+    print(json.dumps(measured(Path(sys.argv[1]), sys.argv[2], *(int(word) for word in sys.argv[3:7]), sys.argv[7])))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from dumbo.conform import literals
+from dumbo.conform import literals, misfit
 from dumbo.errors import ConfigError
 from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.suggest import nearest
@@ -63,7 +63,7 @@ def wrong_type(name: str, wanted: str, value: Any, annotation: Any, default: Any
         return f"{text}\n  Write {name}={int(value)}"
     if isinstance(annotation, type) and is_dataclass(annotation):
         return f"{text}\n  Set its keys one by one: {name}.{next(iter(annotation.__dataclass_fields__))}=…"
-    if isinstance(value, str | int | float) and "a list of" in wanted:
+    if isinstance(value, str | int | float) and "a list of" in wanted and misfit([value], annotation) is None:
         return f"{text}\n  Write {name}=[{_plain(value)}]"
     if default is inspect.Parameter.empty or isinstance(default, list | dict):
         return f"{text}\n  Write {name}=…, or leave it out."

@@ -142,8 +142,11 @@ def with_settings(compiled: Any, name: str) -> Any:
     return called
 
 
-def decoder_layers(model: Any) -> list[nn.Module]:
+def decoder_layers(model: Any, key: str = "patch.compile") -> list[nn.Module]:
     """A model's decoder layers, first to last: the outermost list of as many modules as the config has layers.
+
+    Args:
+        key: what asks for them, for the error.
 
     Raises:
         UserError: there is none.
@@ -156,10 +159,7 @@ def decoder_layers(model: Any) -> list[nn.Module]:
     for module in (decoder if decoder is not None else base).modules():
         if isinstance(module, nn.ModuleList) and len(module) == amount:
             return list(module)
-    raise UserError(
-        f"patch.compile: {type(base).__name__} has no list of {amount} decoder layers to compile.\n"
-        "  Leave it out of patch=[…]."
-    )
+    raise UserError(f"{key}: {type(base).__name__} has no list of {amount} decoder layers.\n  Leave it out.")
 
 
 def compiled_layers(model: nn.Module) -> list[nn.Module]:

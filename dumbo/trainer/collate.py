@@ -26,6 +26,8 @@ BOUNDS_IN = 64
 """With room, the number of documents is a multiple of this: empty ones at the end fill it up. Many more would cost."""
 PLACES_IN = 16
 """With few kinds of batch, the places that bear a loss are a multiple of the room's share."""
+PADDING = 2048
+"""Padding past the documents is cut into documents of so many tokens at most: attention's time grows with their squares."""
 SHORTEST_TOLD = 256
 """Below this a grid of attention has hardly a block to spare."""
 
@@ -55,7 +57,7 @@ class Room:
 
     Attributes:
         tokens: its length; what the documents leave of it is padding.
-        longest: tokens of the longest document there can be; padding is cut into documents of at most that.
+        longest: tokens of the longest document there can be; padding is cut into documents of at most that, and `PADDING`.
         few_kinds: places that bear a loss, and the longest document that attention is told of, are rounded up, so that
             batches come in few kinds (for `graphs.py`).
     """
@@ -77,8 +79,9 @@ class Room:
     def left_by(self, total: int) -> list[int]:
         """Lengths of the documents that padding consists of, past `total` tokens."""
         assert total <= self.tokens, f"{total} tokens are packed where there is room for {self.tokens}"
-        whole, rest = divmod(self.tokens - total, self.longest)
-        return [self.longest] * whole + [rest] * (rest > 0)
+        piece = min(self.longest, PADDING)
+        whole, rest = divmod(self.tokens - total, piece)
+        return [piece] * whole + [rest] * (rest > 0)
 
     def told(self, longest: int) -> int:
         """The length that attention is told of: it only sizes a grid by it, most of which would be empty at `longest`."""

@@ -45,7 +45,7 @@ from dumbo.trainer.start_panel import show_batches
 from dumbo.trainer.stop import StopCallback
 from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
 from dumbo.verify.head_loss import head_loss_proof
-from dumbo.verify.quick import ACCUMULATION, accumulation_proof, fused_loss_proof, unlike_documents
+from dumbo.verify.quick import ACCUMULATION, accumulation_proof, fused_loss_proof, of_excerpts, unlike_documents
 from dumbo.verify.unpatched import few
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class Session:
     def _prove(self, trainer: SftTrainer) -> None:
         proofs = [*self.run.proofs, self.isolation]
         if self.run.verify_quick:
-            with self.run.proving():
+            with self.run.proving(), of_excerpts(trainer):
                 proofs += self._proven(trainer)
             self.run.update(proof_seconds=round(self.run.proof_seconds, 2))
         self.run.console.row("proofs", "\n".join(proofs))
@@ -248,7 +248,7 @@ class Session:
         examples = before.examples if before is not None else []
         if not examples:
             first = fitting(self.run, self.sft.first_examples(self.data, self.run.ranks), self.sft)
-            examples = few(first, self.data.train.store, self.model)
+            examples = few(first, trainer.store, self.model)
         proofs = [tokens_proof(trainer.collate(examples), self.tokenizer)]
         proofs += loss_and_flow_proofs(trainer, examples, before)
         proofs.append(head_loss_proof(trainer, examples))

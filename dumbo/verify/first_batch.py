@@ -121,7 +121,7 @@ def loss_and_flow_proofs(engine: Engine, examples: Examples, before: Unpatched |
         if zero - excused(zero, _trained(model)):  # experts alone are not worth a copy of what trains
             documents = np.concatenate(examples)
             with _one_step_on(model):
-                _passed(engine, [documents[np.argmax(engine.store.labelled[documents])][None]])
+                _passed(engine, [np.array([max(documents.tolist(), key=lambda d: engine.store.trained(d).sum())])])
                 zero &= _looked_at(model)
         model.zero_grad()
     not_reached = excused(zero, _trained(model))

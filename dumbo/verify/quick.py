@@ -24,6 +24,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from dumbo.errors import ProofFailed
 from dumbo.patch.compile import as_written
 from dumbo.trainer.bad_numbers import Watch
+from dumbo.verify.excerpts import excerpts_of
 from dumbo.verify.no_dropout import without_dropout
 
 if TYPE_CHECKING:
@@ -41,6 +42,18 @@ so that a mean of means is off by far more.
 """
 LOOKED_AT = 256
 """Documents among which those of the accumulation's proof are chosen."""
+
+
+@contextmanager
+def of_excerpts(engine: Engine) -> Iterator[None]:
+    """Inside, batches are made of excerpts of documents too long to hold their logits (`excerpts.py`)."""
+    store, collate = engine.store, engine.collate
+    engine.store = excerpts_of(store)
+    engine.collate = replace(collate, store=engine.store)
+    try:
+        yield
+    finally:
+        engine.store, engine.collate = store, collate
 
 
 def unlike_documents(split: Split) -> list[NDArray[np.int64]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dumbo.errors import ProofFailed
 from dumbo.interfaces import Stage
 from dumbo.model.dtype import resolved_precision
 from dumbo.outputs.halvings import fitting
+from dumbo.verify.excerpts import excerpts_of
 from dumbo.verify.rounding import error_of_mean
 
 if TYPE_CHECKING:
@@ -62,6 +64,10 @@ class Unpatched:
     why_not: str | None = None
     trains: set[str] = field(default_factory=set)
 
+    @cached_property
+    def store(self) -> Store:
+        return excerpts_of(self.data.train.store)
+
     def loaded(self, model: Any) -> None:
         """Before any patch."""
         with self.run.proving():
@@ -71,7 +77,7 @@ class Unpatched:
                 self.why_not = f"{type(self.plugins.trainer).__name__} does not say what it begins with"
                 return
             examples = fitting(self.run, first(self.data, self.run.ranks), self.plugins.trainer)
-            self.examples = few(examples, self.data.train.store, model)
+            self.examples = few(examples, self.store, model)
             self.why_not = self._nothing_to_compare(model)
             if self.why_not is None:
                 self.loss = self._first_loss(model)
@@ -97,11 +103,11 @@ class Unpatched:
                 return f"patch.{name} {reason}"
         if getattr(model.config.get_text_config(), "output_router_logits", False):
             return "the router's loss is of a whole batch"
-        labelled = self.data.train.store.trained_tokens(np.concatenate(self.examples))
+        labelled = self.store.trained_tokens(np.concatenate(self.examples))
         return None if labelled else "the first batch has no trained token"
 
     def _first_loss(self, model: Any) -> float:
-        store, trainer = self.data.train.store, self.plugins.trainer
+        store, trainer = self.store, self.plugins.trainer
         documents = np.concatenate(self.examples)
         pairs = [(store.ids(document), store.trained(document)) for document in documents.tolist()]
         bf16 = resolved_precision(getattr(trainer, "precision", "auto")) == "bf16"

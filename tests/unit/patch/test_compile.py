@@ -149,6 +149,7 @@ def test_room_grows_for_a_probe() -> None:
     assert Room(512, 256).holding([100, 90]) == Room(512, 256)
     assert Room(512, 256).holding([300, 290]) == Room(600, 300)
     assert Room(512, 256).left_by(100) == [256, 156]
+    assert Room(5000, 5000).left_by(100) == [2048, 2048, 804]
     with pytest.raises(AssertionError, match="513 tokens are packed where there is room for 512"):
         Room(512, 256).left_by(513)
 

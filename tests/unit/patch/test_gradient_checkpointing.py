@@ -54,3 +54,32 @@ def test_model_that_does_not_support_it(tiny):
     tiny.supports_gradient_checkpointing = False
     with pytest.raises(UserError, match="does not support it"):
         GradientCheckpointing().check(tiny)
+
+
+@pytest.mark.parametrize(("layers", "computed_again"), [(1, {0}), ([1], {1}), (2, {0, 1})])
+def test_of_some_layers(layers, computed_again, untied, batch):
+    """The same numbers; each layer that is computed again keeps less."""
+    loss_plain, gradients_plain, kept_plain = run(copy.deepcopy(untied), batch)
+    _, _, kept_all = run(GradientCheckpointing().apply(copy.deepcopy(untied)), batch)
+    patch = GradientCheckpointing(layers=layers)
+    patched = patch.apply(untied)
+    assert patch.evidence(patched) == f"{len(computed_again)} of 2 layers recomputed in the backward pass"
+    assert {n for n, layer in enumerate(patched.model.layers) if layer.gradient_checkpointing} == computed_again
+    loss, gradients, kept = run(patched, batch)
+    assert loss == pytest.approx(loss_plain, abs=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, gradients_plain[name], atol=1e-6, rtol=1e-5)
+    saved = (kept_plain - kept) / (kept_plain - kept_all)
+    assert saved == pytest.approx(len(computed_again) / 2, abs=0.02), f"{saved:.2f} of what all layers save"
+
+
+def test_evidence_finds_another_choice(tiny):
+    patched = GradientCheckpointing(layers=1).apply(tiny)
+    with pytest.raises(RuntimeError, match=r"took on layers \[0\]"):
+        GradientCheckpointing(layers=[1]).evidence(patched)
+
+
+@pytest.mark.parametrize("layers", [0, 3, [2], [-1], []])
+def test_layers_that_there_are_not(layers, tiny):
+    with pytest.raises(UserError, match="the model has 2 layers"):
+        GradientCheckpointing(layers=layers).check(tiny)

@@ -1,0 +1,68 @@
+"""A store of which the quick proofs see at most `MOST` tokens a document.
+
+They hold logits of whole documents, several times over, and run some layers without gradient checkpointing: at 128k tokens
+and a vocabulary of 128k the logits alone are 33 GB in bf16. What they prove does not depend on a document's length.
+An excerpt begins so far before the first trained token that half of it is context, and has the document's number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dumbo.prepare.store import Store
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MOST = 8192
+"""Documents as long as this are common, and take 2 GB of logits in bf16 at a vocabulary of 128k."""
+
+
+def excerpts_of(store: Store, most: int | None = None) -> Store:
+    """The store itself where no document is longer than `most` tokens (None: `MOST`)."""
+    most = MOST if most is None else most
+    return Excerpts(store.folder, most) if len(store) and int(store.lengths.max()) > most else store
+
+
+@dataclass(frozen=True)
+class Excerpts(Store):
+    """Args:
+    most: tokens.
+    """
+
+    most: int
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.minimum(np.diff(self.offsets), self.most)
+
+    @cached_property
+    def labelled(self) -> NDArray[np.int64]:
+        found = np.array(super().labelled)
+        for document in np.flatnonzero(np.diff(self.offsets) > self.most).tolist():
+            found[document] = np.count_nonzero(self.trained(document))
+        return found
+
+    def ids(self, document: int) -> NDArray[np.int64]:
+        start = self._start(super().trained(document))
+        return super().ids(document)[start : start + self.most]
+
+    def trained(self, document: int) -> NDArray[np.bool_]:
+        """(T,); the first token of an excerpt never is: what it would be predicted from is left out."""
+        whole = super().trained(document)
+        start = self._start(whole)
+        found = whole[start : start + self.most]
+        if start:
+            found[0] = False
+        return found
+
+    def trained_tokens(self, documents: NDArray[np.int64]) -> int:
+        return sum(int(np.count_nonzero(self.trained(document))) for document in documents.tolist())
+
+    def _start(self, trained: NDArray[np.bool_]) -> int:
+        past = len(trained) - self.most
+        return 0 if past <= 0 else min(max(0, int(np.argmax(trained)) - self.most // 2), past)
