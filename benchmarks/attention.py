@@ -3,7 +3,7 @@
     python -m benchmarks.attention --out benchmarks/results/NAME.json             # on one GPU, a minute
     python -m benchmarks.attention --tune --out /tmp/tuned.json                   # which tiles are fastest here
 
-Documents are those of `made_up.py` (mean about 250 tokens), and for comparison full rows of 1,024 and 4,096. Times are of torch's
+Documents are those of `made_up.py` (mean about 250 tokens), and for comparison full rows of 1,024, 4,096 and 16,384. Times are of torch's
 events, the caches emptied before each (triton.testing.do_bench); both are given the same tensors and their outputs and
 gradients are compared, in the distance that bf16 has.
 """
@@ -29,6 +29,7 @@ LENGTHS: dict[str, Callable[[int], list[int]]] = {
     "documents": lambda tokens: [len(ids) for ids in documents(49_152, 2048, tokens)],
     "rows of 1024": lambda tokens: [1024] * (tokens // 1024),
     "rows of 4096": lambda tokens: [4096] * (tokens // 4096),
+    "rows of 16384": lambda tokens: [16_384] * (tokens // 16_384),
 }
 CANDIDATES = list(itertools.product((32, 64, 128), (32, 64, 128), (4, 8), (2, 3)))
 PARTS = ("forward", "queries", "keys")

@@ -43,6 +43,13 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "tiles_masters": (TILES, [AHEAD, MASTERS]),
     "tiles_fused": ([*TILES, "fused_lora"], [AHEAD]),
     "tiles_checkpointed": ([*TILES, "fused_lora", "gradient_checkpointing"], [AHEAD]),
+    **{
+        f"tiles_checkpointed_{layers}": (
+            [*TILES, "fused_lora", "gradient_checkpointing"],
+            [AHEAD, f"patch.gradient_checkpointing.layers={layers}"],
+        )
+        for layers in (8, 16, 24)
+    },
 }
 """Name -> patches beside LoRA's, further words."""
 PEERS = {"trl": "packed", "trl_checkpointed": "checkpointed", "trl_default": "default"}
