@@ -8,6 +8,9 @@ other layouts compile anew once and then take graphs with free sizes. What has f
 that ends the run. Under DDP torch would cut a layer's graph where DDP's buckets of gradients end, to reduce a bucket
 inside of a layer. Here one graph stays one, and its gradients are reduced when its backward graph has ended. These
 settings hold while these layers are called, and for nothing else that is compiled in this process.
+A checkpointed layer (`gradient_checkpointing.py`) is checkpointed around its graph: inside of one, torch 2.11 keeps what
+`low_rank.py` saves (0.69 GiB a layer of 8B's shape and 8,192 tokens, where 0.09 are right), and what it computes again
+takes twice the memory while it does.
 https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.compile
 """
 
@@ -17,9 +20,10 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -93,7 +97,8 @@ class Compile:
         base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
         for layer in decoder_layers(model):
             layer.compile(backend=self.backend)
-            layer._compiled_call_impl = with_settings(layer._compiled_call_impl, type(layer).__name__)
+            graph = with_settings(layer._compiled_call_impl, type(layer).__name__)
+            layer._compiled_call_impl = checkpointed_around(layer, graph)
         self.evidence(model)
         return model
 
@@ -138,6 +143,32 @@ def with_settings(compiled: Any, name: str) -> Any:
             ) from error
         finally:
             config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources = before
+
+    return called
+
+
+def checkpointed_around(layer: Any, graph: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled layer whose graph has no checkpointing in it: where the layer is to be checkpointed, the whole graph is.
+
+    Under FSDP2 it stays inside: sharded weights are gathered by hooks in the graph, which are not to run once more.
+    """
+    from torch import is_grad_enabled
+    from torch.distributed.fsdp import FSDPModule
+
+    def unchecked(*arguments: Any, **kwargs: Any) -> Any:
+        before = layer.gradient_checkpointing
+        layer.gradient_checkpointing = False
+        try:
+            return graph(*arguments, **kwargs)
+        finally:
+            layer.gradient_checkpointing = before
+
+    def called(*arguments: Any, **kwargs: Any) -> Any:
+        if not getattr(layer, "gradient_checkpointing", False) or isinstance(layer, FSDPModule):
+            return graph(*arguments, **kwargs)
+        if layer.training and is_grad_enabled():
+            return layer._gradient_checkpointing_func(partial(unchecked, **kwargs), *arguments)
+        return unchecked(*arguments, **kwargs)
 
     return called
 

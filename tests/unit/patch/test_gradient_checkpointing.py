@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from dumbo.errors import UserError
+from dumbo.patch.compile import Compile
+from dumbo.patch.fused_lora import FusedLoRA
 from dumbo.patch.gradient_checkpointing import GradientCheckpointing
 from dumbo.patch.lora import LoRA
 
@@ -83,3 +85,28 @@ def test_evidence_finds_another_choice(tiny):
 def test_layers_that_there_are_not(layers, tiny):
     with pytest.raises(UserError, match="the model has 2 layers"):
         GradientCheckpointing(layers=layers).check(tiny)
+
+
+@pytest.mark.parametrize("layers", [None, 1])
+def test_around_compiled_layers(layers, untied, batch):
+    """Numbers of the model as written; a checkpointed layer keeps its input and nothing of its graph."""
+    model = FusedLoRA().apply(LoRA(rank=4, init="random").apply(untied))
+    loss_plain, gradients_plain, _ = run(copy.deepcopy(model), batch)
+    _, _, kept_compiled = run(Compile(backend="aot_eager").apply(copy.deepcopy(model)), batch)
+    _, _, kept_least = run(GradientCheckpointing().apply(copy.deepcopy(model)), batch)
+    patched = Compile(backend="aot_eager").apply(GradientCheckpointing(layers=layers).apply(model))
+    loss, gradients, kept = run(patched, batch)
+    assert loss == pytest.approx(loss_plain, abs=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, gradients_plain[name], atol=1e-6, rtol=1e-5)
+    wanted = kept_least if layers is None else (kept_least + kept_compiled) / 2
+    assert kept == pytest.approx(wanted, rel=0.1), f"{kept_compiled:,} bytes kept without, {kept_least:,} at least"
+    assert kept < 0.8 * kept_compiled
+    assert GradientCheckpointing(layers=layers).evidence(patched) == (
+        "3 modules recomputed in the backward pass"
+        if layers is None
+        else "1 of 2 layers recomputed in the backward pass"
+    )
+    patched.eval()
+    with torch.no_grad():
+        assert float(patched(**batch, use_cache=False).loss) == pytest.approx(loss_plain, abs=1e-6)
