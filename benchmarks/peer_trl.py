@@ -41,7 +41,7 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
     packed: dict[str, Any] = {"packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": packs}
     arguments = SFTConfig(
         output_dir=str(folder / "trl"), max_length=longest, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",
-        logging_steps=warmup, learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=mode != "packed",
+        logging_steps=max(1, warmup), learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=mode != "packed",
         use_liger_kernel=gpu, use_cpu=not gpu, **({"per_device_train_batch_size": ROWS} if mode == "default" else packed),
     )  # fmt: skip
     at: dict[int, float] = {}
@@ -71,7 +71,7 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     tokens = sum(int(count) for count in counts[warmup:])
     return {
-        "tokens_per_s": round(tokens / (at[steps] - at[warmup]), 1),
+        "tokens_per_s": round(tokens / (at[steps] - at[warmup]), 1) if warmup else None,
         "rows_a_batch": arguments.per_device_train_batch_size,
         "versions": {name: version(name) for name in ("trl", "torch", "transformers", "liger-kernel")},
         "losses": [round(loss, 4) for loss in losses],
