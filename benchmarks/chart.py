@@ -1,4 +1,4 @@
-"""One chart for the README, drawn from the results: data preparation beside TRL's.
+"""Charts for the README, drawn from the results: data preparation and training beside TRL's.
 
     python -m benchmarks.chart [--results FOLDER]
 
@@ -16,28 +16,51 @@ from benchmarks.record import RESULTS
 WIDTH, BAR, GAP, LEFT, TOP = 720, 26, 12, 190, 44
 COLOURS = {"dumbo": "#2f6f4f", "trl": "#9aa3ad"}
 NAMES = {"dumbo": "dumbo", "trl": "TRL SFTTrainer"}
+SHAPES = {"smollm135": "SmolLM2-135M", "llama1b": "Llama-3.2-1B", "llama8b": "Llama-3.1-8B"}
+WORK = {"full": "all weights", "lora": "LoRA"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     folder = parser.parse_args().results
+    for file, text in (("chart.svg", preparation(folder)), ("chart_gpu.svg", training(folder))):
+        (folder / file).write_text(text)
+        print(folder / file)
+
+
+def preparation(folder: Path) -> str:
+    """Tokens a second of preparing data, from prepare.json."""
     found = json.loads((folder / "prepare.json").read_text())
-    bars = [
-        (f"{NAMES[who]}, {row['cores']} core{'s' * (row['cores'] != 1)}", row[who]["tokens_per_s"], COLOURS[who])
-        for row in found["table"]
-        for who in COLOURS
-        if who in row
-    ]
+    bars = []
+    for row in found["table"]:
+        for who in (who for who in COLOURS if who in row):
+            cores, speed = f"{row['cores']} core{'s' * (row['cores'] != 1)}", row[who]["tokens_per_s"]
+            bars.append((f"{NAMES[who]}, {cores}", speed, COLOURS[who], _short(speed)))
     title = f"Data preparation, tokens/s ({found['rows_file']}, {found['hardware']['cpu']})"
-    file = folder / "chart.svg"
-    file.write_text(drawn(title, bars))
-    print(file)
+    return drawn(title, bars)
 
 
-def drawn(title: str, bars: list[tuple[str, float, str]]) -> str:
-    """Horizontal bars: (label, value, colour), the longest as wide as there is room."""
-    most = max(value for _, value, _ in bars)
+def training(folder: Path) -> str:
+    """Times TRL's tokens a second, packed, at the same work and with the same checkpointing; from h200_tokens_beside_trl.json."""
+    rows = json.loads((folder / "h200_tokens_beside_trl.json").read_text())
+    bars: list[tuple[str, float, str, str]] = []
+    for peer in (row for row in rows if row["variant"] in ("trl", "trl_checkpointed")):
+        checkpointed = peer["variant"] == "trl_checkpointed"
+        same = [row for row in rows if "trl" not in row["variant"] and ("checkpointed" in row["variant"]) == checkpointed
+                and all(row[key] == peer[key] for key in ("shape", "work", "packs", "documents"))]  # fmt: skip
+        best = max(same, key=lambda row: row["tokens_per_s"])
+        name = f"{SHAPES[peer['shape']]}, {WORK[peer['work']]}{', checkpointed' * checkpointed}"
+        ratio = best["tokens_per_s"] / peer["tokens_per_s"]
+        said = f"{_short(best['tokens_per_s'])}, {ratio:.2f} x"
+        bars += [(f"{name}: dumbo", ratio, COLOURS["dumbo"], said), ("TRL", 1.0, COLOURS["trl"], _short(peer["tokens_per_s"]))]  # fmt: skip
+    hardware = next(row["hardware"]["gpu"] for row in rows)
+    return drawn(f"Training on one {hardware}, tokens/s, against TRL packed with Liger", bars, left=330)
+
+
+def drawn(title: str, bars: list[tuple[str, float, str, str]], left: int = LEFT) -> str:
+    """Horizontal bars: (label, value, colour, what stands beside), the longest as wide as there is room."""
+    most = max(value for _, value, _, _ in bars)
     height = TOP + len(bars) * (BAR + GAP) + 8
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}"'
@@ -45,13 +68,13 @@ def drawn(title: str, bars: list[tuple[str, float, str]]) -> str:
         f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         f'<text x="12" y="26" font-weight="bold">{_escaped(title)}</text>',
     ]
-    for number, (label, value, colour) in enumerate(bars):
+    for number, (label, value, colour, said) in enumerate(bars):
         top = TOP + number * (BAR + GAP)
-        wide = (WIDTH - LEFT - 100) * value / most
+        wide = (WIDTH - left - 120) * value / most
         lines += [
-            f'<text x="{LEFT - 10}" y="{top + 18}" text-anchor="end">{_escaped(label)}</text>',
-            f'<rect x="{LEFT}" y="{top}" width="{wide:.1f}" height="{BAR}" fill="{colour}"/>',
-            f'<text x="{LEFT + wide + 8:.1f}" y="{top + 18}">{_short(value)}</text>',
+            f'<text x="{left - 10}" y="{top + 18}" text-anchor="end">{_escaped(label)}</text>',
+            f'<rect x="{left}" y="{top}" width="{wide:.1f}" height="{BAR}" fill="{colour}"/>',
+            f'<text x="{left + wide + 8:.1f}" y="{top + 18}">{_escaped(said)}</text>',
         ]
     return "\n".join([*lines, "</svg>"]) + "\n"
 

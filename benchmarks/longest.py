@@ -15,7 +15,6 @@ a run's start are left out (`verify.mode=off`): they would take as long as the s
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import importlib.util
 import json
@@ -148,15 +147,23 @@ def main() -> None:
                 command = [sys.executable, "-m", "benchmarks.longest", "--work", side, shape, str(file),
                            "--memory-gib", str(asked.memory_gib), "--first", *map(str, asked.first), "--folder", str(folder),
                            "--out", str(asked.out)]  # fmt: skip
-                done = subprocess.run(command, check=False)
-                with contextlib.suppress(FileNotFoundError):
-                    rows += [json.loads(line) for line in file.read_text().splitlines()]
-                if done.returncode:
-                    rows.append({"shape": shape, "side": side, "failed": f"exit code {done.returncode}"})
-                record.facts["rows"] = rows
-                record.write()  # what is measured stays, whatever comes
+                started = subprocess.Popen(command)
+                before = list(rows)
+                while (code := started.poll()) is None:
+                    time.sleep(1)
+                    rows[len(before) :] = _so_far(file)
+                    record.facts["rows"] = rows
+                    record.write()  # what is measured stays, whatever comes
+                rows[len(before) :] = _so_far(file)
+                if code:
+                    rows.append({"shape": shape, "side": side, "failed": f"exit code {code}"})
+                record.write()
     for row in rows:
         print(row)
+
+
+def _so_far(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
 Shapes: SmolLM2-135M and Llama-3.2-1B with random weights (the speed of a step does not depend on them), made once. A
 micro batch is 8 packs of 2,048 tokens of real text on every GPU (`2k`: one pack, `32k`: 16, `64k`: 32), so two GPUs take twice the
 global batch. Patches are Liger's, or with `fast` those that `performance=auto` adds on one GPU (under FSDP2 Liger's loss in
-place of chunked_loss). Every case is what `python -m dumbo` does with the words that stand in the result; cases of one kind
-run one after another in one group of processes, because starting Python and CUDA for each would take longer than the
-steps. Nothing is saved, for the same reason. A case that fails on every rank says so and leaves the others standing.
+place of chunked_loss). `whole`: layers stay gathered from the forward to the backward pass. Every case is what
+`python -m dumbo` does with the words that stand in the result; cases of one kind run one after another in one group of
+processes, because starting Python and CUDA for each would take longer than the steps. Nothing is saved, for the same
+reason. A case that fails on every rank says so and leaves the others standing.
 
     tokens_per_s       real tokens a second, all GPUs together, median over the steps after the first `WARM`
     state_memory_gib   weights, gradients and optimizer state on rank 0's GPU: allocated just before an optimizer step
@@ -71,10 +72,11 @@ def words_of(case: str, data: Path, folder: Path, steps: int, pack: int) -> list
     ranks = 1 if launch == "single" else 2
     micro = next((MICRO[word] for word in more if word in MICRO), 8)
     patches = FAST["FSDP2" if launch == "fsdp" else "DDP"] if "fast" in more else ["patch=[liger{lora}]"]
+    gathered = ["launch.reshard_after_forward=false"] if "whole" in more else []
     adapters = {"full": "", "lora": ",lora,fused_lora" if "fast" in more else ",lora"}[kind]
     return ["model=pretrained", f"model.path={folder / shape}", *(word.format(lora=adapters) for word in patches),
             "performance=off", "dataset=files",
-            f"dataset.path={data}", "dataset.eval_fraction=0.02", f"launch={launch}", f"trainer.max_seq_len={pack}",
+            f"dataset.path={data}", "dataset.eval_fraction=0.02", f"launch={launch}", *gathered, f"trainer.max_seq_len={pack}",
             f"trainer.micro_batch_size={micro}", f"trainer.global_batch_size={micro * ranks}", f"trainer.max_steps={steps}", "trainer.num_epochs=9",
             "trainer.lr=1e-5", "trainer.warmup_steps=0", "trainer.num_answers=0", "trainer.num_samples=0",
             "trainer.eval_every=null", "trainer.eval_at_start=false", "trainer.save_every=null", "verify.mode=off",

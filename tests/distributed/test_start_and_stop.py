@@ -277,11 +277,14 @@ def test_torchrun_says_once_what_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_max_time_ends_all_ranks(tmp_path: Path) -> None:
-    began = time.monotonic()
+    """Saved by then; what comes after it, the ranks' and Python's ending, takes as long as the machine's other work lets it."""
+    began = time.time()
     started = Started(tmp_path, "trainer.max_steps=100000", "trainer.save_every=1000", "trainer.max_time=30s")
     code, _ = started.ends()
     assert code == 0, started.said
-    assert 10 < time.monotonic() - began < 36
+    saved = max(file.stat().st_mtime for file in started.run.glob("checkpoints/step-*/manifest.json"))
+    assert 10 < saved - began < 33
+    assert time.time() - saved < 15
     assert facts(started.run)["status"] == "preempted"
     assert "stopped   max_time: step-" in started.said
     nothing_left(started.run)
