@@ -44,6 +44,7 @@ def preparation(folder: Path) -> str:
 def training(folder: Path) -> str:
     """Times TRL's tokens a second, packed, at the same work and with the same checkpointing; from h200_tokens_beside_trl.json."""
     rows = json.loads((folder / "h200_tokens_beside_trl.json").read_text())
+    rows = [row for row in rows if "failed" not in row]
     bars: list[tuple[str, float, str, str]] = []
     for peer in (row for row in rows if row["variant"] in ("trl", "trl_checkpointed")):
         checkpointed = peer["variant"] == "trl_checkpointed"

@@ -150,10 +150,13 @@ def with_settings(compiled: Any, name: str) -> Any:
 def checkpointed_around(layer: Any, graph: Callable[..., Any]) -> Callable[..., Any]:
     """A compiled layer whose graph has no checkpointing in it: where the layer is to be checkpointed, the whole graph is.
 
-    Under FSDP2 it stays inside: sharded weights are gathered by hooks in the graph, which are not to run once more.
+    FSDP2's hooks are around the graph too, and know of passes that are done once more. transformers before 5.2x
+    checkpoints around the call by itself.
     """
     from torch import is_grad_enabled
-    from torch.distributed.fsdp import FSDPModule
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    by_itself = "__call__" in vars(GradientCheckpointingLayer)
 
     def unchecked(*arguments: Any, **kwargs: Any) -> Any:
         before = layer.gradient_checkpointing
@@ -164,7 +167,7 @@ def checkpointed_around(layer: Any, graph: Callable[..., Any]) -> Callable[..., 
             layer.gradient_checkpointing = before
 
     def called(*arguments: Any, **kwargs: Any) -> Any:
-        if not getattr(layer, "gradient_checkpointing", False) or isinstance(layer, FSDPModule):
+        if by_itself or not getattr(layer, "gradient_checkpointing", False):
             return graph(*arguments, **kwargs)
         if layer.training and is_grad_enabled():
             return layer._gradient_checkpointing_func(partial(unchecked, **kwargs), *arguments)
@@ -190,7 +193,9 @@ def decoder_layers(model: Any, key: str = "patch.compile") -> list[nn.Module]:
     for module in (decoder if decoder is not None else base).modules():
         if isinstance(module, nn.ModuleList) and len(module) == amount:
             return list(module)
-    raise UserError(f"{key}: {type(base).__name__} has no list of {amount} decoder layers.\n  Leave it out.")
+    raise UserError(
+        f"{key}: {type(base).__name__} has no list of {amount} decoder layers.\n  Leave it out of patch=[…]."
+    )
 
 
 def compiled_layers(model: nn.Module) -> list[nn.Module]:

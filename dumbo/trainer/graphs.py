@@ -11,8 +11,8 @@ Each kind goes the same way, and every pass on it trains:
     from then on      tensors are copied to where the graph reads them, and it is replayed
 
 Where it is left open whether they are used, they have to pay twice: launching takes most of a pass (`PAYS`), and, since a
-launch also takes long where it waits for a full queue, replays of the first kind take less time than its passes as
-written (`SAVES`). Otherwise their memory is given back.
+launch also takes long where it waits for a full queue, the GPU gets from one pass to the next in less time by replays
+than it did as written (`SAVES`), both while nobody waits for it. Otherwise their memory is given back.
 
 Gradients live in one place each for as long as training lasts, since a graph writes where it was captured to. What needs
 new random numbers or a decision on the CPU in every pass (dropout, checkpointing) is not captured (`capturable.py`).
@@ -21,6 +21,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -39,9 +40,9 @@ WATCHED = 4
 PAYS = 0.7
 """Launching takes so large a share of a pass, or more: below it the GPU is busy while Python is done early."""
 SAVES = 0.03
-"""Replays take so much less time than passes as written, or more, both timed to the GPU's end."""
-COMPARED = 3
-"""Replays of the first kind that are timed for that: after its first one, which uploads the graph."""
+"""From one pass to the next takes so much less time by replays, or more."""
+PACED = 4
+"""Times from pass to pass, one after another, whose median counts for that."""
 
 Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 
@@ -56,8 +57,28 @@ class _Kind:
     items: torch.Tensor | None = None
     loss: torch.Tensor | None = None
     proven: bool = False
-    written_s: list[float] = field(default_factory=list)
-    replayed_s: list[float] = field(default_factory=list)
+
+
+class _Pace:
+    """How long it takes from the end of one pass to that of the next, on the GPU: what is between them counts, on both sides."""
+
+    def __init__(self) -> None:
+        self._ends: list[torch.cuda.Event] = []
+
+    def mark(self) -> bool:
+        """At the end of a pass; whether that is enough of them."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._ends.append(event)
+        return len(self._ends) > PACED
+
+    def broken(self) -> None:
+        """Another pass was between."""
+        self._ends.clear()
+
+    def ms(self) -> float:
+        self._ends[-1].synchronize()
+        return statistics.median(one.elapsed_time(other) for one, other in itertools.pairwise(self._ends))
 
 
 class Graphs:
@@ -73,6 +94,8 @@ class Graphs:
         self.one_pass = one_pass
         self.decided: bool | None = True if always else None
         self.judged = always
+        self._written_ms: float | None = None
+        self._pace = _Pace()
         self.replayed = self.passes = 0
         self.said = "on"
         self._shares: list[float] = []
@@ -93,6 +116,8 @@ class Graphs:
             return self._watched(model, inputs, items)
         if not self.decided:
             return self.one_pass(model, inputs, items)
+        if not self.judged and self._written_ms is None:
+            return self._paced(model, inputs, items)
         self.passes += 1
         self._settle_gradients()
         kind = self._kinds.get(key := _key(inputs))
@@ -101,6 +126,7 @@ class Graphs:
         if kind.proven:
             self.replayed += 1
             return self._replay(kind, inputs, items) if self.judged else self._judge(kind, inputs, items)
+        self._pace.broken()
         return self._beside(lambda: self._towards(kind, model, inputs, items))
 
     @property
@@ -133,14 +159,21 @@ class Graphs:
             self.said = f"{'on' if self.decided else 'off'}, launching takes {100 * share:.0f}% of a pass"
         return loss
 
+    def _paced(self, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+        """As written, and nobody waits: what replays are held against."""
+        loss = self.one_pass(model, inputs, items)
+        if self._pace.mark():
+            self._written_ms = self._pace.ms()
+            self._pace.broken()
+        return loss
+
     def _towards(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         kind.seen += kind.seen >= 0
         if kind.graph is not None:
             return self._prove(kind, model, inputs, items)
-        if kind.seen != 2:
-            return self.one_pass(model, inputs, items)
-        loss = self._timed(kind.written_s, lambda: self.one_pass(model, inputs, items))
-        self._capture(kind, model, inputs, items)
+        loss = self.one_pass(model, inputs, items)
+        if kind.seen == 2:
+            self._capture(kind, model, inputs, items)
         return loss
 
     def _capture(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> None:
@@ -162,7 +195,7 @@ class Graphs:
         """
         assert self._gradients is not None
         before = [gradient.clone() for gradient in self._gradients]
-        loss = self._timed(kind.written_s, lambda: self.one_pass(model, inputs, items))
+        loss = self.one_pass(model, inputs, items)
         written = [gradient.clone() for gradient in self._gradients]
         _copy(self._gradients, before)
         found = self._replay(kind, inputs, items)
@@ -180,29 +213,18 @@ class Graphs:
         return loss
 
     def _judge(self, kind: _Kind, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
-        """A replay, timed; after some of the first kind it is decided whether graphs save anything."""
-        loss = self._timed(kind.replayed_s, lambda: self._replay(kind, inputs, items))
-        if len(kind.replayed_s) == COMPARED:
+        """A replay; after some in a row it is decided whether graphs save anything."""
+        assert self._written_ms is not None
+        loss = self._replay(kind, inputs, items)
+        if self._pace.mark():
             self.judged = True
-            written, replayed = min(kind.written_s), min(kind.replayed_s)
-            pays = replayed <= (1 - SAVES) * written
-            said = f"a pass takes {1000 * written:.1f} ms as written, replayed {1000 * replayed:.1f}"
-            if pays:
+            replayed = self._pace.ms()
+            said = f"a pass each {self._written_ms:.1f} ms as written, {replayed:.1f} replayed"
+            if replayed <= (1 - SAVES) * self._written_ms:
                 self.said += f", {said}"
             else:
                 self._give_up(f"off, {said}")
         return loss
-
-    def _timed(self, seconds: list[float], work: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Until the GPU is done, where that is still to be known."""
-        if self.judged:
-            return work()
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        found = work()
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-        return found
 
     def _give_up(self, said: str) -> None:
         """Passes go as written from here; graphs, their pool and the gradients' places are let go of."""

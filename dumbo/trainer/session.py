@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,7 @@ from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.start_panel import show_batches
 from dumbo.trainer.stop import StopCallback
+from dumbo.verify.excerpts import Excerpts
 from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
 from dumbo.verify.head_loss import head_loss_proof
 from dumbo.verify.quick import ACCUMULATION, accumulation_proof, fused_loss_proof, of_excerpts, unlike_documents
@@ -249,7 +250,8 @@ class Session:
         if not examples:
             first = fitting(self.run, self.sft.first_examples(self.data, self.run.ranks), self.sft)
             examples = few(first, trainer.store, self.model)
-        proofs = [tokens_proof(trainer.collate(examples), self.tokenizer)]
+        whole = replace(trainer.collate, store=self.data.train.store, room=None)
+        proofs = [tokens_proof(whole(examples), self.tokenizer)]
         proofs += loss_and_flow_proofs(trainer, examples, before)
         proofs.append(head_loss_proof(trainer, examples))
         unlike = unlike_documents(self.data.train)
@@ -261,6 +263,8 @@ class Session:
         proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
         if takes_places(self.model):
             proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
+        if isinstance(trainer.store, Excerpts):
+            proofs.append(f"losses and gradients of longer documents: of excerpts of {trainer.store.most:,} tokens")
         return proofs
 
     # ---- during -----------------------------------------------------------------------------------------------

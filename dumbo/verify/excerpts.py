@@ -30,9 +30,7 @@ def excerpts_of(store: Store, most: int | None = None) -> Store:
 
 @dataclass(frozen=True)
 class Excerpts(Store):
-    """Args:
-    most: tokens.
-    """
+    """The documents of another store, none longer than `most` tokens."""
 
     most: int
 

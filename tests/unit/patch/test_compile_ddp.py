@@ -10,10 +10,14 @@ import torch
 from small_runs import model_of
 from torch import distributed
 from torch._dynamo import config
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dumbo.patch import compile as patch
-from dumbo.patch.compile import Compile
+from dumbo.patch.compile import Compile, decoder_layers
+from dumbo.patch.fused_lora import FusedLoRA
+from dumbo.patch.gradient_checkpointing import GradientCheckpointing
+from dumbo.patch.lora import LoRA
 
 
 @pytest.fixture
@@ -50,3 +54,34 @@ def test_one_graph_where_torch_would_make_several(one_rank: None, monkeypatch: A
     assert cut > 1, "the test sees it when torch cuts a layer"
     for name, gradient in gradients.items():
         assert torch.allclose(gradient, others[name], atol=1e-6), name
+
+
+def test_checkpointed_around_the_graph_under_fsdp2(one_rank: None) -> None:
+    """Real FSDP2: gradients of the model as written; what a layer keeps is its input, though its pass is done once more."""
+    ids = torch.arange(64)[None]
+    found = []
+    for sharded in (False, True):
+        torch.manual_seed(0)
+        model = FusedLoRA().apply(LoRA(rank=4, init="gaussian").apply(model_of(hidden_size=64, intermediate_size=256)))
+        kept = []
+        if sharded:
+            model = Compile(backend="aot_eager").apply(GradientCheckpointing().apply(model))
+            for layer in decoder_layers(model):
+                fully_shard(layer)
+            fully_shard(model)
+        model.train()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: (kept.append(tensor), tensor)[1], lambda tensor: tensor
+        ):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        whole = {name: getattr(grad, "full_tensor", lambda grad=grad: grad)() for name, grad in gradients.items()}
+        wide = sum(tensor.shape[-1] == 256 and tensor.shape[-2] == 64 for tensor in kept if tensor.ndim > 1)
+        found.append((float(loss.detach()), whole, wide))
+    (loss, gradients, wide), (other, others, still) = found
+    assert other == pytest.approx(loss, abs=1e-6)
+    assert others.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, atol=1e-6, rtol=1e-5)
+    assert (wide > 0, still) == (True, 0), "products inside of the MLP"
