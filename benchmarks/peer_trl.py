@@ -12,7 +12,9 @@ Started by `benchmarks.gpu` in a process of its own. Only real tokens count. Pri
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 import sys
 import time
 from importlib.metadata import version
@@ -24,7 +26,7 @@ ROWS = 16
 
 
 def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longest: int, mode: str) -> dict[str, Any]:
-    """Tokens a second of the steps after the warm-up, losses, and the most memory that was allocated."""
+    """Tokens a second of the steps after the warm-up (median and mean), losses, and the most memory that was allocated."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
@@ -44,7 +46,7 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
         logging_steps=max(1, warmup), learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=mode != "packed",
         use_liger_kernel=gpu, use_cpu=not gpu, **({"per_device_train_batch_size": ROWS} if mode == "default" else packed),
     )  # fmt: skip
-    at: dict[int, float] = {}
+    ends: list[Any] = []
     counts: list[torch.Tensor] = []
 
     class Counting(SFTTrainer):
@@ -54,10 +56,11 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step in (warmup, steps):
-                if gpu:
-                    torch.cuda.synchronize()
-                at[state.global_step] = time.perf_counter()
+            if gpu:  # its time on the GPU: nobody waits for it
+                ends.append(torch.cuda.Event(enable_timing=True))
+                ends[-1].record()
+            else:
+                ends.append(time.perf_counter())
 
     trainer = Counting(
         model=model,
@@ -69,9 +72,15 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
     )
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    tokens = sum(int(count) for count in counts[warmup:])
+    if gpu:
+        ends[-1].synchronize()
+    between = itertools.pairwise(ends[max(0, warmup - 1) :])
+    seconds = [one.elapsed_time(other) / 1000 if gpu else other - one for one, other in between]
+    tokens = [int(count) for count in counts[max(1, warmup) :]]
+    speeds = [count / took for count, took in zip(tokens, seconds, strict=True)]
     return {
-        "tokens_per_s": round(tokens / (at[steps] - at[warmup]), 1) if warmup else None,
+        "tokens_per_s": round(statistics.median(speeds), 1) if speeds else None,
+        "mean_tokens_per_s": round(sum(tokens) / sum(seconds), 1) if speeds else None,
         "rows_a_batch": arguments.per_device_train_batch_size,
         "versions": {name: version(name) for name in ("trl", "torch", "transformers", "liger-kernel")},
         "losses": [round(loss, 4) for loss in losses],

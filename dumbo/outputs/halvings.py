@@ -10,6 +10,7 @@ CUDA graphs that nobody asked for are given up before that, and stay so as long:
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -147,6 +148,10 @@ def _remedy(run: RunDir) -> str:
     shorter = f"a smaller trainer.max_seq_len, from the start: {typed('repeat', run.path)} trainer.max_seq_len=…"
     log = f"The whole traceback is in {short(run.path / 'dumbo.log')}"
     if "gradient_checkpointing" in patches:
+        said = re.match(r"applied: (\d+) of (\d+) layers", run.facts["patches"]["gradient_checkpointing"])
+        if said is not None and said[1] != said[2]:
+            all_layers = f"{typed('resume', run.path)} patch.gradient_checkpointing.layers=null"
+            return f"  Go on with checkpointing of all layers: {all_layers}\n  or write {shorter}\n  {log}"
         return f"  Write {shorter}\n  {log}"
     words = shlex.quote(f"patch=[{','.join([*patches, 'gradient_checkpointing'])}]")
     return f"  Go on with gradient checkpointing: {typed('resume', run.path)} {words}\n  or write {shorter}\n  {log}"

@@ -200,5 +200,7 @@ def remedy(plugins: Plugins) -> str:
     words = []
     if "gradient_checkpointing" not in plugins.patches:
         words.append(f"patch=[{','.join([*plugins.patches, 'gradient_checkpointing'])}]")
+    elif getattr(plugins.patches["gradient_checkpointing"], "layers", None) is not None:
+        words.append("patch.gradient_checkpointing.layers=null")
     words.append(f"a trainer.max_seq_len below {plugins.trainer.max_seq_len}")
     return "  Write " + ", or ".join(words)

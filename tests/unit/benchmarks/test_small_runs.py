@@ -101,6 +101,34 @@ def test_chart(tmp_path):
     assert texts[1:] == ["dumbo, 2 cores", "2.50 M", "TRL SFTTrainer, 2 cores", "400 k"]
 
 
+def test_chart_of_training(tmp_path):
+    """Like beside like: the fastest of ours with all layers checkpointed or none, by means; rows that failed are left out."""
+    import xml.etree.ElementTree
+
+    same = {"shape": "llama8b", "work": "lora", "packs": 4, "documents": "x", "hardware": {"gpu": "G"}}
+    rows = [
+        {**same, "variant": variant, "tokens_per_s": 1.0, "mean_tokens_per_s": mean}
+        for variant, mean in (
+            ("tiles", 1e4),
+            ("tiles_fused", 2e4),
+            ("tiles_checkpointed", 9e3),
+            ("tiles_checkpointed_16", 1.5e4),
+        )
+    ]
+    rows += [
+        {**same, "variant": "trl", "tokens_per_s": 1e4},
+        {**same, "variant": "trl_checkpointed", "tokens_per_s": 6e3},
+    ]
+    rows += [{**same, "packs": 8, "variant": "trl", "failed": "exit code 1"}]
+    (tmp_path / "h200_tokens_beside_trl.json").write_text(json.dumps(rows))
+    command = [sys.executable, "-m", "benchmarks.chart", "--results", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    drawing = xml.etree.ElementTree.parse(tmp_path / "chart_gpu.svg").getroot()
+    texts = [element.text for element in drawing if element.tag.endswith("text")]
+    assert texts[1:] == ["Llama-3.1-8B, LoRA: dumbo", "20 k, 2.00 x", "TRL", "10 k",
+                         "Llama-3.1-8B, LoRA, checkpointed: dumbo", "9 k, 1.50 x", "TRL", "6 k"]  # fmt: skip
+
+
 @pytest.mark.full
 def test_memory(tmp_path):
     [row] = run("memory", tmp_path)["rows"]

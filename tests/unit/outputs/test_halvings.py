@@ -24,3 +24,17 @@ def test_only_patches_that_were_chosen_are_to_be_typed(tmp_path: Path) -> None:
     run.update(performance=["fused_lora"])
     with pytest.raises(RunFailed, match=r"patch=\[liger,lora,gradient_checkpointing\]'"):
         halve(run, MemoryFull("full", 3, Batch.of(4, 1, 1), 1))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "advised"),
+    [("8 of 32 layers recomputed in the backward pass", True), ("32 of 32 layers recomputed in the backward pass", False),
+     ("33 modules recomputed in the backward pass", False)],
+)  # fmt: skip
+def test_where_some_layers_are_checkpointed_the_others_can_be(evidence: str, advised: bool, tmp_path: Path) -> None:
+    run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
+    run.note_patch("gradient_checkpointing", evidence)
+    with pytest.raises(RunFailed) as failed:
+        halve(run, MemoryFull("full", 3, Batch.of(4, 1, 1), 1))
+    assert ("patch.gradient_checkpointing.layers=null" in str(failed.value)) == advised
+    assert "trainer.max_seq_len=…" in str(failed.value)

@@ -88,6 +88,11 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     said = capsys.readouterr().err
     assert "not enough for a single example" in said
     assert "patch=[gradient_checkpointing], or a trainer.max_seq_len below 64" in said
+    some = ["patch=[gradient_checkpointing]", "patch.gradient_checkpointing.layers=1"]
+    assert main([*QUICK, *some, "trainer.micro_batch_size=auto"]) == 2
+    assert (
+        "Write patch.gradient_checkpointing.layers=null, or a trainer.max_seq_len below 64" in capsys.readouterr().err
+    )
 
 
 def test_ranks_of_one_machine_share_its_memory(experiment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
