@@ -34,7 +34,8 @@ def test_predicted_is_what_is_taken(case: str, data: Path, request: pytest.Fixtu
             "dataset.limit=200",
             "dataset.eval_fraction=0",
         ]
-    wanted, found = predicted(words)["peak"], measured(words)
+    runs = 1 if "smollm" in case else 3  # 301 to 346 MiB were seen of one command: a plan has to hold for the most
+    wanted, found = predicted(words)["peak"], max(measured(words) for _ in range(runs))
     print(
         f"{case}: predicted {wanted / 2**20:,.0f} MiB, measured {found / 2**20:,.0f} MiB, {100 * (wanted / found - 1):+.1f}%"
     )
