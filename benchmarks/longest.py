@@ -15,7 +15,6 @@ a run's start are left out (`verify.mode=off`): they would take as long as the s
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
 import os
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.made_up import SHAPES, write_documents, write_model
-from benchmarks.record import Record
+from benchmarks.record import Record, nothing_held
 
 STEPS = {"full": 2, "lora": 1}
 BACK = 0.95
@@ -75,10 +74,7 @@ def tried(side: str, folder: Path, shape: str, longest: int) -> dict[str, Any]:
     tokens = (STEPS[WORK[shape]] + 1) * longest
     write_documents(folder, replace(SHAPES[shape], longest=longest), tokens, full_rows=True)
     torch.compiler.reset()
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    nothing_held()
     began = time.perf_counter()
     try:
         found = SIDES[side](folder, WORK[shape], longest)

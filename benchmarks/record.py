@@ -5,6 +5,7 @@ A result says on what it was measured: hardware, versions, commit, and how busy 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -65,6 +66,16 @@ class Record:
         file = self.folder / f"{self.name}.json"
         file.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
         return file
+
+
+def nothing_held() -> None:
+    """Before a case in a process that had others: what they left on the GPU is free, and the peak counts anew."""
+    import torch
+
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _module() -> str:

@@ -18,7 +18,6 @@ reason. A case that fails on every rank says so and leaves the others standing.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import re
@@ -29,6 +28,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.record import nothing_held
 
 SHAPES: dict[str, dict[str, Any]] = {
     "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
@@ -97,8 +98,6 @@ def make_model(shape: dict[str, Any], tokenizer: Path, folder: Path) -> None:
 
 def work(file: Path) -> None:
     """One rank: the cases of a file in turn; rank 0 adds each result to a file beside it as soon as it is there."""
-    import torch
-
     import dumbo
     from dumbo.trainer.checkpoint import Checkpoints
     from dumbo.trainer.session import Session
@@ -106,10 +105,7 @@ def work(file: Path) -> None:
     Checkpoints.save = lambda self, step, *others: self.path(step)  # type: ignore[method-assign,assignment]
     Session._save_model = lambda self, trainer, ends: (self.run.path / "model").mkdir(exist_ok=True)  # type: ignore[method-assign]
     for case, words in json.loads(file.read_text()).items():
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        nothing_held()
         began = time.perf_counter()
         try:
             dumbo.run(words)

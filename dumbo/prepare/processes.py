@@ -146,10 +146,10 @@ def _read(connection: Connection, items: queue.SimpleQueue[Any]) -> None:
 def _answer(work: Callable[[Any], Any], item: Any) -> bytes:
     try:
         return pickle.dumps((True, work(item)), pickle.HIGHEST_PROTOCOL)
-    except BaseException as error:
+    except BaseException as error:  # the parent raises it
         error.add_note("".join(traceback.format_exception(error)))
         try:
             pickle.loads(found := pickle.dumps((False, error)))
-        except Exception:
+        except Exception:  # one that cannot be sent goes as its text
             return pickle.dumps((False, RuntimeError("".join(traceback.format_exception(error)))))
         return found

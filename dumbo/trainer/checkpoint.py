@@ -115,7 +115,7 @@ class Checkpoints:
         try:
             if world.main or not rank_0_only:
                 part()
-        except Exception as error:
+        except Exception as error:  # raised on every rank, once all have said how it went
             failure = error
         why = (
             None if failure is None else self._why(failure, target)

@@ -21,7 +21,6 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
-import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -29,6 +28,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from dumbo.trainer.pace import Pace
 
 MOST = 16
 """Kinds that are captured; batches of further ones go as they are written. Each keeps its inputs, all share one pool."""
@@ -41,8 +42,6 @@ PAYS = 0.7
 """Launching takes so large a share of a pass, or more: below it the GPU is busy while Python is done early."""
 SAVES = 0.03
 """From one pass to the next takes so much less time by replays, or more."""
-PACED = 4
-"""Times from pass to pass, one after another, whose median counts for that."""
 
 Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 
@@ -59,28 +58,6 @@ class _Kind:
     proven: bool = False
 
 
-class _Pace:
-    """How long it takes from the end of one pass to that of the next, on the GPU: what is between them counts, on both sides."""
-
-    def __init__(self) -> None:
-        self._ends: list[torch.cuda.Event] = []
-
-    def mark(self) -> bool:
-        """At the end of a pass; whether that is enough of them."""
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._ends.append(event)
-        return len(self._ends) > PACED
-
-    def broken(self) -> None:
-        """Another pass was between."""
-        self._ends.clear()
-
-    def ms(self) -> float:
-        self._ends[-1].synchronize()
-        return statistics.median(one.elapsed_time(other) for one, other in itertools.pairwise(self._ends))
-
-
 class Graphs:
     """The graphs of one run.
 
@@ -95,7 +72,7 @@ class Graphs:
         self.decided: bool | None = True if always else None
         self.judged = always
         self._written_ms: float | None = None
-        self._pace = _Pace()
+        self._pace = Pace()
         self.replayed = self.passes = 0
         self.said = "on"
         self._shares: list[float] = []

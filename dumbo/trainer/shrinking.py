@@ -98,7 +98,7 @@ class Shrinking(_Base):
         while True:
             try:
                 return self._passes(model, batches, num_items_in_batch)
-            except Exception as error:
+            except Exception as error:  # any but full memory rises again in there
                 said = self._out_of_memory(error)
             # Outside of the except block: nothing holds the tensors of the failed pass any more.
             model.zero_grad()
@@ -133,7 +133,7 @@ class Shrinking(_Base):
                 loss: float = super().held_out_loss()
                 self._measuring = False
                 return loss
-            except Exception as error:
+            except Exception as error:  # any but full memory rises again in there
                 said = self._out_of_memory(error)
             model.train(training)
             self._make_room(self.state.global_step, said)

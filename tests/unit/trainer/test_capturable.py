@@ -21,7 +21,8 @@ from dumbo.outputs.run_dir import RunDir
 from dumbo.trainer import capturable
 from dumbo.trainer.capturable import why_not
 from dumbo.trainer.collate import Collate, Room
-from dumbo.trainer.graphs import PACED, Graphs, _copies, _key, _Kind
+from dumbo.trainer.graphs import Graphs, _copies, _key, _Kind
+from dumbo.trainer.pace import PACED
 from dumbo.trainer.sft import Sft
 
 YES: dict[str, Any] = {
