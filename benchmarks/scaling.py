@@ -4,11 +4,10 @@
 
 Shapes: SmolLM2-135M and Llama-3.2-1B with random weights (the speed of a step does not depend on them), made once. A
 micro batch is 8 packs of 2,048 tokens of real text on every GPU (`2k`: one pack, `32k`: 16, `64k`: 32), so two GPUs take twice the
-global batch. Patches are Liger's, or with `fast` those that `performance=auto` adds on one GPU (under FSDP2 Liger's loss in
-place of chunked_loss). `whole`: layers stay gathered from the forward to the backward pass. Every case is what
-`python -m dumbo` does with the words that stand in the result; cases of one kind run one after another in one group of
-processes, because starting Python and CUDA for each would take longer than the steps. Nothing is saved, for the same
-reason. A case that fails on every rank says so and leaves the others standing.
+global batch. Patches are Liger's, or with `fast` those that `performance=auto` adds. `whole`: layers stay gathered from the
+forward to the backward pass. Every case is what `python -m dumbo` does with the words that stand in the result; cases of
+one kind run one after another in one group of processes, because starting Python and CUDA for each would take longer than
+the steps. Nothing is saved, for the same reason. A case that fails on every rank says so and leaves the others standing.
 
     tokens_per_s       real tokens a second, all GPUs together, median over the steps after the first `WARM`
     state_memory_gib   weights, gradients and optimizer state on rank 0's GPU: allocated just before an optimizer step
@@ -40,11 +39,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 TINY = {**SHAPES["135m"], "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
 """In place of both with --tiny: for trying the script where there is no GPU."""
 STEPS, WARM = 28, 8
-FAST = {
-    "DDP": ["patch=[compile,chunked_loss,tile_attention{lora}]"],
-    "FSDP2": ["patch=[liger,compile,tile_attention{lora}]", "patch.liger.rope=false", "patch.liger.rms_norm=false",
-              "patch.liger.swiglu=false"],
-}  # fmt: skip
+FAST, LIGERS = "patch=[compile,chunked_loss,tile_attention{lora}]", "patch=[liger{lora}]"
 MICRO = {"2k": 1, "32k": 16, "64k": 32}
 """Packs of 2,048 tokens; otherwise 8."""
 ONE = {
@@ -72,10 +67,10 @@ def words_of(case: str, data: Path, folder: Path, steps: int, pack: int) -> list
     launch, shape, kind, *more = case.split() if case.split()[0] in ("ddp", "fsdp") else ("single", *case.split())
     ranks = 1 if launch == "single" else 2
     micro = next((MICRO[word] for word in more if word in MICRO), 8)
-    patches = FAST["FSDP2" if launch == "fsdp" else "DDP"] if "fast" in more else ["patch=[liger{lora}]"]
+    patches = FAST if "fast" in more else LIGERS
     gathered = ["launch.reshard_after_forward=false"] if "whole" in more else []
     adapters = {"full": "", "lora": ",lora,fused_lora" if "fast" in more else ",lora"}[kind]
-    return ["model=pretrained", f"model.path={folder / shape}", *(word.format(lora=adapters) for word in patches),
+    return ["model=pretrained", f"model.path={folder / shape}", patches.format(lora=adapters),
             "performance=off", "dataset=files",
             f"dataset.path={data}", "dataset.eval_fraction=0.02", f"launch={launch}", *gathered, f"trainer.max_seq_len={pack}",
             f"trainer.micro_batch_size={micro}", f"trainer.global_batch_size={micro * ranks}", f"trainer.max_steps={steps}", "trainer.num_epochs=9",
@@ -173,7 +168,7 @@ def table(results: list[dict[str, Any]]) -> str:
         if "failed" in result:
             lines.append(f"{name:24} {result['failed'].splitlines()[0]}")
             continue
-        one = by_name.get(name.partition(" ")[2])
+        one = by_name.get(name.partition(" ")[2].removesuffix(" whole"))
         one = None if one is None or "failed" in one else one
         ratio = f"{result['tokens_per_s'] / one['tokens_per_s']:.2f} x one GPU" if one else ""
         state = result["state_memory_gib"]

@@ -230,6 +230,7 @@ def _ours(sft: Sft, model: Any, data: PreparedSplits, path: Path, warm: int) -> 
         session.train()
     finally:
         del model.forward  # the timed one; the class has its own
+        model._is_accelerate_prepared = False  # else accelerate leaves the next round without autocast
     steps = (sft.max_steps or 0) - warm
     seconds = session.clock.ended - session.clock.began
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dumbo.bind import build, section
-from dumbo.cross_check import batch, conflicts, fitted, wrapped
+from dumbo.cross_check import batch, conflicts, fitted
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.options import (
@@ -108,7 +108,7 @@ def check(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], config_d
             problems = [str(error)]
         report.faults += [text if text.startswith(f"{name}.") else f"{name}: {text}" for text in problems]
     plugins = replace(plugins, launch=fitted(plugins.launch, plugins.trainer))
-    report.faults += batch(plugins.trainer, plugins.launch) + wrapped(plugins.patches, plugins.launch)
+    report.faults += batch(plugins.trainer, plugins.launch)
     report.stop_if_any()
     return plugins
 

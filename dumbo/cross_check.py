@@ -32,17 +32,6 @@ def _without(patches: Mapping[str, Any], name: str) -> str:
     return ",".join(other for other in patches if other != name)
 
 
-def wrapped(patches: Mapping[str, Any], launch: Any) -> list[str]:
-    """Chosen patches that say they cannot be inside of what the launch puts around the model (DDP, FSDP2), and why."""
-    around = getattr(launch, "wrapper", "none")
-    return [
-        f"patch.{name} cannot be inside {around}: {patch.not_inside[around]}.\n"
-        f"  Leave it out: patch=[{_without(patches, name)}], or write another launch: launch=ddp"
-        for name, patch in patches.items()
-        if around in getattr(patch, "not_inside", {})
-    ]
-
-
 def fitted(launch: Any, trainer: Any) -> Any:
     """`launch`, which may adapt itself to the trainer's batch, where the choice is its own."""
     fit = getattr(launch, "fitting", None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dumbo.cross_check import conflicts, wrapped
+from dumbo.cross_check import conflicts
 from dumbo.errors import UserError
 from dumbo.interfaces import Patch
 from dumbo.options import FASTER
@@ -64,7 +64,7 @@ def added(
     found = dict(patches)
     for name in wanted:
         patch = KINDS[name]()
-        reason = _why_not(name, patch, found, skeleton, steps_of(plugins.trainer, data), plugins.launch)
+        reason = _why_not(name, patch, found, skeleton, steps_of(plugins.trainer, data))
         if reason is None and name in WITHOUT_PACKS and not one_shape(plugins):
             reason = f"batches are not packs on one token axis: {WITHOUT_PACKS[name]}"
         if reason is None and name == "tile_attention":
@@ -120,12 +120,12 @@ def _not_here() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA device"
 
 
-def _why_not(name: str, patch: Any, others: Mapping[str, Patch], skeleton: Any, steps: int, launch: Any) -> str | None:
+def _why_not(name: str, patch: Any, others: Mapping[str, Patch], skeleton: Any, steps: int) -> str | None:
     """Why a patch is not added, on one line."""
     reason = patch.unavailable() if hasattr(patch, "unavailable") else None
     if reason is None and skeleton is None:
         reason = "the model's plugin has no load_skeleton, which it is checked on (patch=[…] does it)"
-    clash = conflicts({**others, name: patch}) + wrapped({name: patch}, launch)
+    clash = conflicts({**others, name: patch})
     if reason is None and clash:
         reason = clash[0].splitlines()[0]
     if reason is None and skeleton is not None:

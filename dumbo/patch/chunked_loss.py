@@ -31,6 +31,9 @@ VARIANTS = 16
 """Graphs of a chunk's loss: with gradients and without, under autocast and not, of any number of tokens, and room for more."""
 SAME = 1e-5
 """Relative difference of two sums of 13 losses in float32."""
+MOST_TOKENS, MOST_BYTES = 8192, 2**30
+"""Of a chunk, and of its logits in bf16: 8,192 tokens of a vocabulary of 128 k were at the peak of an 8B's memory with
+checkpointing; with 4,096 it is 1 GiB less and no slower (benchmarks/NOTES.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +41,22 @@ class ChunkedLoss:
     """The loss without all logits. Runs on a CPU too.
 
     Args:
-        chunk_size: tokens a chunk; a chunk's logits take chunk_size x vocabulary x 4 bytes, a few times.
+        chunk_size: tokens a chunk, whose logits take chunk_size x vocabulary x 2 bytes in bf16. null: what 1 GiB has room
+            for, at most 8,192.
         compiled: a chunk's loss goes through torch.compile where patch=[compile] could run.
 
     Raises:
         UserError: a model that does more between its layers and its loss, or has another loss (compared on random numbers).
     """
 
-    chunk_size: int = 8192
+    chunk_size: int | None = None
     compiled: bool = True
 
     stage: ClassVar[Stage] = Stage.KERNELS
     conflicts: ClassVar[tuple[str, ...]] = ()
-    not_inside: ClassVar[dict[str, str]] = {
-        "FSDP2": "it takes the gradients of the output head during the forward pass, and there they are of a weight in shards"
-    }
 
     def __post_init__(self) -> None:
-        if self.chunk_size < 1:
+        if self.chunk_size is not None and self.chunk_size < 1:
             raise UserError(f"chunk_size must be at least 1, got {self.chunk_size}.")
 
     def conflicts_with(self, others: Mapping[str, Any]) -> Iterable[str]:
@@ -95,9 +96,16 @@ class ChunkedLoss:
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         self.check(model)
         base: Any = base_of(model)
-        base.forward = MethodType(_forward(base.forward, self.chunk_size, self._function()), base)
+        base.forward = MethodType(_forward(base.forward, self.tokens(base), self._function()), base)
         self.evidence(model)
         return model
+
+    def tokens(self, base: Any) -> int:
+        """Of a chunk."""
+        if self.chunk_size is not None:
+            return self.chunk_size
+        vocabulary = base.get_output_embeddings().weight.shape[0]
+        return min(MOST_TOKENS, max(1024, MOST_BYTES // (2 * vocabulary) // 1024 * 1024))
 
     def _function(self) -> Any:
         import torch
@@ -119,7 +127,7 @@ class ChunkedLoss:
         if not takes_places(base):
             raise RuntimeError(f"the chunked loss did not take on {type(base).__name__}")
         compiled = self.compiled and Compile().unavailable() is None
-        return f"head and loss over {self.chunk_size:,} tokens at a time" + ", compiled" * compiled
+        return f"head and loss over {self.tokens(base):,} tokens at a time" + ", compiled" * compiled
 
 
 def unlike(base: Any) -> str | None:

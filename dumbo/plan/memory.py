@@ -86,11 +86,7 @@ def predict(
     from dumbo.trainer.collate import Collate, Room
 
     trainer, device = plugins.trainer, torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = (
-        found
-        if found is not None
-        else stand_in(plugins, tokenizer, chosen_patches(plugins, tokenizer, data, batch.ranks))
-    )
+    found = found if found is not None else stand_in(plugins, tokenizer, chosen_patches(plugins, tokenizer, data))
     model: Any = found.model
     layout: Any = _layout(plugins, model)
     pad = tokenizer.pad_token_id

@@ -142,7 +142,7 @@ def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, 
     of = arithmetic(trainer, data, trainer.batch(ranks))
     if measures and took is None and torch.cuda.is_available():  # before this process has memory of the GPU itself
         took = measured(plugins, data, ranks, of.batch.micro, None, console)
-    found = stand_in(plugins, tokenizer, chosen_patches(plugins, tokenizer, data, ranks))
+    found = stand_in(plugins, tokenizer, chosen_patches(plugins, tokenizer, data))
     total, trainable = found.parameters
     patches = {**found.evidence, **{name: f"left out: {reason}" for name, reason in found.left_out.items()}}
     model = {"name": str(getattr(plugins.model, "name", type(plugins.model).__name__)), "parameters": total,

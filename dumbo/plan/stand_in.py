@@ -59,11 +59,9 @@ class StandIn:
         return sum(p.numel() for p in every), sum(p.numel() for p in every if p.requires_grad)
 
 
-def chosen_patches(plugins: Plugins, tokenizer: Any, data: PreparedSplits, ranks: int) -> dict[str, Any]:
+def chosen_patches(plugins: Plugins, tokenizer: Any, data: PreparedSplits) -> dict[str, Any]:
     """The patches of the config and those that `performance` is going to add, in order."""
     patches = order.in_order(plugins.patches)
-    if ranks > 1:
-        return patches
     nowhere = RunDir(Path(), Console(io.StringIO()), 0.0, claimed=False)  # nothing is written
     return auto.added(plugins, patches, tokenizer, data, nowhere)
 

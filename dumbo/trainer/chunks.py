@@ -2,7 +2,8 @@
 
 Part of the engine's loss (`patch/chunked_loss.py` puts it into a model). Each chunk's gradients are taken right after its
 loss, while its logits are there, and only scaled in the backward pass; those of the head are added up in float32. So no
-chunk is computed twice, as checkpointing it would. The idea: Hsu et al. 2024 (arXiv:2410.10989, 3.2), in torch's own
+chunk is computed twice, as checkpointing it would. Under FSDP2 all chunks are one call of the head: its weights are gathered
+before the first and their gradients scattered after the last. The idea: Hsu et al. 2024 (arXiv:2410.10989, 3.2), in torch's own
 operations here, with large chunks for any head (tied, with a bias, with an adapter).
 """
 
@@ -17,6 +18,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dumbo.interfaces import IGNORE
+from dumbo.trainer.sharded import is_sharded
 
 ROWS_IN = 64
 """The last chunk is filled up to a multiple of so many tokens, with ones that bear no loss: matrix products like that."""
@@ -28,7 +30,7 @@ def chunk_loss(head: Any, softcap: float | None, hidden: torch.Tensor, targets: 
     """Sum of the losses of one chunk.
 
     Args:
-        head: the output head, a module.
+        head: the output head: a module, or what does its work.
         softcap: logits are softcap * tanh(logits / softcap) (Gemma 2); None: as they are.
         hidden: (C, H) what the head is given.
         targets: (C,) the token that should follow; -100: no loss.
@@ -58,13 +60,56 @@ def summed_loss(
         size: tokens a chunk.
         of_chunk: `chunk_loss`, or the same compiled.
     """
+    if is_sharded(head):
+        return _as_one_call(
+            head, hidden, lambda own, given: _summed(head, own, softcap, given, targets, at, size, of_chunk)
+        )
+    return _summed(head, head, softcap, hidden, targets, at, size, of_chunk)
+
+
+def _as_one_call(head: Any, hidden: torch.Tensor, work: Callable[[_Own, torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """What `work` returns, done as the forward pass of a sharded head: between FSDP2's hooks, which then run once.
+
+    Args:
+        work: is given the head's own forward pass, without hooks, and what they make of `hidden`.
+    """
+    assert "forward" not in vars(head), f"something else is in place of the forward pass of {type(head).__name__}"
+    head.forward = lambda given: work(_Own(head), given)
+    try:
+        total: torch.Tensor = head(hidden)
+    finally:
+        del head.forward
+    return total
+
+
+class _Own:
+    """A module's forward pass as its class has it, without hooks."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, hidden: torch.Tensor) -> Any:
+        return type(self.module).forward(self.module, hidden)
+
+
+def _summed(
+    head: Any,
+    own: Any,
+    softcap: float | None,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    at: torch.Tensor | None,
+    size: int,
+    of_chunk: ChunkLoss,
+) -> torch.Tensor:
+    """`summed_loss` of a head that has its weights whole; `own` is called in its place."""
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     if torch.is_grad_enabled() and (hidden.requires_grad or parameters):
-        total: torch.Tensor = _Chunks.apply(hidden, targets, at, head, softcap, size, of_chunk, *parameters)
+        total: torch.Tensor = _Chunks.apply(hidden, targets, at, own, softcap, size, of_chunk, *parameters)
         return total
     total = torch.zeros((), device=hidden.device)
     for rows, wanted in _chunks(*_picked(hidden, targets, at), size):
-        total = total + of_chunk(head, softcap, rows, wanted)
+        total = total + of_chunk(own, softcap, rows, wanted)
     return total
 
 

@@ -164,6 +164,7 @@ def test_checkpointed_layers_keep_their_input_alone(fused: bool) -> None:
     gradients = {}
     for checkpointed in (False, True):
         torch.compiler.reset()
+        torch.manual_seed(0)
         model = LoRA(rank=4, init="gaussian").apply(model_of(**shape, attn_implementation="sdpa").to("cuda"))
         model = FusedLoRA().apply(model) if fused else model
         model = Compile().apply(GradientCheckpointing().apply(model) if checkpointed else model)

@@ -21,8 +21,6 @@ pytestmark = [
 WORDS = ("model=tiny", "trainer.max_steps=30", "trainer.precision=bf16", "trainer.lr=2e-3", "trainer.num_answers=0",
          "trainer.num_samples=0", "trainer.global_batch_size=4", "trainer.micro_batch_size=1", "trainer.eval_every=15",
          "trainer.log_every=1")  # fmt: skip
-WITHOUT = {"fsdp": {"chunked_loss"}, "ddp": set()}
-"""Patches that say they cannot be inside the wrapper (`not_inside`)."""
 
 
 def run(folder: Path, *words: str) -> tuple[dict[str, Any], list[float]]:
@@ -39,7 +37,7 @@ def run(folder: Path, *words: str) -> tuple[dict[str, Any], list[float]]:
 @pytest.mark.parametrize(("launch", "wrapper"), [("ddp", "DDP"), ("fsdp", "FSDP2")])
 def test_faster_patches_change_no_loss(launch: str, wrapper: str, patch: str, tmp_path: Path) -> None:
     """30 steps on two GPUs with everything that fits there, beside one GPU with nothing (bf16: 8 bits of mantissa)."""
-    faster = set(FASTER) - WITHOUT[launch] - (set() if patch else {"fused_lora"})
+    faster = set(FASTER) - (set() if patch else {"fused_lora"})
     _, plain = run(tmp_path / "one", f"patch=[{patch}]", "launch=single", "performance=off")
     facts, fast = run(tmp_path / "two", f"patch=[{','.join([*patch.split(), *faster])}]", f"launch={launch}")
     assert facts["parallel"] == wrapper

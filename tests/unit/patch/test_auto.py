@@ -74,11 +74,8 @@ def test_ligers_kernels_are_kept_and_said_to_be_the_reason(on_a_gpu: None, chose
     assert "both are the loss" in facts["patches"]["chunked_loss"]
 
 
-def test_what_cannot_be_sharded_is_left_out_and_said_so(on_a_gpu: None, chosen: Any) -> None:
-    names, said, facts = chosen("launch=fsdp", "launch.num_processes=1", LONG)
-    assert names == ["compile"]
-    assert "left out: performance=auto, patch.chunked_loss cannot be inside FSDP2" in " ".join(said.split())
-    assert "cannot be inside FSDP2" in facts["patches"]["chunked_loss"]
+def test_sharded_models_get_what_whole_ones_get(on_a_gpu: None, chosen: Any) -> None:
+    assert chosen("launch=fsdp", "launch.num_processes=1", LONG)[0] == ["chunked_loss", "compile"]
 
 
 def test_float32_has_nothing_for_tiles(on_a_gpu: None, chosen: Any) -> None:

@@ -250,15 +250,13 @@ def test_looking_leaves_model_and_random_numbers_as_they_are() -> None:
     assert all(torch.equal(model.state_dict()[name], weight) for name, weight in kept.items())
 
 
-def test_sharded_weights_are_refused_before_anything_is_loaded() -> None:
-    two = ("launch.num_processes=2", "trainer.micro_batch_size=1")
-    composed = compose(["patch=[lora,chunked_loss]", "launch=fsdp", *two])
-    with pytest.raises(
-        ConfigError, match=r"patch.chunked_loss cannot be inside FSDP2[\s\S]*patch=\[lora\][\s\S]*launch=ddp"
-    ):
-        check(composed.cfg, composed.choices)
-    composed = compose(["patch=[chunked_loss]", "launch=ddp", *two])
-    check(composed.cfg, composed.choices)
+@pytest.mark.parametrize(("vocabulary", "tokens"), [(512, 8192), (49_152, 8192), (128_256, 4096), (262_144, 2048)])
+def test_logits_of_a_chunk_have_room_in_a_gibibyte(vocabulary: int, tokens: int) -> None:
+    with torch.device("meta"):
+        model = model_of(vocab_size=vocabulary)
+    assert ChunkedLoss().tokens(model) == tokens
+    assert 2 * vocabulary * tokens <= 2**30
+    assert ChunkedLoss(chunk_size=77).tokens(model) == 77
 
 
 def test_ligers_losses_are_refused_by_name() -> None:

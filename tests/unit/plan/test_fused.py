@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from small_runs import model_of
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile, decoder_layers
@@ -109,6 +111,28 @@ def test_what_is_computed_number_by_number_is_never_there() -> None:
         layer.zero_grad()
         x.grad = None
     assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_a_checkpointed_layer_is_computed_again_as_compiled() -> None:
+    """It keeps its input alone, and in the backward pass holds less at once than the layer as written, computed again."""
+    layer, x, more = layer_of("lora, fused")
+    layer.gradient_checkpointing = True
+    layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+    kept, peaks = [], []
+    for change in (lambda layer: None, keep_as_compiled):
+        change(layer)
+        layer(x, **more).sum().backward()  # compiled, where it is
+        with Ledger() as ledger:
+            for tensor in (*layer.parameters(), x, *more["position_embeddings"]):
+                tensor.view_as(tensor)
+            with ledger.making("activations"):
+                out = layer(x, **more)
+            kept.append(ledger.held["activations"])
+            with ledger.making("backward"):
+                out.sum().backward()
+        peaks.append(ledger.peak)
+    assert kept[0] - 64 <= kept[1] <= kept[0] < 2 * out.nbytes, "what it returns, and a random state"
+    assert peaks[1] < 0.9 * peaks[0]
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""A compiled layer under DDP stays one graph: torch would cut it where DDP's buckets end. Real DDP, of one gloo rank."""
+"""What stands around compiled parts: a layer under DDP stays one graph, FSDP2 is around layers and head. Real ones, of one gloo rank."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dumbo.patch import compile as patch
+from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile, decoder_layers
 from dumbo.patch.fused_lora import FusedLoRA
 from dumbo.patch.gradient_checkpointing import GradientCheckpointing
@@ -85,3 +86,35 @@ def test_checkpointed_around_the_graph_under_fsdp2(one_rank: None) -> None:
     for name, gradient in gradients.items():
         torch.testing.assert_close(others[name], gradient, atol=1e-6, rtol=1e-5)
     assert (wide > 0, still) == (True, 0), "products inside of the MLP"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_sharded_head_with_its_loss_in_chunks(one_rank: None, tied: bool, monkeypatch: Any) -> None:
+    """Real FSDP2, grouped as accelerate does it, chunks compiled: loss and gradients of the model as written, step after step."""
+    compile_ = torch.compile
+    monkeypatch.setattr(Compile, "unavailable", lambda self: None)
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend="aot_eager"))
+    ids = torch.arange(128).reshape(2, 64)
+    asked = {"input_ids": ids, "labels": ids, "use_cache": False, "num_items_in_batch": torch.tensor(100)}
+    plain = model_of(tie_word_embeddings=tied)
+    model = ChunkedLoss(chunk_size=50).apply(model_of(tie_word_embeddings=tied))
+    for layer in model.model.layers:
+        fully_shard(layer)
+    if not tied:
+        fully_shard(model.model.embed_tokens)
+    tail = [model.model.norm, *([model.model.embed_tokens] if tied else []), model.lm_head]
+    fully_shard(tail, reshard_after_forward=False)
+    fully_shard(model)
+    for _ in range(2):
+        plain.zero_grad()
+        model.zero_grad()
+        wanted, found = plain(**asked).loss, model(**asked, skip_logits=True).loss
+        assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-6)
+        wanted.backward()
+        found.backward()
+        gradients = dict(plain.named_parameters())
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad.full_tensor(), gradients[name].grad, atol=1e-6, rtol=1e-4)
+    with torch.no_grad():
+        assert float(model(**asked, skip_logits=True).loss) == pytest.approx(float(wanted.detach()), rel=1e-6)
+    assert "forward" not in vars(model.lm_head)
