@@ -33,7 +33,7 @@ SAME = 1e-5
 """Relative difference of two sums of 13 losses in float32."""
 MOST_TOKENS, MOST_BYTES = 8192, 2**30
 """Of a chunk, and of its logits in bf16: 8,192 tokens of a vocabulary of 128 k were at the peak of an 8B's memory with
-checkpointing; with 4,096 it is 1 GiB less and no slower (benchmarks/NOTES.md)."""
+checkpointing; with 4,096 it is 1 GiB less, and 1% slower on another day (benchmarks/NOTES.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,22 +73,27 @@ def _as_one_call(head: Any, hidden: torch.Tensor, work: Callable[[_Own, torch.Te
     Args:
         work: is given the head's own forward pass, without hooks, and what they make of `hidden`.
     """
-    assert "forward" not in vars(head), f"something else is in place of the forward pass of {type(head).__name__}"
-    head.forward = lambda given: work(_Own(head), given)
+    instead = vars(head).get("forward")  # what a patch put there, as fused_lora does
+    head.forward = lambda given: work(_Own(head, instead), given)
     try:
         total: torch.Tensor = head(hidden)
     finally:
-        del head.forward
+        if instead is None:
+            del head.forward
+        else:
+            head.forward = instead
     return total
 
 
 class _Own:
-    """A module's forward pass as its class has it, without hooks."""
+    """A module's forward pass without hooks: what is in its place, or as its class has it."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: torch.nn.Module, instead: Callable[[torch.Tensor], Any] | None) -> None:
+        self.module, self.instead = module, instead
 
     def __call__(self, hidden: torch.Tensor) -> Any:
+        if self.instead is not None:
+            return self.instead(hidden)
         return type(self.module).forward(self.module, hidden)
 
 
