@@ -133,13 +133,14 @@ class ChunkedLoss:
 def unlike(base: Any) -> str | None:
     """How a model's loss differs from that of a head and cross-entropy alone; None: it does not.
 
-    Its own forward method runs on the CPU, in float32, around stand-ins for layers and head (`trainer/chunks.py`): on a
+    Its own forward method runs on the CPU, in float32, around stand-ins for layers and head (`stand_ins.py`): on a
     skeleton too, and whatever its size. What lies between them (caps, norms, masks) and what is added to the loss is its
     own. Small logits show what shifts them, large ones a cap.
     """
     import torch
 
-    from dumbo.trainer.chunks import chunk_loss, with_stand_ins
+    from dumbo.patch.stand_ins import with_stand_ins
+    from dumbo.trainer.chunks import chunk_loss
 
     labels = torch.arange(1, 17).reshape(2, 8)
     labels[0, :3] = IGNORE
