@@ -78,6 +78,15 @@ def nothing_held() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def nothing_saved() -> None:
+    """From here on runs of this process write no checkpoint and no model: gigabytes, which take longer than the steps."""
+    from dumbo.trainer.checkpoint import Checkpoints
+    from dumbo.trainer.session import Session
+
+    Checkpoints.save = lambda self, step, *others: self.path(step)  # type: ignore[method-assign,assignment]
+    Session._save_model = lambda self, trainer, ends: (self.run.path / "model").mkdir(exist_ok=True)  # type: ignore[method-assign]
+
+
 def _module() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec is not None else "benchmarks"
