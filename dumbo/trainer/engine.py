@@ -177,7 +177,10 @@ class Engine(Feeding, Measuring, Rows, Saving):
         """Graphs are for training alone: not for the proofs before it, whose batches come once."""
         if self.cuda_graphs is not False:
             model: Any = self.model
-            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs))
+            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs), left=self._passes_left)
+
+    def _passes_left(self) -> int:
+        return (self.state.max_steps - self.state.global_step) * self.args.gradient_accumulation_steps
 
     def forget_graphs(self) -> None:
         """What is bound to batches of this size, and to these gradients."""

@@ -10,9 +10,10 @@ Each kind goes the same way, and every pass on it trains:
     the third time    both, on a batch that it was not captured on: gradients and loss must be the same (`SAME`)
     from then on      tensors are copied to where the graph reads them, and it is replayed
 
-Where it is left open whether they are used, they have to pay twice: launching takes most of a pass (`PAYS`), and, since a
+Where it is left open whether they are used, they have to pay: launching takes most of a pass (`PAYS`), and, since a
 launch also takes long where it waits for a full queue, the GPU gets from one pass to the next in less time by replays
-than it did as written (`SAVES`), both while nobody waits for it. Otherwise their memory is given back.
+than it did as written (`SAVES`), while nobody waits for it. Otherwise their memory is given back. A kind that will hardly
+come again in what is left of the run goes as it is written (`REPLAYS`).
 
 Gradients live in one place each for as long as training lasts, since a graph writes where it was captured to. What needs
 new random numbers or a decision on the CPU in every pass (dropout, checkpointing) is not captured (`capturable.py`).
@@ -21,6 +22,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -42,6 +44,9 @@ PAYS = 0.7
 """Launching takes so large a share of a pass, or more: below it the GPU is busy while Python is done early."""
 SAVES = 0.03
 """From one pass to the next takes so much less time by replays, or more."""
+REPLAYS = 8
+"""So many replays of a kind are to be expected before it is captured. Capturing and proving take three or four passes: what
+eight replays save, where they take half of the time."""
 
 Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 
@@ -64,11 +69,15 @@ class Graphs:
     Args:
         model: what is trained; its gradients are put where they stay.
         one_pass: (model, inputs, items) -> detached loss; forward and backward, as written.
-        always: capture even where launching is not what limits.
+        always: capture even where launching is not what limits, and every kind.
+        left: how many passes are still to come.
     """
 
-    def __init__(self, model: torch.nn.Module, one_pass: Pass, *, always: bool) -> None:
+    def __init__(
+        self, model: torch.nn.Module, one_pass: Pass, *, always: bool, left: Callable[[], float] = lambda: math.inf
+    ) -> None:
         self.one_pass = one_pass
+        self.always, self.left = always, left
         self.decided: bool | None = True if always else None
         self.judged = always
         self._written_ms: float | None = None
@@ -149,7 +158,7 @@ class Graphs:
         if kind.graph is not None:
             return self._prove(kind, model, inputs, items)
         loss = self.one_pass(model, inputs, items)
-        if kind.seen == 2:
+        if kind.seen >= 2 and (self.always or self.left() * kind.seen / self.passes >= REPLAYS):
             self._capture(kind, model, inputs, items)
         return loss
 

@@ -208,6 +208,29 @@ def test_graphs_that_save_nothing_are_given_up(monkeypatch: pytest.MonkeyPatch, 
         assert graphs.facts().endswith(f"1 kinds of batch, {PACED + 3} of {PACED + 6} passes replayed")
 
 
+@pytest.mark.parametrize(("left", "always", "captured"), [(16, False, 2), (15, False, 1), (7, False, 0), (3, True, 2)])
+def test_what_hardly_comes_again_is_not_captured(
+    monkeypatch: pytest.MonkeyPatch, left: int, always: bool, captured: int
+) -> None:
+    """Two kinds: one makes up all passes until it has been seen twice, then the other one half of them."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(Graphs, "_beside", lambda self, work: work())
+    layer = torch.nn.Linear(2, 1, bias=False)
+    made: list[_Kind] = []
+
+    def capture(self: Graphs, kind: _Kind, *others: Any) -> None:
+        made.append(kind)
+        kind.inputs, kind.items, kind.loss = {"bears": torch.ones(1, 2)}, torch.ones(()), torch.zeros(())
+        kind.graph = Replayed(layer.weight, kind)  # type: ignore[assignment]
+
+    monkeypatch.setattr(Graphs, "_capture", capture)
+    graphs = Graphs(layer, lambda _, *given: one_pass(layer.weight, *given), always=always, left=lambda: left)
+    graphs.decided, graphs.judged = True, True
+    for longest in (256, 256, 512, 512):
+        graphs.run(layer, {"bears": torch.ones(1, 2), "max_length_q": longest}, torch.ones(()))
+    assert len(made) == captured
+
+
 def test_too_few_passes_are_said_to_be_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     assert Graphs(torch.nn.Linear(2, 1), one_pass, always=False).facts().startswith("off: too few passes")
