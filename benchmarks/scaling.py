@@ -43,7 +43,7 @@ FAST, LIGERS = "patch=[compile,chunked_loss,tile_attention{lora}]", "patch=[lige
 MICRO = {"2k": 1, "32k": 16, "64k": 32}
 """Packs of 2,048 tokens; otherwise 8."""
 ONE = {
-    0: ["1b full", "1b full fast", "1b lora", "1b lora fast", "135m lora fast"],
+    0: ["1b full", "1b full fast", "1b lora", "1b lora fast", "135m lora fast", "1b lora 32k", "1b lora 64k"],
     1: [
         "135m full",
         "135m full fast",
@@ -53,13 +53,14 @@ ONE = {
         "1b full 2k",
         "1b full 32k",
         "1b full 32k fast",
+        "1b lora 64k fast",
     ],
 }
 """On each of the two GPUs, side by side."""
 TWO = ["ddp 135m full 64k", "ddp 1b full", "fsdp 1b full", "fsdp 1b full 2k", "ddp 135m full", "ddp 135m full 64k fast",
        "ddp 1b full fast", "fsdp 1b full fast", "ddp 1b lora fast", "fsdp 1b lora fast", "ddp 135m full fast",
        "ddp 135m lora fast", "ddp 1b lora", "fsdp 1b lora", "ddp 135m lora", "ddp 1b full 32k", "ddp 1b full 32k fast",
-       "fsdp 1b full 32k fast"]  # fmt: skip
+       "fsdp 1b full 32k fast", "fsdp 1b lora 32k", "fsdp 1b lora 64k", "fsdp 1b lora 64k whole", "fsdp 1b lora 64k fast"]  # fmt: skip
 
 
 def words_of(case: str, data: Path, folder: Path, steps: int, pack: int) -> list[str]:
@@ -125,6 +126,8 @@ def read(words: list[str]) -> dict[str, Any]:
         "state_memory_gib": facts["metrics"].get("state_memory_gib"),
         "peak_memory_gib": rows[-1]["peak_memory_gib"],
         "wrapper": facts.get("parallel"),
+        "patches": facts.get("patches"),
+        "measured": time.strftime("%Y-%m-%d"),
         "hardware": facts["hardware"],
         "versions": facts["versions"],
     }

@@ -45,8 +45,8 @@ PAYS = 0.7
 SAVES = 0.03
 """From one pass to the next takes so much less time by replays, or more."""
 REPLAYS = 8
-"""So many replays of a kind are to be expected before it is captured. Capturing and proving take three or four passes: what
-eight replays save, where they take half of the time."""
+"""So many replays of a kind are to be expected before it is captured. By reckoning, not by measurement: capturing and proving
+take three or four passes, what eight replays save where they take half of the time."""
 
 Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 
