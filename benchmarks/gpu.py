@@ -75,13 +75,14 @@ def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
     run = folder / f"{work}-{variant}"
     own = words_of(folder, shape, work, variant, asked)
     words = [*own, f"trainer.max_steps={asked.steps}", f"run_dir={run}"]
-    _done([sys.executable, "-m", "dumbo", *words])
+    seen = _seen([sys.executable, "-m", "dumbo", *words])
     facts = json.loads((run / "run.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     training = [row for row in rows if "loss" in row]
     return {
         "command": "python -m dumbo " + " ".join(word for word in words if not word.startswith("run_dir=")),
         **_speed(training, asked.warmup),
+        **_warm_up(training, asked.warmup, seen),
         "losses": [round(row["loss"], 4) for row in training],
         "peak_memory_gib": training[-1]["peak_memory_gib"],
         "seconds": facts["metrics"]["seconds"],
@@ -119,12 +120,47 @@ def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
     }
 
 
+STAGES = ("data", "model", "proofs", "training", "result")
+"""First words of lines that a run prints as it comes to them."""
+
+
+def _warm_up(training: list[dict[str, Any]], warmup: int, seen: dict[str, float]) -> dict[str, Any]:
+    """Seconds from the start of the process to the first fast step, and to the stages before it.
+
+    A step is fast whose logged interval is within a tenth of the median of those after the warm-up.
+    """
+    fast = 0.9 * statistics.median(row["tokens_per_s"] for row in training if row["step"] > warmup)
+    at, step = seen["training"] - training[0]["step_ms"] / 1000, 0
+    for row in training:
+        if row["tokens_per_s"] >= fast:
+            break
+        at, step = at + (row["step"] - step) * row["step_ms"] / 1000, row["step"]
+    return {"first_fast_step": step + 1, "seconds_to_it": round(at, 1), "seconds_to": seen}
+
+
 def trl(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
     """The peer's row."""
     numbers = [asked.steps, asked.warmup, asked.packs, _longest(shape, asked)]
     more = [*map(str, numbers), PEERS[variant]]
     said = _done([sys.executable, "-m", "benchmarks.peer_trl", str(folder), work, *more], capture=True)
     return json.loads(said.strip().splitlines()[-1])
+
+
+def _seen(command: list[str]) -> dict[str, float]:
+    """Runs it, passes on what it prints, and says after how many seconds it came to each stage."""
+    print("+", " ".join(command[1:]), flush=True)
+    began = time.perf_counter()
+    seen: dict[str, float] = {}
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            stage = line.split(" ", 1)[0]
+            if stage in STAGES:
+                seen.setdefault(stage, round(time.perf_counter() - began, 1))
+    if process.returncode != 0:
+        raise RuntimeError(f"exit code {process.returncode}: {' '.join(command[1:])}")
+    return seen
 
 
 def _done(command: list[str], capture: bool = False) -> str:

@@ -49,6 +49,9 @@ def test_a_row_of_it(tmp_path: Path) -> None:
     assert row["patches"]["chunked_loss"].startswith("applied")
     assert (row["max_seq_len"], row["documents"]) == (64, "all as long as a pack")
     assert "trainer.max_seq_len=64" in row["command"]
+    to = row["seconds_to"]
+    assert 0 < to["data"] <= to["model"] <= to["proofs"] <= to["training"] <= to["result"] <= row["wall_s"]
+    assert to["proofs"] <= row["seconds_to_it"] <= to["result"]
     assert peer["variant"] == "trl"
 
 
@@ -63,3 +66,12 @@ def test_speed_is_of_the_steps_after_the_warm_up() -> None:
                      "data_wait_ms": 1.0, "first_step_s": 9.0}  # fmt: skip
     with pytest.raises(AssertionError, match="no logged interval lies after 40"):
         _speed(rows, 40)
+
+
+def test_the_first_fast_step_comes_after_what_was_slow() -> None:
+    from benchmarks.gpu import _warm_up
+
+    rows = [{"step": step, "step_ms": took, "tokens_per_s": speed}
+            for step, took, speed in ((1, 3000.0, 10.0), (3, 500.0, 70.0), (5, 100.0, 95.0), (7, 100.0, 100.0), (9, 100.0, 102.0))]  # fmt: skip
+    seen = {"proofs": 20.0, "training": 24.0}
+    assert _warm_up(rows, 5, seen) == {"first_fast_step": 4, "seconds_to_it": 25.0, "seconds_to": seen}
