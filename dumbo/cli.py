@@ -166,16 +166,17 @@ def _sweep(command: Command) -> int:
     from dumbo.compose import sweep as run_sweep
     from dumbo.override_text import value_text
     from dumbo.sweep.finish import finish
-    from dumbo.sweep.local import Sweep
+    from dumbo.sweep.runner import Runner
+    from dumbo.sweep.sweep import Sweep
 
     if command.flags:
         raise UserError(f"The command line: -m runs a sweep; {command.flags[0]} only shows one run.\n  Leave one out.")
     if command.verb != "train":
         raise UserError(f"-m sweeps over train; it cannot sweep over {command.verb}.")
-    with Sweep.begin(command) as sweep:
+    with Sweep.begin(command) as sweep, Runner.of(sweep) as runner:
         overrides = [*prepare_hydra(sweep.command.config_dirs, sweep.command.file), *sweep.command.overrides]
-        run_sweep([*overrides, f"sweep_dir={value_text(str(sweep.folder))}"], sweep.job, sweep.open)
-        return finish(sweep)
+        run_sweep([*overrides, f"sweep_dir={value_text(str(sweep.folder))}"], runner.job, sweep.open)
+        return finish(runner)
 
 
 def _printable(text: str) -> str:

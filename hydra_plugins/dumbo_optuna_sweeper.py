@@ -34,9 +34,9 @@ class OptunaSweeper(Sweeper):
         self.config, self.context = config, hydra_context
 
     def sweep(self, arguments: list[str]) -> None:
-        from dumbo.sweep.local import Sweep
+        from dumbo.sweep.runner import Runner
         from dumbo.sweep.search import search
 
         assert self.config is not None
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
-        search(Sweep.current(), words, self.config, self.context.config_loader)
+        search(Runner.current(), words, self.config, self.context.config_loader)

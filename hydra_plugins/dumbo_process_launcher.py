@@ -22,12 +22,12 @@ ConfigStore.instance().store(
 
 
 class ProcessLauncher(Launcher):
-    """Hands each job to `dumbo.sweep.local`."""
+    """Hands each job to `dumbo.sweep.runner`."""
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.config, self.context, self.task_function = config, hydra_context, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from dumbo.sweep.local import Sweep
+        from dumbo.sweep.runner import Runner
 
-        return Sweep.current().run_jobs(job_overrides, self.config, self.context.config_loader)
+        return Runner.current().run_jobs(job_overrides, self.config, self.context.config_loader)

@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 
 
 class SlurmLauncher(Launcher):
-    """Hands the jobs to `dumbo.sweep.local`, which knows that this launcher was chosen.
+    """Hands the jobs to `dumbo.sweep.runner`, which knows that this launcher was chosen.
 
     Args:
         parameters: of hydra.launcher (conf/hydra/launcher); `dumbo.slurm.pool` reads them.
@@ -27,9 +27,9 @@ class SlurmLauncher(Launcher):
         self.config, self.context, self.task_function = config, hydra_context, task_function
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from dumbo.sweep.local import Sweep
+        from dumbo.sweep.runner import Runner
 
-        return Sweep.current().run_jobs(job_overrides, self.config, self.context.config_loader)
+        return Runner.current().run_jobs(job_overrides, self.config, self.context.config_loader)
 
 
 class LocalLauncher(SlurmLauncher):

@@ -41,7 +41,7 @@ def leave(folder: Path, **facts: Any) -> None:
 
 
 class NotStarted:
-    """In the place of `dumbo.sweep.local.Warm`."""
+    """In the place of `dumbo.sweep.runner.Warm`."""
 
     def __init__(self, ending: Ending = finished) -> None:
         self.ending = ending

@@ -12,13 +12,15 @@ from dumbo.sweep.outcome import FOR_THE_USER
 from dumbo.sweep.told import counted, go_on, say_end
 
 if TYPE_CHECKING:
-    from dumbo.sweep.local import Sweep
+    from dumbo.sweep.runner import Runner
+    from dumbo.sweep.sweep import Sweep
 
 
-def finish(sweep: Sweep) -> int:
+def finish(runner: Runner) -> int:
     """Says how it went; 1 when a job is not done."""
-    sweep.run_what_is_left()
-    rows = [sweep.ledger[number] for number in sweep.asked]
+    runner.run_what_is_left()
+    sweep = runner.sweep
+    rows = [sweep.ledger[number] for number in runner.asked]
     if sweep.options.detach:
         return _leave(sweep)
     well = say_end(sweep.console, sweep.folder, rows, sweep.options.metric, sweep.options.direction)

@@ -24,10 +24,11 @@ from dumbo.outputs.runs import facts_if_whole
 from dumbo.outputs.secrets import masked_words
 from dumbo.sweep.folder import read_sweep, write_facts
 from dumbo.sweep.ledger import Row
-from dumbo.sweep.local import Sweep
 from dumbo.sweep.pool import Job
+from dumbo.sweep.runner import Runner
 from dumbo.sweep.space import Space
 from dumbo.sweep.study import JOB, JOURNAL, Study
+from dumbo.sweep.sweep import Sweep
 from dumbo.sweep.sweeper import faults_before
 from dumbo.sweep.typed import suffix
 
@@ -35,7 +36,7 @@ LISTED = 10_000
 """Spaces of so many combinations are gone through without trying one twice."""
 
 
-def search(sweep: Sweep, words: Sequence[str], cfg: DictConfig, loader: Any) -> None:
+def search(runner: Runner, words: Sequence[str], cfg: DictConfig, loader: Any) -> None:
     """Runs the trials that are left. What Hydra's sweeper calls.
 
     Args:
@@ -47,18 +48,18 @@ def search(sweep: Sweep, words: Sequence[str], cfg: DictConfig, loader: Any) -> 
         UserError: something that cannot be searched, or fits no run; a run does not have the metric.
         Stopped: a signal ended it.
     """
-    space = Space.of(words, loader, cfg)
+    sweep, space = runner.sweep, Space.of(words, loader, cfg)
     sweep.swept = [one.key for one in space.dimensions]
     faults_before(space.samples(), cfg, loader, sweep.command.config_dirs)
     study = Study.open(sweep.folder, space, sweep.options, sweep.at_once)
-    source = Search(sweep, space, study)
+    source = Search(runner, space, study)
     source.require_own()
-    sweep.rows_for([])
+    runner.rows_for([])
     source.take_up()
     write_facts(sweep.folder, {**read_sweep(sweep.folder), "planned": source.planned})
     source.say_begin()
     try:
-        sweep.run(source)
+        runner.run(source)
     finally:
         source.say_end()
     if source.without_metric is not None:
@@ -74,7 +75,7 @@ class Search:
         without_metric: what is said when a run does not have the metric; no more trials are begun then.
     """
 
-    sweep: Sweep
+    runner: Runner
     space: Space
     study: Study
     left: deque[Job] = field(default_factory=deque)
@@ -82,6 +83,11 @@ class Search:
     _trials: dict[int, int] = field(default_factory=dict)
     _own: dict[int, list[str]] = field(default_factory=dict)
     _reports: int = 0
+
+    @property
+    def sweep(self) -> Sweep:
+        """What is searched in."""
+        return self.runner.sweep
 
     # ---- taken up ---------------------------------------------------------------------------------------------------
 
@@ -115,7 +121,7 @@ class Search:
                 trial.state.name == "RUNNING"
             ):  # it was asked for when the search was killed: its row's turn comes again
                 self.study.tell(trial.number, "FAIL")
-        self.sweep.asked += [row.number for row in ledger]
+        self.runner.asked += [row.number for row in ledger]
         for row in ledger:
             if row.state in self.sweep.final:
                 self._tell(row)
@@ -142,7 +148,7 @@ class Search:
             self._tell(self.sweep.ledger[earlier], number)
             number, params = self.study.ask(row, self._untried())
         self._begin(row, number, params)
-        self.sweep.asked.append(row)
+        self.runner.asked.append(row)
         return self._job(row)
 
     def _row_with(self, params: Mapping[str, Any]) -> int | None:
@@ -189,7 +195,7 @@ class Search:
         self.sweep.ledger.put([Row(number=row, name=name, overrides=overrides)])
 
     def _job(self, row: int) -> Job:
-        return self.sweep.job_of(self.sweep.ledger[row], self.space.job(self._own[row]))
+        return self.runner.job_of(self.sweep.ledger[row], self.space.job(self._own[row]))
 
     def _tell(self, row: Row, trial: int | None = None) -> None:
         """Tells Optuna how a trial ended.

@@ -59,7 +59,7 @@ CALLBACKS = {"hydra": {"callbacks": {"x": LOADS}}}
 def jobs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The words of a sweep's jobs, which do not run."""
     starter = NotStarted()
-    monkeypatch.setattr("dumbo.sweep.local.Warm", starter)
+    monkeypatch.setattr("dumbo.sweep.runner.Warm", starter)
     return starter.words
 
 

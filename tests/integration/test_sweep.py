@@ -14,7 +14,7 @@ from sweeps import NotStarted, facts, fork_the_worker
 
 from dumbo.cli import main
 from dumbo.command import parse
-from dumbo.sweep.local import Sweep
+from dumbo.sweep.runner import Runner
 from dumbo.sweep.typed import suffix
 
 SHORT = (
@@ -70,7 +70,7 @@ def users(tmp_path: Path) -> Path:
 def jobs(monkeypatch: pytest.MonkeyPatch) -> NotStarted:
     """What would be started."""
     starter = NotStarted()
-    monkeypatch.setattr("dumbo.sweep.local.Warm", starter)
+    monkeypatch.setattr("dumbo.sweep.runner.Warm", starter)
     return starter
 
 
@@ -227,7 +227,7 @@ def test_a_file_and_secrets_of_the_environment_travel(tmp_path, monkeypatch, job
 
 
 def test_without_a_sweep_the_launcher_says_what_to_type(tmp_path, capsys) -> None:
-    Sweep._current = None
+    Runner._current = None
     (tmp_path / "mine.yaml").write_text("sweep_dir: there\nhydra:\n  mode: MULTIRUN\n")
     code = main(["mine.yaml"])
     said = capsys.readouterr()

@@ -20,7 +20,7 @@ from dumbo.sweep.typed import folder_of
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> NotStarted:
     starter = NotStarted()
-    monkeypatch.setattr("dumbo.sweep.local.Warm", starter)
+    monkeypatch.setattr("dumbo.sweep.runner.Warm", starter)
     return starter
 
 
@@ -170,7 +170,7 @@ def test_jobs_of_earlier_commands_are_done_too(jobs: NotStarted) -> None:
 @pytest.fixture
 def of_another_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
     """`tracker.t` stands for a plugin with a key of its own; there is none, which a sweep says before its first job."""
-    monkeypatch.setattr("dumbo.sweep.local.faults_before", lambda *given, **more: {})
+    monkeypatch.setattr("dumbo.sweep.runner.faults_before", lambda *given, **more: {})
 
 
 def test_secrets_are_typed_again(jobs: NotStarted, tmp_path: Path, of_another_tracker: None, capsys) -> None:
@@ -260,7 +260,7 @@ def test_a_sweep_that_was_killed_before_its_first_job_may_be_another_one(jobs: N
 
 def test_jobs_in_slurm_are_not_forced_into_another_config(jobs: NotStarted, monkeypatch, capsys) -> None:
     assert main(["-m", "trainer.seed=1,2", "sweep_dir=sweep"]) == 0
-    monkeypatch.setattr("dumbo.sweep.local.submitted", lambda ledger: ledger.rows)
+    monkeypatch.setattr("dumbo.sweep.sweep.submitted", lambda ledger: ledger.rows)
     capsys.readouterr()
     assert main(["-m", "trainer.seed=1,2", "trainer.lr=3e-3", "sweep_dir=sweep", "sweep.force=true"]) == 2
     assert (

@@ -109,7 +109,7 @@ def bowl(values: dict[str, Any]) -> list[float]:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
     found = Runs(bowl)
-    monkeypatch.setattr("dumbo.sweep.local.Warm", found)
+    monkeypatch.setattr("dumbo.sweep.runner.Warm", found)
     monkeypatch.setattr(pool, "LOOK", -1.0)
     monkeypatch.setattr(os, "fsync", lambda file: None)  # no machine dies here
     return found
