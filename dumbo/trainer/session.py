@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,11 +43,7 @@ from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.start_panel import show_batches
 from dumbo.trainer.stop import StopCallback
-from dumbo.verify.excerpts import Excerpts
-from dumbo.verify.first_batch import loss_and_flow_proofs, tokens_proof
-from dumbo.verify.head_loss import head_loss_proof
-from dumbo.verify.quick import ACCUMULATION, accumulation_proof, fused_loss_proof, of_excerpts, unlike_documents
-from dumbo.verify.unpatched import few
+from dumbo.verify.at_start import proven_at_start
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -237,35 +233,15 @@ class Session:
     def _prove(self, trainer: SftTrainer) -> None:
         proofs = [*self.run.proofs, self.isolation]
         if self.run.verify_quick:
-            with self.run.proving(), of_excerpts(trainer):
-                proofs += self._proven(trainer)
+            with self.run.proving():
+                proofs += proven_at_start(trainer, self.tokenizer, self.data.train, self._first_batch, self.run.before)
             self.run.update(proof_seconds=round(self.run.proof_seconds, 2))
         self.run.console.row("proofs", "\n".join(proofs))
         self.run.update(proofs=proofs)
 
-    def _proven(self, trainer: SftTrainer) -> list[str]:
-        """The quick proofs that take the trainer, as it is about to train."""
-        before = self.run.before
-        examples = before.examples if before is not None else []
-        if not examples:
-            first = fitting(self.run, self.sft.first_examples(self.data, self.run.ranks), self.sft)
-            examples = few(first, trainer.store, self.model)
-        whole = replace(trainer.collate, store=self.data.train.store, room=None)
-        proofs = [tokens_proof(whole(examples), self.tokenizer)]
-        proofs += loss_and_flow_proofs(trainer, examples, before)
-        proofs.append(head_loss_proof(trainer, examples))
-        unlike = unlike_documents(self.data.train)
-        if len(unlike) < 2:
-            return [*proofs, "accumulation not proven: that takes two documents, and there is one"]
-        if getattr(base_of(self.model).config.get_text_config(), "output_router_logits", False):
-            return [*proofs, "accumulation not proven: the router's loss is of each micro batch"]
-        tolerance = ACCUMULATION[trainer.args.bf16 or str(self.model.dtype) != "torch.float32"]
-        proofs.append(accumulation_proof(trainer, trainer.collate, unlike, tolerance))
-        if takes_places(self.model):
-            proofs.append(fused_loss_proof(trainer, trainer.collate, unlike, tolerance))
-        if isinstance(trainer.store, Excerpts):
-            proofs.append(f"losses and gradients of longer documents: of excerpts of {trainer.store.most:,} tokens")
-        return proofs
+    def _first_batch(self) -> Any:
+        """Its documents, by example."""
+        return fitting(self.run, self.sft.first_examples(self.data, self.run.ranks), self.sft)
 
     # ---- during -----------------------------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
-"""Three proofs at the start of a run, in seconds, on the loaded model and the prepared data.
+"""What the proofs at a run's start need: the model as it trains, which is left as it was, and batches that are not too long.
 
-1. mask: trained tokens, decoded, are the assistant turns of the source rows (`mask.py`).
-2. pack leak: another document in the pack changes nothing, and packed is as alone (`pack_leak.py`).
-3. accumulation: what the trainer does with two micro batches of documents gives the loss and gradient of the mean over
-   the trained tokens of all of them.
-   Where output head and loss are one, also: that loss and its gradient are those from the logits.
+    mask.py           trained tokens, decoded, are the assistant turns of the source rows
+    pack_leak.py      another document in the pack changes nothing, and packed is as alone
+    first_batch.py    labels, bos and end tokens; the loss of the unpatched model; gradients flow
+    head_loss.py      the loss is that of the model's logits
+    micro_batches.py  two micro batches are one; where output head and loss are one, they are the loss from the logits
 
 A proof that does not hold ends the run (exit code 4): its numbers would have been wrong.
 """
@@ -12,161 +12,44 @@ A proof that does not hold ends the run (exit code 4): its numbers would have be
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate.utils import convert_outputs_to_fp32
 
-from dumbo.errors import ProofFailed
-from dumbo.patch.compile import as_written
 from dumbo.trainer.bad_numbers import Watch
 from dumbo.verify.excerpts import excerpts_of
-from dumbo.verify.no_dropout import without_dropout
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from dumbo.prepare.store import Split
-    from dumbo.trainer.collate import Collate
+    from dumbo.prepare.store import Store
     from dumbo.trainer.engine import Engine
 
-
-ACCUMULATION = {True: 0.05, False: 1e-4}
-"""Relative, of loss and gradient norm; in half precision, and in float32. Seen on SmolLM2: at most 0.013 and 3e-7, since both
-sides round differently where rows are of another length. The halves have as unequal numbers of trained tokens as there are,
-so that a mean of means is off by far more.
-"""
-LOOKED_AT = 256
-"""Documents among which those of the accumulation's proof are chosen."""
+SHORT = 1024
+"""Tokens of a document, at most, where layers run as written, without checkpointing, and logits are held: two documents of 4,096
+tokens took 20 GiB more than a step of an 8B that trains on them."""
 
 
 @contextmanager
-def of_excerpts(engine: Engine) -> Iterator[None]:
-    """Inside, batches are made of excerpts of documents too long to hold their logits (`excerpts.py`)."""
+def of_excerpts(
+    engine: Engine, most: int | None = None, fewer: Callable[[Store], Mapping[int, int]] = lambda store: {}
+) -> Iterator[None]:
+    """Inside, batches are made of excerpts of documents too long to hold their logits (`excerpts.py`).
+
+    Args:
+        most: tokens of a document.
+        fewer: documents (of those excerpts) of which there is to be less -> tokens.
+    """
     store, collate = engine.store, engine.collate
-    engine.store = excerpts_of(store)
+    short = excerpts_of(store, most)
+    engine.store = excerpts_of(store, most, fewer(short))
     engine.collate = replace(collate, store=engine.store)
     try:
         yield
     finally:
         engine.store, engine.collate = store, collate
-
-
-def unlike_documents(split: Split) -> list[NDArray[np.int64]]:
-    """The document with the fewest trained tokens and the one with the most, of the shortest quarter of the first ones.
-
-    Halves with unequal numbers of trained tokens are what a mean of means gets wrong; short ones keep it quick.
-    """
-    first = split.documents[:LOOKED_AT]
-    lengths = split.store.lengths[first]
-    shortest = first[np.argsort(lengths, kind="stable")[: max(4, len(first) // 4)]]
-    by_trained = sorted(shortest.tolist(), key=lambda document: int(split.store.trained(document).sum()))
-    chosen = by_trained if len(by_trained) < 2 else [by_trained[0], by_trained[-1]]
-    return [np.array([document]) for document in chosen]
-
-
-def accumulation_proof(
-    engine: Engine, collate: Collate, examples: Sequence[NDArray[np.int64]], tolerance: float
-) -> str:
-    """The same examples in one micro batch and in two: loss and gradient norm agree.
-
-    One micro batch is plain autograd on `compute_loss`; two go through `training_step`, as in training. Both in training
-    mode (the loss that trains is the one that is proven), without dropout, and without a trace: gradients, random state
-    and modes are as before. Where training's micro batch has no room for both, the one is as long as they are and its
-    layers run as written: in another room they would be compiled once more.
-
-    Raises:
-        ProofFailed: they do not, within `tolerance` (relative).
-    """
-    halves = [list(examples[: len(examples) // 2]), list(examples[len(examples) // 2 :])]
-    model: Any = engine.model
-    tokens = int(collate.store.lengths[np.concatenate(list(examples))].sum())
-    fits = collate.room is None or tokens <= collate.room.tokens
-    with untouched(engine), without_dropout(model):
-        with nullcontext() if fits else as_written(model):
-            once = _plainly(engine, (collate if fits else replace(collate, room=None))(list(examples)))
-        twice = _as_trained(engine, [collate(half) for half in halves if half])
-    difference = float(np.max([abs(a - b) / max(abs(a), 1e-12) for a, b in zip(once, twice, strict=True)]))  # nan stays
-    if not difference <= tolerance:
-        raise ProofFailed(
-            f"Gradient accumulation changes the numbers: loss {once[0]:.6f} and gradient norm {once[1]:.6f} in one micro "
-            f"batch, {twice[0]:.6f} and {twice[1]:.6f} in two (tolerance {tolerance:g})."
-        )
-    return f"accumulation 1 = 2 to {difference:.0e}"
-
-
-def fused_loss_proof(engine: Engine, collate: Collate, examples: Sequence[NDArray[np.int64]], tolerance: float) -> str:
-    """Output head and loss in one against the loss computed by hand from the model's logits, on the same examples.
-
-    In evaluation mode, where both are to be had from every model; the layers run as written, and the examples unpadded,
-    so that their logits are few.
-
-    Raises:
-        ProofFailed: loss or gradient norm differ by more than `tolerance` (relative).
-    """
-    from dumbo.verify.loss import by_hand
-
-    model: Any = engine.model
-    with untouched(engine), as_written(model):
-        model.eval()
-        batch = replace(collate, room=None)(list(examples))
-        items = engine.items_of([batch], engine.args.device)
-        inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
-        found = []
-        for loss in (
-            lambda: engine.compute_loss(model, dict(inputs), num_items_in_batch=items),
-            lambda: by_hand(engine, batch, int(items)),
-        ):
-            one = loss()
-            one.backward()
-            found.append((float(one.detach()), _norm_taken(model)))
-    fused, plain = found
-    difference = float(
-        np.max([abs(a - b) / max(abs(b), 1e-12) for a, b in zip(fused, plain, strict=True)])
-    )  # nan stays
-    if not difference <= tolerance:
-        raise ProofFailed(
-            f"Output head and loss in one change the numbers: loss {fused[0]:.6f} and gradient norm {fused[1]:.6f}, from the "
-            f"logits {plain[0]:.6f} and {plain[1]:.6f} (tolerance {tolerance:g}).\n"
-            "  Leave chunked_loss out of patch=[…] (performance=off where that added it), or write "
-            "patch.liger.fused_linear_cross_entropy=false"
-        )
-    return f"fused loss = loss from logits to {difference:.0e}"
-
-
-def _plainly(engine: Engine, batch: dict[str, Any]) -> tuple[float, float]:
-    """Loss and gradient norm of one micro batch, without the trainer's step."""
-    model: Any = engine.model
-    model.train()
-    items = engine.items_of([batch], engine.args.device)
-    inputs = engine._prepare_inputs({key: value for key, value in batch.items() if key != "documents"})
-    loss = engine.compute_loss(model, inputs, num_items_in_batch=items)
-    loss.backward()
-    return float(loss.detach()), _norm_taken(model)
-
-
-def _as_trained(engine: Engine, batches: list[dict[str, Any]]) -> tuple[float, float]:
-    """Loss and gradient norm of an optimizer step, as Trainer's loop makes one of these micro batches."""
-    items = engine.items_of(batches, engine.args.device)
-    engine.current_gradient_accumulation_steps = len(batches)
-    total = 0.0
-    for batch in batches:
-        engine.pending.append(batch.pop("documents"))
-        total += float(engine.training_step(engine.model, batch, items))
-    return total, _norm_taken(engine.model)
-
-
-def _norm_taken(model: Any) -> float:
-    """The norm of all gradients, which are gone afterwards."""
-    norms = [
-        torch.linalg.vector_norm(p.grad, dtype=torch.float32).item() for p in model.parameters() if p.grad is not None
-    ]
-    model.zero_grad()
-    return float(np.linalg.norm(norms))
 
 
 @contextmanager

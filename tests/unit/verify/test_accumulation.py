@@ -14,8 +14,9 @@ from torch import nn
 from dumbo.errors import ProofFailed
 from dumbo.patch.compile import Compile, compiled_layers
 from dumbo.trainer.feeding import trained_tokens
-from dumbo.verify import quick
+from dumbo.verify import micro_batches
 from dumbo.verify.no_dropout import without_dropout
+from dumbo.verify.quick import of_excerpts, untouched
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def trainer_of(folder: Path, rows: list[Document], model: Any, max_len: int = 25
 
 
 def prove(trainer: Any, tolerance: float = 1e-4) -> str:
-    return quick.accumulation_proof(trainer, trainer.collate, [np.array([0]), np.array([1])], tolerance)
+    return micro_batches.accumulation_proof(trainer, trainer.collate, [np.array([0]), np.array([1])], tolerance)
 
 
 def test_what_it_compares_is_the_mean_over_trained_tokens(rows: list[Document], tmp_path: Path) -> None:
@@ -70,9 +71,9 @@ def test_what_it_compares_is_the_mean_over_trained_tokens(rows: list[Document], 
     expected = mean.item()
     norm = float(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
     model.zero_grad()
-    with quick.untouched(trainer):
-        plain = quick._plainly(trainer, trainer.collate([np.array([0]), np.array([1])]))
-        steps = quick._as_trained(trainer, [trainer.collate([np.array([n])]) for n in (0, 1)])
+    with untouched(trainer):
+        plain = micro_batches._plainly(trainer, trainer.collate([np.array([0]), np.array([1])]))
+        steps = micro_batches._as_trained(trainer, [trainer.collate([np.array([n])]) for n in (0, 1)])
     assert plain == pytest.approx((expected, norm), rel=1e-5)
     assert steps == pytest.approx((expected, norm), rel=1e-5)
 
@@ -90,7 +91,7 @@ def test_dropout_is_off_in_it_and_would_matter(rows: list[Document], tmp_path: P
     assert "accumulation 1 = 2" in prove(trainer)
     assert seen == [(True, 0.0)] * 3
     assert trainer.model.model.layers[0].self_attn.attention_dropout == 0.4
-    monkeypatch.setattr(quick, "without_dropout", lambda model: torch.enable_grad())
+    monkeypatch.setattr(micro_batches, "without_dropout", lambda model: torch.enable_grad())
     with pytest.raises(ProofFailed):
         prove(trainer)
 
@@ -151,6 +152,38 @@ def test_documents_that_training_has_no_room_for_together(rows: list[Document], 
     assert "accumulation 1 = 2" in prove(trainer)
     assert shapes == {40, 80}
     assert compiled_layers(model) == list(model.model.layers)
+
+
+def test_halves_of_alike_documents_are_made_unequal(rows: list[Document], tmp_path: Path, monkeypatch: Any) -> None:
+    """Two rows of 64 tokens, 63 of them trained: their mean of means is the mean, until the first is cut to 31 tokens."""
+    alike = [(np.resize(ids, 64).astype(np.int32), np.arange(64) > 0) for ids, _ in rows[:2]]
+    trainer = trainer_of(tmp_path, alike, model_of())
+    right = type(trainer).compute_loss
+
+    def mean_of_means(self: Any, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any) -> Any:
+        trained = trained_tokens(inputs)
+        parts = 1 if trained == int(num_items_in_batch) else 2
+        return right(self, model, inputs, num_items_in_batch=torch.tensor(trained * parts))
+
+    monkeypatch.setattr(type(trainer), "compute_loss", mean_of_means)
+    assert "accumulation 1 = 2" in prove(trainer)
+    unlike = [np.array([0]), np.array([1])]
+    with of_excerpts(trainer, 1024, micro_batches.unequal(unlike)):
+        assert trainer.store.lengths.tolist() == [31, 64]
+        assert [trainer.store.trained_tokens(one) for one in unlike] == [30, 63]
+        with pytest.raises(ProofFailed, match="Gradient accumulation changes the numbers"):
+            prove(trainer)
+        monkeypatch.setattr(type(trainer), "compute_loss", right)
+        assert "accumulation 1 = 2" in prove(trainer)
+    assert trainer.collate.store.lengths.tolist() == [64, 64]
+
+
+def test_halves_that_differ_stay_whole(rows: list[Document], tmp_path: Path) -> None:
+    """3 and 50 trained tokens of 60; of one trained token each there is no half."""
+    store = splits_of(tmp_path, [(rows[0][0][:60], np.arange(60) >= first) for first in (57, 10, 59)]).train.store
+    assert store.labelled.tolist() == [3, 50, 1]
+    assert micro_batches.unequal([np.array([0]), np.array([1])])(store) == {}
+    assert micro_batches.unequal([np.array([2]), np.array([2])])(store) == {2: 2}
 
 
 def test_a_loss_that_is_no_number_does_not_pass(rows: list[Document], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_runs import model_of, small_run, splits_of
 
-from dumbo.verify import excerpts
+from dumbo.verify import at_start, excerpts
 from dumbo.verify.excerpts import excerpts_of
 
 GENERATOR = np.random.default_rng(3)
@@ -48,6 +48,34 @@ def test_short_documents_are_left_alone(tmp_path: Path) -> None:
     assert excerpts_of(store, 300) is store
 
 
+def test_some_documents_are_shorter_still(tmp_path: Path) -> None:
+    store = excerpts_of(splits_of(tmp_path, list(zip(IDS, TRAINED, strict=True))).train.store, 300, {2: 8, 0: 99})
+    assert store.lengths.tolist() == [12, 300, 8, 300]
+    assert store.ids(2).tolist() == IDS[2][:8].tolist()
+    assert store.trained(2).tolist() == TRAINED[2][:8].tolist()
+    assert store.ids(1).tolist() == IDS[1].tolist()
+    assert store.labelled.tolist() == [8, 50, 6, 3]
+
+
+LONG = [(ids[:250], np.arange(250) >= first) for ids, first in zip(IDS[1:], (200, 2, 240), strict=True)]
+
+
+def test_what_is_not_computed_as_in_training_is_proven_on_short_excerpts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No document is too long to be seen whole: the first batch is, once. Other proofs see 48 tokens of each document."""
+    monkeypatch.setattr(at_start, "SHORT", 48)
+    held: list[int] = []
+    model = model_of(vocab_size=256)
+    forward = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: (held.append(hidden.shape[:-1].numel()), forward(hidden))[1]
+    run = small_run(tmp_path / "run", splits_of(tmp_path, LONG), model=model, max_steps=1, num_epochs=3, verify=True)
+    assert any("accumulation 1 = 2" in proof for proof in run.facts["proofs"]), run.facts["proofs"]
+    assert not any("excerpts" in proof for proof in run.facts["proofs"])
+    first_batch, head, one, two, step = [750], [3 * 48] * 2, [2 * 48], [48, 48], 750
+    assert held[3:] == [*first_batch, *head, *one, *two, step]  # before that the probe of the packs
+
+
 def test_a_run_of_long_documents_is_proven_on_excerpts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No pass before the first step has logits of more than a document's excerpt; what trains is whole."""
     monkeypatch.setattr(excerpts, "MOST", 48)
@@ -55,9 +83,7 @@ def test_a_run_of_long_documents_is_proven_on_excerpts(tmp_path: Path, monkeypat
     model = model_of(vocab_size=256)
     forward = model.lm_head.forward
     model.lm_head.forward = lambda hidden: (held.append(hidden.shape[:-1].numel()), forward(hidden))[1]
-    splits = splits_of(
-        tmp_path, [(ids[:250], np.arange(250) >= first) for ids, first in zip(IDS[1:], (200, 2, 240), strict=True)]
-    )
+    splits = splits_of(tmp_path, LONG)
     run = small_run(tmp_path / "run", splits, model=model, max_steps=2, num_epochs=3, verify=True)
     assert any("accumulation 1 = 2" in proof for proof in run.facts["proofs"]), run.facts["proofs"]
     assert len(held) > 5
