@@ -9,7 +9,7 @@ chunk is compiled. The model's own forward pass remains for everything else: gen
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from types import MethodType
@@ -31,9 +31,12 @@ VARIANTS = 16
 """Graphs of a chunk's loss: with gradients and without, under autocast and not, of any number of tokens, and room for more."""
 SAME = 1e-5
 """Relative difference of two sums of 13 losses in float32."""
-MOST_TOKENS, MOST_BYTES = 8192, 2**30
-"""Of a chunk, and of its logits in bf16: 8,192 tokens of a vocabulary of 128 k were at the peak of an 8B's memory with
-checkpointing; with 4,096 it is 1 GiB less, and 1% slower on another day (benchmarks/NOTES.md)."""
+MOST_TOKENS = 8192
+"""Of a chunk."""
+MOST_BYTES = {False: 2**30, True: 2**31}
+"""Of its logits in bf16, by whether the head trains. 8,192 tokens of a vocabulary of 128 k were at the peak of an 8B with LoRA
+and checkpointing: with 4,096 it is 1 GiB less and as fast. Where the head trains each chunk adds its gradient to a sum of the
+head's size: 33 k tokens of 1B are 1.1% slower with chunks of 4,096 (benchmarks/NOTES.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class ChunkedLoss:
 
     Args:
         chunk_size: tokens a chunk, whose logits take chunk_size x vocabulary x 2 bytes in bf16. null: what 1 GiB has room
-            for, at most 8,192.
+            for, 2 GiB where the head trains, at most 8,192.
         compiled: a chunk's loss goes through torch.compile where patch=[compile] could run.
 
     Raises:
@@ -96,16 +99,20 @@ class ChunkedLoss:
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         self.check(model)
         base: Any = base_of(model)
-        base.forward = MethodType(_forward(base.forward, self.tokens(base), self._function()), base)
+        base.forward = MethodType(_forward(base.forward, self.tokens, self._function()), base)
         self.evidence(model)
         return model
 
-    def tokens(self, base: Any) -> int:
-        """Of a chunk."""
+    def tokens(self, vocabulary: int, trains: bool) -> int:
+        """Of a chunk.
+
+        Args:
+            vocabulary: rows of the head.
+            trains: whether the head's weight does.
+        """
         if self.chunk_size is not None:
             return self.chunk_size
-        vocabulary = base.get_output_embeddings().weight.shape[0]
-        return min(MOST_TOKENS, max(1024, MOST_BYTES // (2 * vocabulary) // 1024 * 1024))
+        return min(MOST_TOKENS, max(1024, MOST_BYTES[trains] // (2 * vocabulary) // 1024 * 1024))
 
     def _function(self) -> Any:
         import torch
@@ -127,7 +134,10 @@ class ChunkedLoss:
         if not takes_places(base):
             raise RuntimeError(f"the chunked loss did not take on {type(base).__name__}")
         compiled = self.compiled and Compile().unavailable() is None
-        return f"head and loss over {self.tokens(base):,} tokens at a time" + ", compiled" * compiled
+        vocabulary = base.get_output_embeddings().weight.shape[0]
+        frozen, training = self.tokens(vocabulary, False), self.tokens(vocabulary, True)
+        said = f"head and loss over {training:,} tokens at a time"
+        return said + f", {frozen:,} where the head is frozen" * (frozen != training) + ", compiled" * compiled
 
 
 def unlike(base: Any) -> str | None:
@@ -150,7 +160,7 @@ def unlike(base: Any) -> str | None:
         for training, scale in product((True, False), (1.0, 20.0)):
             probe = with_stand_ins(base, scale).train(training)
             own = MethodType(type(base).forward, probe)
-            chunked = MethodType(_forward(own, 4, chunk_loss), probe)
+            chunked = MethodType(_forward(own, lambda *head: 4, chunk_loss), probe)
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 wanted, found = float(own(**asked).loss), float(chunked(**asked, skip_logits=True).loss)
             if not abs(found - wanted) <= SAME * abs(wanted):
@@ -191,12 +201,12 @@ def _within_limit(compiled: Any) -> Any:
     return called
 
 
-def _forward(own: Any, size: int, of_chunk: Any) -> Any:
+def _forward(own: Any, size: Callable[[int, bool], int], of_chunk: Any) -> Any:
     """A forward method like `own`, which with `skip_logits` returns the loss alone.
 
     Args:
         own: the model's bound method.
-        size: tokens a chunk.
+        size: tokens a chunk, by the head's rows and whether it trains.
         of_chunk: `chunk_loss`, or the same compiled.
     """
 
@@ -221,7 +231,8 @@ def _forward(own: Any, size: int, of_chunk: Any) -> Any:
         targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten().to(hidden.device)
         softcap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
         head = self.get_output_embeddings()
-        total = summed_loss(head, softcap, hidden.flatten(0, 1), targets, loss_at, size, of_chunk)
+        tokens = size(head.weight.shape[0], head.weight.requires_grad)
+        total = summed_loss(head, softcap, hidden.flatten(0, 1), targets, loss_at, tokens, of_chunk)
         return CausalLMOutputWithPast(loss=total / (items if items is not None else (targets != IGNORE).sum()))
 
     # What looks at a model's arguments (generate, Trainer, our engine) finds the model's own, and the two new ones.

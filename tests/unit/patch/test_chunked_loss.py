@@ -250,12 +250,35 @@ def test_looking_leaves_model_and_random_numbers_as_they_are() -> None:
     assert all(torch.equal(model.state_dict()[name], weight) for name, weight in kept.items())
 
 
-@pytest.mark.parametrize(("vocabulary", "tokens"), [(512, 8192), (49_152, 8192), (128_256, 4096), (262_144, 2048)])
-def test_logits_of_a_chunk_have_room_in_a_gibibyte(vocabulary: int, tokens: int) -> None:
-    with torch.device("meta"):
-        model = model_of(vocab_size=vocabulary)
-    assert ChunkedLoss().tokens(model) == tokens
-    assert ChunkedLoss(chunk_size=77).tokens(model) == 77
+@pytest.mark.parametrize(
+    ("vocabulary", "frozen", "training"),
+    [(512, 8192, 8192), (49_152, 8192, 8192), (128_256, 4096, 8192), (262_144, 2048, 4096)],
+)
+def test_logits_of_a_chunk_have_room(vocabulary: int, frozen: int, training: int) -> None:
+    """In 1 GiB, and in 2 GiB where the head trains."""
+    assert ChunkedLoss().tokens(vocabulary, trains=False) == frozen
+    assert ChunkedLoss().tokens(vocabulary, trains=True) == training
+    assert ChunkedLoss(chunk_size=77).tokens(vocabulary, trains=True) == 77
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_frozen_heads_chunks_are_the_smaller_ones(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what the head does when the loss is taken: adapters come after this patch."""
+    monkeypatch.setattr("dumbo.patch.chunked_loss.MOST_BYTES", {False: 2**21, True: 2**22})
+    chunked = ChunkedLoss(compiled=False)
+    model = chunked.apply(model_of(vocab_size=512))
+    assert chunked.evidence(model) == "head and loss over 4,096 tokens at a time, 2,048 where the head is frozen"
+    seen: list[int] = []
+
+    def summed(head: object, softcap: object, hidden: torch.Tensor, *others: int) -> torch.Tensor:
+        seen.append(others[2])
+        return hidden.sum()
+
+    monkeypatch.setattr("dumbo.trainer.chunks.summed_loss", summed)
+    model.get_output_embeddings().requires_grad_(trains)
+    ids = torch.arange(8)[None]
+    model(input_ids=ids, labels=ids, skip_logits=True)
+    assert seen == [4096 if trains else 2048]
 
 
 def test_ligers_losses_are_refused_by_name() -> None:
