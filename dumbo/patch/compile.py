@@ -4,13 +4,7 @@ Pipeline: load -> patch (last stage: what is compiled is the layer with its adap
 Layers of one kind share their graphs, so that compiling takes as long as one layer and not as the whole model. The
 shapes must not change from batch to batch: packs on one token axis are padded to a fixed room (`trainer/collate.py`);
 other layouts compile anew once and then take graphs with free sizes. What has free shapes by nature, generating, runs
-`as_written`. Past torch's limit of graphs for one kind of layer (8) torch would go on uncompiled without a word; here
-that ends the run. Under DDP torch would cut a layer's graph where DDP's buckets of gradients end, to reduce a bucket
-inside of a layer. Here one graph stays one, and its gradients are reduced when its backward graph has ended. These
-settings hold while these layers are called, and for nothing else that is compiled in this process.
-A checkpointed layer (`gradient_checkpointing.py`) is checkpointed around its graph: inside of one, torch 2.11 keeps what
-`low_rank.py` saves (0.69 GiB a layer of 8B's shape and 8,192 tokens, where 0.09 are right), and what it computes again
-takes twice the memory while it does.
+`as_written`. What is around the graph of each layer: `compiled_call.py`.
 https://docs.pytorch.org/docs/stable/generated/torch.nn.Module.html#torch.nn.Module.compile
 """
 
@@ -20,15 +14,15 @@ import importlib.util
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dumbo.errors import RunFailed, UserError
+from dumbo.errors import UserError
 from dumbo.interfaces import Stage
+from dumbo.patch.compiled_call import around
 from dumbo.patch.modules import base_of
 
 if TYPE_CHECKING:
@@ -37,8 +31,6 @@ if TYPE_CHECKING:
 
 LIGERS_MODULES = ("rope", "rms_norm", "swiglu")
 """Kernels of Liger inside a layer: they fail to build within a compiled graph (triton 3.6)."""
-LENGTHS = "L['kwargs']['max_length_q'],L['kwargs']['max_length_k']"
-"""Numbers among a layer's arguments that differ from batch to batch: the longest document's length."""
 OLDEST_GPU = (7, 0)
 """Compute capability that Triton's kernels need."""
 
@@ -97,8 +89,8 @@ class Compile:
         base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
         for layer in decoder_layers(model):
             layer.compile(backend=self.backend)
-            graph = with_settings(layer._compiled_call_impl, type(layer).__name__)
-            layer._compiled_call_impl = checkpointed_around(layer, graph)
+            compiled: Any = layer._compiled_call_impl
+            layer._compiled_call_impl = around(layer, compiled)
         self.evidence(model)
         return model
 
@@ -118,62 +110,6 @@ def _python_headers() -> Path:
     """What triton includes in the C code that starts its kernels, where its `runtime/build.py` looks for it."""
     scheme = sysconfig.get_default_scheme()
     return Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"]) / "Python.h"
-
-
-def with_settings(compiled: Any, name: str) -> Any:
-    """A compiled layer that is one graph under DDP too, and raises where torch would have run it uncompiled from then on.
-
-    Raises:
-        RunFailed: more graphs than torch makes of one kind of layer.
-    """
-    from torch._dynamo import config
-    from torch._dynamo.exc import FailOnRecompileLimitHit
-    from torch.compiler import config as compiler
-
-    def called(*arguments: Any, **kwargs: Any) -> Any:
-        before = config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources
-        config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources = True, False, LENGTHS
-        try:
-            return compiled(*arguments, **kwargs)
-        except FailOnRecompileLimitHit as error:
-            raise RunFailed(
-                f"patch.compile: {name} needs more than the {config.recompile_limit} graphs that torch makes of "
-                "one kind of layer.\n  Leave compile out of patch=[…], or write performance=off where that added it "
-                "(TORCH_LOGS=recompiles tells what differs from call to call)"
-            ) from error
-        finally:
-            config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources = before
-
-    return called
-
-
-def checkpointed_around(layer: Any, graph: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled layer whose graph has no checkpointing in it: where the layer is to be checkpointed, the whole graph is.
-
-    FSDP2's hooks are around the graph too, and know of passes that are done once more. transformers before 5.2x
-    checkpoints around the call by itself.
-    """
-    from torch import is_grad_enabled
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    by_itself = "__call__" in vars(GradientCheckpointingLayer)
-
-    def unchecked(*arguments: Any, **kwargs: Any) -> Any:
-        before = layer.gradient_checkpointing
-        layer.gradient_checkpointing = False
-        try:
-            return graph(*arguments, **kwargs)
-        finally:
-            layer.gradient_checkpointing = before
-
-    def called(*arguments: Any, **kwargs: Any) -> Any:
-        if by_itself or not getattr(layer, "gradient_checkpointing", False):
-            return graph(*arguments, **kwargs)
-        if layer.training and is_grad_enabled():
-            return layer._gradient_checkpointing_func(partial(unchecked, **kwargs), *arguments)
-        return unchecked(*arguments, **kwargs)
-
-    return called
 
 
 def decoder_layers(model: Any, key: str = "patch.compile") -> list[nn.Module]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
-from dumbo.patch.compile import checkpointed_around, with_settings
+from dumbo.patch.compiled_call import around
 from dumbo.plan.ledger import Ledger
 
 BY_NUMBER = ("convert_element_type", "_to_copy", "clone", "where", "cat", "full", "full_like", "zeros_like", "iota", "arange",
@@ -36,8 +36,7 @@ def keep_as_compiled(layer: torch.nn.Module) -> None:
     """A layer that keeps in its forward pass what it would keep compiled: where it is checkpointed, its input alone."""
     layer.compile(backend=as_inductor)
     compiled: Any = layer
-    graph = with_settings(compiled._compiled_call_impl, type(layer).__name__)
-    compiled._compiled_call_impl = checkpointed_around(layer, graph)
+    compiled._compiled_call_impl = around(layer, compiled._compiled_call_impl)
 
 
 def as_inductor(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

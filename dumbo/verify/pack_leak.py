@@ -1,6 +1,8 @@
 """Whether packed documents see each other on a loaded model: replace one, and look at the others' logits.
 
-The batches are made by the same `Collate` as the training's, from random documents.
+The batches are made by the same `Collate` as the training's, from random documents. Where layers are compiled (packs have a
+room) packs go through the graphs that train: in training mode without dropout, with gradients. A graph for evaluation would be
+compiled for nothing but this.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from dumbo.patch.modules import base_of
 from dumbo.trainer.collate import Collate, Layout, Room, leave_documents_free
 from dumbo.verify.experts import composition_noise, root_mean_square
+from dumbo.verify.no_dropout import without_dropout
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,16 +141,16 @@ def _logits(
     moved = {key: value for key, value in batch.items() if key not in ("labels", "documents")}
     if room is not None:
         leave_documents_free(moved)
-    return _passed(model, moved, bf16)[0]
+    return _passed(model, moved, bf16, as_training=room is not None)[0]
 
 
-def _passed(model: PreTrainedModel, batch: dict[str, Any], bf16: bool) -> torch.Tensor:
-    """(B, T, V) in float32, in evaluation mode."""
+def _passed(model: PreTrainedModel, batch: dict[str, Any], bf16: bool, as_training: bool = False) -> torch.Tensor:
+    """(B, T, V) in float32, in evaluation mode or as training computes them, but for dropout."""
     moved = {key: value.to(model.device) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
     was_training = model.training
-    model.eval()
+    model.train(as_training)
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16 or model.dtype == torch.bfloat16)
-    with torch.no_grad(), autocast:
-        logits: torch.Tensor = model(**moved).logits.float()
+    with torch.set_grad_enabled(as_training), without_dropout(model), autocast:
+        logits: torch.Tensor = model(**moved).logits.detach().float()
     model.train(was_training)
     return logits

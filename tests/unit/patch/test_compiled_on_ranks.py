@@ -13,7 +13,7 @@ from torch._dynamo import config
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from dumbo.patch import compile as patch
+from dumbo.patch import compiled_call
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile, decoder_layers
 from dumbo.patch.fused_lora import FusedLoRA
@@ -51,7 +51,7 @@ def test_one_graph_where_torch_would_make_several(one_rank: None, monkeypatch: A
     whole, gradients = graphs_and_gradients(monkeypatch)
     assert whole == 1, "two layers of one kind share it"
     assert config.optimize_ddp is True, "what else is compiled keeps to torch's ways"
-    monkeypatch.setattr(patch, "with_settings", lambda compiled, name: compiled)
+    monkeypatch.setattr(compiled_call, "with_settings", lambda compiled, name: compiled)
     cut, others = graphs_and_gradients(monkeypatch)
     assert cut > 1, "the test sees it when torch cuts a layer"
     for name, gradient in gradients.items():

@@ -195,6 +195,6 @@ def test_a_plan_of_what_a_gpu_compiles(
     as_written = predict(plugins, tokenizer, data, plugins.trainer.batch(1))
     monkeypatch.setattr(Compile, "unavailable", lambda self: None)
     compiled = predict(plugins, tokenizer, data, plugins.trainer.batch(1))
-    assert compiled.parts["activations"] < 0.95 * as_written.parts["activations"]
+    assert compiled.parts["activations"] < 0.97 * as_written.parts["activations"]
     assert compiled.held == as_written.held
     assert ChunkedLoss().compiled
