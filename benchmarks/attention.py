@@ -3,9 +3,10 @@
     python -m benchmarks.attention --out benchmarks/results/NAME.json             # on one GPU, a minute
     python -m benchmarks.attention --tune --out /tmp/tuned.json                   # which tiles are fastest here
 
-Documents are those of `made_up.py` (mean about 250 tokens), and for comparison full rows of 1,024, 4,096 and 16,384. Times are of torch's
-events, the caches emptied before each (triton.testing.do_bench); both are given the same tensors and their outputs and
-gradients are compared, in the distance that bf16 has.
+Documents are those of `made_up.py` (mean about 250 tokens), and for comparison full rows of 1,024, 4,096 and 16,384, where
+cuDNN's attention, which takes rows alone, stands beside them. Times are of torch's events, the caches emptied before each
+(triton.testing.do_bench); all are given the same tensors, and outputs and gradients are compared with those of torch's
+variable-length kernel, in the distance that bf16 has.
 """
 
 from __future__ import annotations
@@ -68,7 +69,23 @@ def _varlen(given: dict[str, Any]) -> tuple[Any, list[Any]]:
     return attend(q, k, v, given["bounds"], given["longest"], None, given["scale"])[0], leaves
 
 
-WAYS = {"tiles": _tiles, "varlen": _varlen}
+def _cudnn(given: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """For rows of one length."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    leaves = _leaves(given)
+    q, k, v = (tensor.unflatten(0, (-1, given["longest"])).transpose(1, 2) for tensor in leaves)  # (B, heads, T, width)
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=given["scale"], enable_gqa=True)
+    return out.transpose(1, 2).flatten(0, 1), leaves
+
+
+WAYS = {"tiles": _tiles, "varlen": _varlen, "cudnn": _cudnn}
+
+
+def ways_for(lengths: str) -> list[str]:
+    return list(WAYS) if lengths.startswith("rows") else ["tiles", "varlen"]
 
 
 def times(way: str, given: dict[str, Any], rep: int = 50) -> dict[str, float]:
@@ -83,15 +100,30 @@ def times(way: str, given: dict[str, Any], rep: int = 50) -> dict[str, float]:
     return {"forward_ms": forward, "backward_ms": backward}
 
 
-def apart(given: dict[str, Any]) -> float:
-    """The largest relative distance (of norms) between both ways' outputs and gradients."""
+def apart(way: str, given: dict[str, Any]) -> float:
+    """The largest relative distance (of norms) of a way's output and gradients from those of torch's kernel."""
     import torch
 
     found = []
-    for way in WAYS.values():
-        out, leaves = way(given)
+    for other in (way, "varlen"):
+        out, leaves = WAYS[other](given)
         found.append([out, *torch.autograd.grad(out, leaves, given["grad"])])
     return max(float((a - b).float().norm() / b.float().norm()) for a, b in zip(*found, strict=True))
+
+
+def measured(shape: str, lengths: str, tokens: int) -> dict[str, Any]:
+    """A row: each way's times, how far it is from torch's kernel, and how often its time goes into that one's."""
+    given = tensors(shape, lengths, tokens)
+    row: dict[str, Any] = {"shape": shape, "lengths": lengths, "tokens": tokens, "apart": {}, "ratio": {}}
+    for way in ways_for(lengths):
+        try:
+            row["apart"][way] = apart(way, given)
+            row[way] = times(way, given)
+        except RuntimeError as error:  # a kernel that this GPU or this torch has not
+            row[way] = {"failed": str(error).splitlines()[0]}
+    both = {way: sum(row[way].values()) for way in ways_for(lengths) if "failed" not in row[way]}
+    row["ratio"] = {way: both["varlen"] / took for way, took in both.items() if way != "varlen"}
+    return row
 
 
 @contextmanager
@@ -153,11 +185,7 @@ def main() -> None:
     record = Record(asked.out.stem, "attention over packs, forward and backward", asked.out.parent, ("triton",))
     rows = []
     for shape, lengths in () if asked.tune else itertools.product(asked.shapes, asked.lengths):
-        given = tensors(shape, lengths, asked.tokens)
-        row: dict[str, Any] = {"shape": shape, "lengths": lengths, "tokens": asked.tokens, "apart": apart(given)}
-        row |= {way: times(way, given) for way in WAYS}
-        both = {way: sum(row[way].values()) for way in WAYS}
-        row["ratio"] = both["varlen"] / both["tiles"]
+        row = measured(shape, lengths, asked.tokens)
         rows.append(row)
         print(row, flush=True)
     record.facts["table"] = tuned(asked.shapes, asked.tokens) if asked.tune else rows

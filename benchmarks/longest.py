@@ -6,7 +6,7 @@
 Random weights. Each side in a process of its own, which torch gives no more than `--memory-gib` (an H100 has 79.6 GiB to
 give). Two lengths are trained on, for two steps where all weights train, so that the optimizer's state is there. Their
 peaks lie on a line; tried then is 5% below where it meets the limit, and 5% less as long as memory runs out. The proofs at
-a run's start are left out (`verify.mode=off`): they would take as long as the steps.
+a run's start are left out (`verify.mode=off`), and what it would write in the end: both would take as long as the steps.
 
     python -m dumbo with compile, chunked_loss, gradient_checkpointing, and lora,fused_lora    float32 weights, or bf16 under LoRA
     TRL packed ("wrapped") with Liger's kernels and gradient checkpointing (`peer_trl.py`)     the same
@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.made_up import SHAPES, write_documents, write_model
-from benchmarks.record import Record, nothing_held
+from benchmarks.record import Record, nothing_held, nothing_saved
 
 STEPS = {"full": 2, "lora": 1}
+FIRST = {"tiny": (64, 128), "smollm135": (131_072, 262_144), "llama1b": (65_536, 131_072), "llama8b": (16_384, 32_768)}
+"""Lengths that give the line. Below these, activations are not yet what is most at once."""
 BACK = 0.95
 WORK = {"tiny": "full", "smollm135": "full", "llama1b": "full", "llama8b": "lora"}
 WORDS = ["formatter=text", "dataset=files", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0",
@@ -99,6 +101,7 @@ def work(side: str, folder: Path, shape: str, memory_gib: float, first: list[int
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory_gib * 2**30 / total))
+    nothing_saved()
     one, other = (trial(longest) for longest in first)
     if "failed" in other or not torch.cuda.is_available():
         return
@@ -115,7 +118,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["llama1b", "llama8b"], choices=list(SHAPES))
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
     parser.add_argument("--memory-gib", type=float, default=79.0, help="what torch may take, as on an H100 of 80 GB")
-    parser.add_argument("--first", type=int, nargs=2, default=[16_384, 32_768], help="lengths that give the line")
+    parser.add_argument("--first", type=int, nargs=2, help="lengths that give the line, in place of the shape's")
     parser.add_argument("--small", action="store_true", help="a tiny shape, two short lengths")
     parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile; a disk in memory is quickest")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
@@ -126,7 +129,7 @@ def main() -> None:
         work(side, asked.folder, shape, asked.memory_gib, asked.first, Path(file))
         return
     if asked.small:
-        asked.shapes, asked.first = ["tiny"], [64, 128]
+        asked.shapes = ["tiny"]
     record = Record(asked.out.stem, "the longest document that trains, ours and TRL's", asked.out.parent, ("trl",))
     record.facts["memory_gib"] = asked.memory_gib
     rows: list[dict[str, Any]] = []
@@ -141,7 +144,7 @@ def main() -> None:
                     continue
                 file = Path(temporary) / f"{shape}-{side}.results"
                 command = [sys.executable, "-m", "benchmarks.longest", "--work", side, shape, str(file),
-                           "--memory-gib", str(asked.memory_gib), "--first", *map(str, asked.first), "--folder", str(folder),
+                           "--memory-gib", str(asked.memory_gib), "--first", *map(str, asked.first or FIRST[shape]), "--folder", str(folder),
                            "--out", str(asked.out)]  # fmt: skip
                 started = subprocess.Popen(command)
                 before = list(rows)

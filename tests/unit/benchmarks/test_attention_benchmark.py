@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.attention import CANDIDATES, LENGTHS, PARTS, _cut
+from benchmarks.attention import CANDIDATES, LENGTHS, PARTS, _cut, measured, ways_for
 from dumbo.trainer import tiles
 
 
@@ -28,3 +28,23 @@ def test_a_candidate_is_what_the_kernels_take_and_is_put_back(part: str) -> None
     with _cut(part, CANDIDATES[0]):
         assert tiles.TILES[part] == tiles.Tile(*CANDIDATES[0])
     assert before == tiles.TILES
+
+
+def test_a_row_holds_each_way_against_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the kernels: one that is twice as fast, and one that this machine has not."""
+    took = {"tiles": 1.0, "varlen": 2.0}
+
+    def apart(way: str, given: object) -> float:
+        if way not in took:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return 0.0
+
+    monkeypatch.setattr("benchmarks.attention.tensors", lambda *shape: {})
+    monkeypatch.setattr("benchmarks.attention.apart", apart)
+    monkeypatch.setattr(
+        "benchmarks.attention.times", lambda way, given: {"forward_ms": took[way], "backward_ms": took[way]}
+    )
+    row = measured("llama1b", "rows of 1024", 65_536)
+    assert row["ratio"] == {"tiles": 2.0}
+    assert row["cudnn"] == {"failed": "No available kernel. Aborting execution."}
+    assert ways_for("documents") == ["tiles", "varlen"], "cuDNN takes rows alone"
