@@ -1,32 +1,30 @@
 """Checkpoints that are complete or absent.
 
-Written into a staging folder, with a manifest of sizes and hashes, brought to the disk (fsync), renamed. A folder
-called step-000100 is therefore whole; its manifest is checked when it is read all the same, because disks lie.
+Written into a staging folder, with a manifest of sizes and hashes (`manifest.py`), brought to the disk (fsync), renamed. A
+folder called step-000100 is therefore whole; its manifest is checked when it is read all the same, because disks lie.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dumbo.cache import fsync_tree
 from dumbo.errors import RunFailed
 from dumbo.launch.world import DISK, World
 from dumbo.outputs.whole_file import settle
+from dumbo.trainer import manifest
 
 if TYPE_CHECKING:
     from dumbo.trainer.beside import Beside
 
 Write = Callable[[Path], object]
 
-MANIFEST = "manifest.json"
 PREFIX = "step-"
 ALMOST_NOTHING = 1 << 20
 """Bytes free below which a disk is full, whatever a library says."""
@@ -95,7 +93,7 @@ class Checkpoints:
         staging.mkdir(parents=True)
 
     def _complete(self, staging: Path, target: Path, best_step: int | None) -> None:
-        _write_manifest(staging)
+        manifest.write(staging)
         fsync_tree(staging)
         if target.exists():  # a corrupt one, passed over on resuming
             self._remove(target)
@@ -165,7 +163,7 @@ class Checkpoints:
         """
         faults = []
         for step in reversed(self.steps()):
-            if (fault := verify(self.path(step))) is None:
+            if (fault := manifest.verify(self.path(step))) is None:
                 return self.path(step)
             faults.append(fault)
             say(f"{fault}; the one before it is tried.")
@@ -191,45 +189,3 @@ def _says_full(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-
-
-def _write_manifest(folder: Path) -> None:
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "blake2b": _hash(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    (folder / MANIFEST).write_text(json.dumps(files, indent=1))
-
-
-def verify(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None when it is whole."""
-    files = _manifest(folder)
-    if files is None:
-        return f"{folder.name} has no readable {MANIFEST}"
-    for name, facts in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{folder.name} lacks {name}"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{folder.name}: {name} has {path.stat().st_size:,} bytes, not {facts['bytes']:,}"
-        if _hash(path) != facts["blake2b"]:
-            return f"{folder.name}: {name} is corrupt (its hash differs from the manifest's)"
-    return None
-
-
-def _manifest(folder: Path) -> dict[str, dict[str, Any]] | None:
-    """File name -> bytes and hash; None when it is not there, or not what `_write_manifest` wrote."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(files, dict) or not files:
-        return None
-    good = all(isinstance(facts, dict) and facts.keys() >= {"bytes", "blake2b"} for facts in files.values())
-    return files if good else None

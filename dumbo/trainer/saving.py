@@ -59,10 +59,14 @@ class Saving(_Base):
     taken_up: Path | None
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Waits for the one before, then writes this one: beside training, unless that failed the last time."""
+        """Waits for the one before, then writes this one: beside training, unless that failed the last time or it ends here."""
         began = time.perf_counter()
         failure = self._settled()
-        self._write_checkpoint(None if failure is not None else self.beside)
+        last = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+        if self.beside is not None and last:  # a copy would be for nothing
+            self._write_last()
+        else:
+            self._write_checkpoint(None if failure is not None else self.beside)
         stall = time.perf_counter() - began
         self.interval.paused += stall
         self.save_stalls.append(stall)
@@ -76,12 +80,24 @@ class Saving(_Base):
             self.state.global_step, lambda folder: self._write_state(folder, beside), self.counters.best_step, beside
         )
 
+    def _write_last(self) -> None:
+        """Tried twice, as the last one of those that are written beside is (`saved_in_the_end`)."""
+        try:
+            self._write_checkpoint(None)
+        except RunFailed as failure:
+            self._not_written(failure, "it is tried once more")
+            self._write_checkpoint(None)
+
+    def _not_written(self, failure: RunFailed, then: str) -> None:
+        """It is told, and is not the best one."""
+        self.counters.best_step, self.counters.best_loss = self.best_before
+        self.on_unsaved(f"{failure}\n{then}")
+
     def _settled(self) -> RunFailed | None:
-        """Waits for the checkpoint under way; one that could not be written is told, and is not the best one."""
+        """Waits for the checkpoint under way; why it could not be written, which is told."""
         failure = self.beside.settle() if self.beside is not None else None
         if failure is not None:
-            self.counters.best_step, self.counters.best_loss = self.best_before
-            self.on_unsaved(f"{failure}\ntraining has gone on; the next one is written while it waits")
+            self._not_written(failure, "training has gone on; the next one is written while it waits")
         return failure
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ranks import curve, environment, facts
 
-from dumbo.trainer.checkpoint import verify
+from dumbo.trainer.manifest import verify
 
 pytestmark = pytest.mark.full
 WORDS = ("trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_at_start=false", "trainer.eval_every=null",

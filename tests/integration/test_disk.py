@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from processes import Command, curve, facts_of, rows_of
 
-from dumbo.trainer.checkpoint import verify
+from dumbo.trainer.manifest import verify
 
 WORDS = (
     "run_dir=run", "trainer.max_steps=12", "trainer.num_samples=0", "trainer.num_answers=0", "trainer.max_seq_len=128",

@@ -15,8 +15,8 @@ from small_runs import documents, model_of, small_run, splits_of
 from dumbo.errors import RunFailed
 from dumbo.launch.world import World
 from dumbo.trainer.beside import HostCopy, room_for
-from dumbo.trainer.checkpoint import verify
 from dumbo.trainer.host_memory import available_memory
+from dumbo.trainer.manifest import verify
 
 
 @pytest.fixture
@@ -164,7 +164,25 @@ def failing_once(step: int) -> Any:
 def test_the_last_one_is_tried_twice(shared: Any, tmp_path: Path) -> None:
     run = small_run(tmp_path / "run", shared, max_steps=4, save_every=2, async_save=True, before=failing_once(4))
     assert "step-000004 could not be written" in run.said
+    assert "it is tried once more" in run.said
     assert verify(run.path / "checkpoints" / "step-000004") is None
+
+
+def test_the_last_one_is_not_copied_first(shared: Any, tmp_path: Path) -> None:
+    """There is no training that could go on beside it: of steps 2 and 4 the first is copied."""
+    copied: list[str] = []
+
+    def change(session: Any) -> None:
+        def watched(trainer: Any) -> None:
+            copy = trainer.beside.copy
+            trainer.beside.copy = lambda tree, name: (copied.append(name), copy(tree, name))[1]
+
+        on_trainer(watched)(session)
+
+    run = small_run(tmp_path / "run", shared, max_steps=4, save_every=2, async_save=True, before=change)
+    assert copied == ["weights", "optimizer"]
+    for step in (2, 4):
+        assert verify(run.path / "checkpoints" / f"step-{step:06d}") is None
 
 
 def test_what_was_not_written_is_not_the_best(data: Path, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ import torch
 from small_runs import Document, documents, model_of, small_run, splits_of
 
 from dumbo.errors import RunFailed
-from dumbo.trainer.checkpoint import MANIFEST, BadCheckpoint, Checkpoints, verify
+from dumbo.trainer import manifest
+from dumbo.trainer.checkpoint import BadCheckpoint, Checkpoints
+from dumbo.trainer.manifest import verify
 
 
 def write(folder: Path) -> None:
@@ -43,7 +45,7 @@ def test_complete_and_verified(checkpoints: Checkpoints) -> None:
     folder = checkpoints.save(7, write, None)
     assert folder.name == "step-000007"
     assert verify(folder) is None
-    assert set(json.loads((folder / MANIFEST).read_text())) == {"weights", "deep/state"}
+    assert set(json.loads((folder / manifest.FILE).read_text())) == {"weights", "deep/state"}
     assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-000007"]
 
 
@@ -62,15 +64,15 @@ def _lose(folder: Path) -> None:
 
 
 def _half(folder: Path) -> None:
-    (folder / MANIFEST).unlink()
+    (folder / manifest.FILE).unlink()
 
 
 def _garble(folder: Path) -> None:
-    (folder / MANIFEST).write_text('{"weights": {"byt')
+    (folder / manifest.FILE).write_text('{"weights": {"byt')
 
 
 def _emptied(folder: Path) -> None:
-    (folder / MANIFEST).write_text("[]")
+    (folder / manifest.FILE).write_text("[]")
 
 
 @pytest.mark.parametrize(
