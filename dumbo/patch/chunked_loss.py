@@ -9,8 +9,11 @@ chunk is compiled. The model's own forward pass remains for everything else: gen
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from types import MethodType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -37,6 +40,9 @@ MOST_BYTES = {False: 2**30, True: 2**31}
 """Of its logits in bf16, by whether the head trains. 8,192 tokens of a vocabulary of 128 k were at the peak of an 8B with LoRA
 and checkpointing: with 4,096 it is 1 GiB less and as fast. Where the head trains each chunk adds its gradient to a sum of the
 head's size: 33 k tokens of 1B are 1.1% slower with chunks of 4,096 (benchmarks/NOTES.md)."""
+
+
+_most: ContextVar[int] = ContextVar("most", default=1 << 30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +105,7 @@ class ChunkedLoss:
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         self.check(model)
         base: Any = base_of(model)
-        base.forward = MethodType(_forward(base.forward, self.tokens, self._function()), base)
+        base.forward = MethodType(_forward(base.forward, partial(self.tokens, _rows(base)), self._function()), base)
         self.evidence(model)
         return model
 
@@ -134,8 +140,7 @@ class ChunkedLoss:
         if not takes_places(base):
             raise RuntimeError(f"the chunked loss did not take on {type(base).__name__}")
         compiled = self.compiled and Compile().unavailable() is None
-        vocabulary = base.get_output_embeddings().weight.shape[0]
-        frozen, training = self.tokens(vocabulary, False), self.tokens(vocabulary, True)
+        frozen, training = self.tokens(_rows(base), False), self.tokens(_rows(base), True)
         said = f"head and loss over {training:,} tokens at a time"
         return said + f", {frozen:,} where the head is frozen" * (frozen != training) + ", compiled" * compiled
 
@@ -160,7 +165,7 @@ def unlike(base: Any) -> str | None:
         for training, scale in product((True, False), (1.0, 20.0)):
             probe = with_stand_ins(base, scale).train(training)
             own = MethodType(type(base).forward, probe)
-            chunked = MethodType(_forward(own, lambda *head: 4, chunk_loss), probe)
+            chunked = MethodType(_forward(own, lambda trains: 4, chunk_loss), probe)
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 wanted, found = float(own(**asked).loss), float(chunked(**asked, skip_logits=True).loss)
             if not abs(found - wanted) <= SAME * abs(wanted):
@@ -174,6 +179,30 @@ def unlike(base: Any) -> str | None:
 def takes_places(model: Any) -> bool:
     """Whether a model's loss wants to know which tokens bear it (`loss_at`)."""
     return "loss_at" in inspect.signature(base_of(model).forward).parameters
+
+
+@contextmanager
+def chunks_of(tokens: int) -> Iterator[None]:
+    """Inside, chunks have no more tokens than that: several of them can be looked at on few."""
+    before = _most.set(tokens)
+    try:
+        yield
+    finally:
+        _most.reset(before)
+
+
+def _rows(base: Any) -> int:
+    rows: int = base.get_output_embeddings().weight.shape[0]
+    return rows
+
+
+def trains(head: Any) -> bool:
+    """Whether its weight does, or what stands in for it; adapters do not count. `weight` itself can be made anew each time that it
+    is asked for (peft's added tokens).
+    """
+    parameters = list(head.parameters())
+    largest = max(parameter.numel() for parameter in parameters)
+    return any(parameter.requires_grad and parameter.numel() == largest for parameter in parameters)
 
 
 def _within_limit(compiled: Any) -> Any:
@@ -201,12 +230,12 @@ def _within_limit(compiled: Any) -> Any:
     return called
 
 
-def _forward(own: Any, size: Callable[[int, bool], int], of_chunk: Any) -> Any:
+def _forward(own: Any, size: Callable[[bool], int], of_chunk: Any) -> Any:
     """A forward method like `own`, which with `skip_logits` returns the loss alone.
 
     Args:
         own: the model's bound method.
-        size: tokens a chunk, by the head's rows and whether it trains.
+        size: tokens a chunk, by whether the head trains.
         of_chunk: `chunk_loss`, or the same compiled.
     """
 
@@ -231,7 +260,7 @@ def _forward(own: Any, size: Callable[[int, bool], int], of_chunk: Any) -> Any:
         targets = functional.pad(labels[:, 1:], (0, 1), value=IGNORE).flatten().to(hidden.device)
         softcap = getattr(self.config.get_text_config(), "final_logit_softcapping", None)
         head = self.get_output_embeddings()
-        tokens = size(head.weight.shape[0], head.weight.requires_grad)
+        tokens = min(size(trains(head)), _most.get())
         total = summed_loss(head, softcap, hidden.flatten(0, 1), targets, loss_at, tokens, of_chunk)
         return CausalLMOutputWithPast(loss=total / (items if items is not None else (targets != IGNORE).sum()))
 

@@ -17,12 +17,13 @@ import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
-from dumbo.patch.compiled_call import around
+from dumbo.patch.compiled_call import around, below
 from dumbo.patch.modules import base_of
 
 if TYPE_CHECKING:
@@ -87,10 +88,11 @@ class Compile:
 
         torch.compiler.reset()  # graphs of an earlier run in this process would count against the limit of variants
         base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
-        for layer in decoder_layers(model):
+        layers = decoder_layers(model)
+        for number, layer in enumerate(layers):
             layer.compile(backend=self.backend)
             compiled: Any = layer._compiled_call_impl
-            layer._compiled_call_impl = around(layer, compiled)
+            layer._compiled_call_impl = around(layer, compiled, partial(below, model, layers[number:]))
         self.evidence(model)
         return model
 

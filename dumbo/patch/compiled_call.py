@@ -8,12 +8,13 @@ A checkpointed layer (`gradient_checkpointing.py`) is checkpointed around its gr
 `low_rank.py` saves (0.69 GiB a layer of 8B's shape and 8,192 tokens, where 0.09 are right), and what it computes again
 takes twice the memory while it does.
 Behind frozen embeddings the first layer's input wants no gradient and all others' do, which would be two graphs. It is
-asked for one: that is one more product with its query, key and value weights, and half of the compiling.
+asked for one: that is one more product with its query, key and value weights (all of its attention, where the MLP alone has
+adapters), and half of the compiling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,13 +24,17 @@ LENGTHS = "L['kwargs']['max_length_q'],L['kwargs']['max_length_k']"
 """Numbers among a layer's arguments that differ from batch to batch: the longest document's length."""
 
 
-def around(layer: Any, compiled: Callable[..., Any]) -> Callable[..., Any]:
+def around(
+    layer: Any, compiled: Callable[..., Any], rest: Callable[[], Iterable[Any]] | None = None
+) -> Callable[..., Any]:
     """What `layer` is called by.
 
     Args:
         compiled: what `Module.compile` made of it.
+        rest: gives the parameters of all else but the layers above; None: its inputs are left as they are.
     """
-    return alike_inputs(layer, checkpointed_around(layer, with_settings(compiled, type(layer).__name__)))
+    call = checkpointed_around(layer, with_settings(compiled, type(layer).__name__))
+    return call if rest is None else alike_inputs(layer, call, rest)
 
 
 def with_settings(compiled: Any, name: str) -> Any:
@@ -88,21 +93,33 @@ def checkpointed_around(layer: Any, graph: Callable[..., Any]) -> Callable[..., 
     return called
 
 
-def alike_inputs(layer: Any, call: Callable[..., Any]) -> Callable[..., Any]:
-    """A layer whose input has a gradient wherever something in it trains, and none where nothing does (transformers asks one
-    of embeddings of a checkpointed model with adapters, in evaluation too), so that it is like those that come after it.
-    Below the first layer that trains nothing is asked for: a backward pass through frozen layers is left out.
+def below(model: Any, layers: Sequence[Any]) -> Iterator[Any]:
+    """A model's parameters, but for those of `layers`."""
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    return (parameter for parameter in model.parameters() if id(parameter) not in inside)
+
+
+def alike_inputs(layer: Any, call: Callable[..., Any], rest: Callable[[], Iterable[Any]]) -> Callable[..., Any]:
+    """A layer that trains has an input with a gradient, so that it is like those that come after it.
+
+    One that does not has none where nothing else trains, above layers that do: transformers asks one of the embeddings of a
+    checkpointed model, in evaluation too, and frozen layers would be passed back through. Where a norm, a head or something that
+    looks at images trains, that is left as it is: what comes before the layers is not known of every model.
     """
     from torch import is_grad_enabled
-
-    trains = any(parameter.requires_grad for parameter in layer.parameters())
 
     def called(*arguments: Any, **kwargs: Any) -> Any:
         kwargs.pop(
             "num_items_in_batch", None
-        )  # the loss's, which transformers hands down: a batch with it is another graph
-        if arguments and trains and arguments[0].requires_grad != is_grad_enabled():
-            arguments = (arguments[0].detach().requires_grad_(is_grad_enabled()), *arguments[1:])
+        )  # the loss's, handed down by transformers: a batch with it is another graph
+        if arguments:
+            wanted = is_grad_enabled() and _train(layer.parameters())
+            if arguments[0].requires_grad != wanted and (wanted or not _train(rest())):
+                arguments = (arguments[0].detach().requires_grad_(wanted), *arguments[1:])
         return call(*arguments, **kwargs)
 
     return called
+
+
+def _train(parameters: Iterable[Any]) -> bool:
+    return any(parameter.requires_grad for parameter in parameters)

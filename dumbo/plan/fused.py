@@ -15,7 +15,7 @@ https://docs.pytorch.org/docs/stable/user_guide/torch_compiler/torch.compiler_cu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,11 +32,15 @@ SUMS = ("sum", "mean", "amax", "amin", "var", "any", "all")
 """Names of operations whose loop computes what they read, too."""
 
 
-def keep_as_compiled(layer: torch.nn.Module) -> None:
-    """A layer that keeps in its forward pass what it would keep compiled: where it is checkpointed, its input alone."""
+def keep_as_compiled(layer: torch.nn.Module, rest: Callable[[], Iterable[torch.nn.Parameter]] | None = None) -> None:
+    """A layer that keeps in its forward pass what it would keep compiled: where it is checkpointed, its input alone.
+
+    Args:
+        rest: as `compiled_call.around` takes it.
+    """
     layer.compile(backend=as_inductor)
     compiled: Any = layer
-    compiled._compiled_call_impl = around(layer, compiled._compiled_call_impl)
+    compiled._compiled_call_impl = around(layer, compiled._compiled_call_impl, rest)
 
 
 def as_inductor(graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:

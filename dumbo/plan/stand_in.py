@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from dumbo.outputs.run_dir import RunDir
 from dumbo.patch import auto, order
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile, decoder_layers
+from dumbo.patch.compiled_call import below
 from dumbo.patch.liger import Liger
 from dumbo.plan.fused import fused_chunk_loss, keep_as_compiled
 from dumbo.trainer.chunks import chunk_loss
@@ -97,8 +99,8 @@ def _rehearsed(patch: Any, model: Any) -> tuple[Any, str]:
     if isinstance(patch, Compile | Liger):
         torch.compiler.reset()  # as Compile does: graphs of another model would count against the limit of variants
         layers = decoder_layers(model) if isinstance(patch, Compile) or patch.swiglu else []
-        for layer in layers:
-            keep_as_compiled(layer)
+        for number, layer in enumerate(layers):
+            keep_as_compiled(layer, partial(below, model, layers[number:]) if isinstance(patch, Compile) else None)
         if isinstance(patch, Liger) and patch.fused_linear_cross_entropy:
             model = _Chunks(chunk_size=LIGERS_CHUNK).apply(model)
         return model, "its kernels are predicted by what they keep"

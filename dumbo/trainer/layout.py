@@ -16,6 +16,7 @@ from dumbo.patch.compile import as_written
 from dumbo.patch.modules import base_of
 from dumbo.trainer import attention
 from dumbo.trainer.collate import Layout, Room
+from dumbo.trainer.memory import ran_out
 from dumbo.verify.experts import allowed_by_experts, has_experts, root_mean_square
 from dumbo.verify.pack_leak import Leak, lengths_past, probe_alone, probe_experts, probe_packing
 
@@ -37,6 +38,7 @@ def choose_layout(
     bf16: bool = False,
     longest: int = 1 << 30,
     room: Room | None = None,
+    as_training: bool = False,
 ) -> tuple[Layout, str]:
     """The layout for a model, and its proof in words.
 
@@ -46,6 +48,7 @@ def choose_layout(
         bf16: whether training computes in bf16: probed is what will run.
         longest: tokens of the longest document; a window or chunk of attention shorter than that is probed too.
         room: of the token axis in training, where layers are compiled; None: no fixed one.
+        as_training: packs are probed in the graphs that train, where the memory has room for them.
 
     Raises:
         ProofFailed: packed documents would see each other, in every layout this model can take.
@@ -74,7 +77,7 @@ def choose_layout(
                 continue
             base.set_attn_implementation(implementation)
         try:
-            found = _probed(model, layout, vocab_size, alone, bf16, sizes, room)
+            found = _probed(model, layout, vocab_size, alone, bf16, sizes, room, as_training)
         except attention.CannotIsolate as error:
             tried.append(f"{implementation}: {error}")
             continue
@@ -98,9 +101,19 @@ def _probed(
     bf16: bool,
     sizes: tuple[int, int, int],
     room: Room | None,
+    as_training: bool,
 ) -> Leak:
     """One token axis is probed with the room and the layers of training, other layouts without compiling their shapes."""
     if layout == "tokens":
+        if as_training:
+            try:
+                return probe_packing(model, layout, vocab_size, alone, bf16, sizes, room, as_training=True)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            # where a batch does not fit either, the proofs that follow say so, and the micro batch is halved
         return probe_packing(model, layout, vocab_size, alone, bf16, sizes, room)
     with as_written(model):
         return probe_packing(model, layout, vocab_size, alone, bf16, sizes)

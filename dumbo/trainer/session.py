@@ -149,6 +149,7 @@ class Session:
                 bf16=trainer.args.bf16,
                 longest=data.max_seq_len,
                 room=room,
+                as_training=room is not None and run.wrapped_in != "FSDP2",  # sharded, layers have other graphs
             )
         implementation = str(base_of(self.model).config._attn_implementation)
         for name, kernel in (("tile_attention", "tiles"), ("varlen", "varlen")):

@@ -30,7 +30,7 @@ def excerpts_of(store: Store, most: int | None = None, fewer: Mapping[int, int] 
         most: tokens of a document; None: `MOST`.
         fewer: number of a document -> tokens of it.
     """
-    most = MOST if most is None else most
+    most = min(MOST if most is None else most, getattr(store, "most", 1 << 62))
     longer = len(store) > 0 and int(store.lengths.max()) > most
     return Excerpts(store.folder, most, fewer or {}) if longer or fewer else store
 
@@ -40,7 +40,7 @@ class Excerpts(Store):
     """The documents of another store, none longer than `most` tokens, some of them shorter (number -> tokens)."""
 
     most: int
-    fewer: Mapping[int, int] = field(default_factory=dict)
+    fewer: Mapping[int, int] = field(default_factory=dict, hash=False)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """Whether packed documents see each other on a loaded model: replace one, and look at the others' logits.
 
-The batches are made by the same `Collate` as the training's, from random documents. Where layers are compiled (packs have a
-room) packs go through the graphs that train: in training mode without dropout, with gradients. A graph for evaluation would be
-compiled for nothing but this.
+The batches are made by the same `Collate` as the training's, from random documents. Where layers are compiled
+packs may go through the graphs that train, in training mode with gradients (but without dropout: where there is some, training
+has graphs of its own). A graph for evaluation would be compiled for nothing but this.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def probe_packing(
     bf16: bool = False,
     lengths: tuple[int, int, int] = LENGTHS,
     room: Room | None = None,
+    as_training: bool = False,
 ) -> Leak:
     """Packs three documents (and two more in a second, shorter pack), replaces the middle one, and compares.
 
@@ -102,12 +103,13 @@ def probe_packing(
         bf16: in the arithmetic of training under bf16.
         lengths: of the first, middle and last document.
         room: of the packs.
+        as_training: with gradients; what layers keep for them is held.
     """
     second = [LAST, FIRST]
     if room is not None:
         room = room.holding([*lengths, lengths[LAST], lengths[FIRST]])
-    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second], bf16, lengths, room)
-    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second], bf16, lengths, room)
+    with_middle = _logits(model, layout, vocab_size, [[FIRST, MIDDLE, LAST], second], bf16, lengths, room, as_training)
+    with_other = _logits(model, layout, vocab_size, [[FIRST, OTHER, LAST], second], bf16, lengths, room, as_training)
     start = lengths[FIRST] + lengths[MIDDLE]
     end = start + lengths[LAST]
     changes = [with_middle[one] - with_other[one] for one in (slice(lengths[FIRST]), slice(start, end))]
@@ -132,6 +134,7 @@ def _logits(
     bf16: bool,
     lengths: tuple[int, int, int],
     room: Room | None = None,
+    as_training: bool = False,
 ) -> torch.Tensor:
     """(T, V) in float32, of the first row (where there is one token axis: of all packs; of padding where it must)."""
     documents: Any = _Documents(vocab_size, lengths)
@@ -141,7 +144,7 @@ def _logits(
     moved = {key: value for key, value in batch.items() if key not in ("labels", "documents")}
     if room is not None:
         leave_documents_free(moved)
-    return _passed(model, moved, bf16, as_training=room is not None)[0]
+    return _passed(model, moved, bf16, as_training)[0]
 
 
 def _passed(model: PreTrainedModel, batch: dict[str, Any], bf16: bool, as_training: bool = False) -> torch.Tensor:

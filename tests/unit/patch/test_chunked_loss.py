@@ -14,9 +14,10 @@ from small_runs import documents, model_of, small_run, splits_of, store_of
 from dumbo.check import check
 from dumbo.compose import compose
 from dumbo.errors import ConfigError, ProofFailed, RunFailed, UserError
-from dumbo.patch.chunked_loss import ChunkedLoss, takes_places, unlike
+from dumbo.patch.chunked_loss import ChunkedLoss, chunks_of, takes_places, trains, unlike
 from dumbo.patch.compile import Compile
 from dumbo.patch.lora import LoRA
+from dumbo.patch.modules import base_of
 from dumbo.trainer import chunks
 from dumbo.trainer.collate import Collate
 
@@ -172,6 +173,14 @@ def test_a_wrong_one_ends_the_run(data: Path, tmp_path: Path, monkeypatch: pytes
         small_run(tmp_path / "run", splits, verify=True, model=ChunkedLoss().apply(model_of()), max_steps=1)
 
 
+def test_sums_over_chunks_are_proven(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of all chunks but the first are lost, in a run whose batches have one chunk only."""
+    monkeypatch.setattr(torch, "_foreach_add_", lambda *given: None)
+    splits = splits_of(tmp_path, documents(data, 12))
+    with pytest.raises(ProofFailed, match="Output head and loss in one change the numbers"):
+        small_run(tmp_path / "run", splits, verify=True, model=ChunkedLoss().apply(model_of()), max_steps=1)
+
+
 def test_generating_is_as_before() -> None:
     ids = torch.arange(5)[None]
     plain, patched = model_of().eval(), ChunkedLoss().apply(model_of()).eval()
@@ -261,8 +270,8 @@ def test_logits_of_a_chunk_have_room(vocabulary: int, frozen: int, training: int
     assert ChunkedLoss(chunk_size=77).tokens(vocabulary, trains=True) == 77
 
 
-@pytest.mark.parametrize("trains", [True, False])
-def test_a_frozen_heads_chunks_are_the_smaller_ones(trains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("its", [True, False], ids=["trains", "frozen"])
+def test_a_frozen_heads_chunks_are_the_smaller_ones(its: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what the head does when the loss is taken: adapters come after this patch."""
     monkeypatch.setattr("dumbo.patch.chunked_loss.MOST_BYTES", {False: 2**21, True: 2**22})
     chunked = ChunkedLoss(compiled=False)
@@ -275,10 +284,26 @@ def test_a_frozen_heads_chunks_are_the_smaller_ones(trains: bool, monkeypatch: p
         return hidden.sum()
 
     monkeypatch.setattr("dumbo.trainer.chunks.summed_loss", summed)
-    model.get_output_embeddings().requires_grad_(trains)
+    model.get_output_embeddings().requires_grad_(its)
     ids = torch.arange(8)[None]
     model(input_ids=ids, labels=ids, skip_logits=True)
-    assert seen == [4096 if trains else 2048]
+    with chunks_of(3):
+        model(input_ids=ids, labels=ids, skip_logits=True)
+    assert seen == [4096 if its else 2048, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"target_modules": ["q_proj"]}, False),
+        ({"target_modules": ["q_proj", "lm_head"]}, False),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, True),
+    ],
+    ids=["adapters elsewhere", "adapters on it", "trained whole beside adapters"],
+)
+def test_a_head_with_adapters_does_not_train(options: dict[str, Any], expected: bool) -> None:
+    model: Any = LoRA(rank=4, **options).apply(model_of(vocab_size=512, tie_word_embeddings=False))
+    assert trains(base_of(model).get_output_embeddings()) == expected
 
 
 def test_ligers_losses_are_refused_by_name() -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from dumbo.errors import ProofFailed
 from dumbo.patch.compile import Compile, compiled_layers
 from dumbo.trainer.feeding import trained_tokens
+from dumbo.trainer.session import SftTrainer
 from dumbo.verify import micro_batches
 from dumbo.verify.no_dropout import without_dropout
 from dumbo.verify.quick import of_excerpts, untouched
@@ -154,28 +155,46 @@ def test_documents_that_training_has_no_room_for_together(rows: list[Document], 
     assert compiled_layers(model) == list(model.model.layers)
 
 
-def test_halves_of_alike_documents_are_made_unequal(rows: list[Document], tmp_path: Path, monkeypatch: Any) -> None:
-    """Two rows of 64 tokens, 63 of them trained: their mean of means is the mean, until the first is cut to 31 tokens."""
-    alike = [(np.resize(ids, 64).astype(np.int32), np.arange(64) > 0) for ids, _ in rows[:2]]
-    trainer = trainer_of(tmp_path, alike, model_of())
-    right = type(trainer).compute_loss
+@pytest.fixture
+def mean_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer that takes each micro batch's own mean, and the mean of those of two."""
+    right = SftTrainer.compute_loss
 
-    def mean_of_means(self: Any, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any) -> Any:
+    def compute_loss(
+        self: Any, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **more: Any
+    ) -> Any:
         trained = trained_tokens(inputs)
         parts = 1 if trained == int(num_items_in_batch) else 2
-        return right(self, model, inputs, num_items_in_batch=torch.tensor(trained * parts))
+        return right(self, model, inputs, *args, num_items_in_batch=torch.tensor(trained * parts), **more)
 
-    monkeypatch.setattr(type(trainer), "compute_loss", mean_of_means)
+    monkeypatch.setattr(SftTrainer, "compute_loss", compute_loss)
+
+
+def alike(rows: list[Document], amount: int) -> list[Document]:
+    """Rows of 64 tokens, 63 of them trained."""
+    return [(np.resize(ids, 64).astype(np.int32), np.arange(64) > 0) for ids, _ in rows[:amount]]
+
+
+@pytest.mark.usefixtures("mean_of_means")
+def test_halves_of_alike_documents_are_made_unequal(rows: list[Document], tmp_path: Path) -> None:
+    """Of two rows alike the mean of means is the mean, until the first is cut to a sixteenth: 3 tokens, 2 of them trained."""
+    trainer = trainer_of(tmp_path, alike(rows, 2), model_of())
     assert "accumulation 1 = 2" in prove(trainer)
     unlike = [np.array([0]), np.array([1])]
     with of_excerpts(trainer, 1024, micro_batches.unequal(unlike)):
-        assert trainer.store.lengths.tolist() == [31, 64]
-        assert [trainer.store.trained_tokens(one) for one in unlike] == [30, 63]
+        assert trainer.store.lengths.tolist() == [3, 64]
+        assert [trainer.store.trained_tokens(one) for one in unlike] == [2, 63]
         with pytest.raises(ProofFailed, match="Gradient accumulation changes the numbers"):
-            prove(trainer)
-        monkeypatch.setattr(type(trainer), "compute_loss", right)
-        assert "accumulation 1 = 2" in prove(trainer)
+            prove(trainer, micro_batches.ACCUMULATION[True])
     assert trainer.collate.store.lengths.tolist() == [64, 64]
+
+
+@pytest.mark.usefixtures("mean_of_means")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_alike_documents_does_not_begin_with_it(precision: str, rows: list[Document], tmp_path: Path) -> None:
+    splits = splits_of(tmp_path, alike(rows, 8))
+    with pytest.raises(ProofFailed, match="Gradient accumulation changes the numbers"):
+        small_run(tmp_path / "run", splits, max_steps=1, verify=True, precision=precision)
 
 
 def test_halves_that_differ_stay_whole(rows: list[Document], tmp_path: Path) -> None:
@@ -183,6 +202,7 @@ def test_halves_that_differ_stay_whole(rows: list[Document], tmp_path: Path) -> 
     store = splits_of(tmp_path, [(rows[0][0][:60], np.arange(60) >= first) for first in (57, 10, 59)]).train.store
     assert store.labelled.tolist() == [3, 50, 1]
     assert micro_batches.unequal([np.array([0]), np.array([1])])(store) == {}
+    assert micro_batches.unequal([np.array([1]), np.array([0])])(store) == {1: 2}
     assert micro_batches.unequal([np.array([2]), np.array([2])])(store) == {2: 2}
 
 
