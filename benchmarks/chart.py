@@ -54,9 +54,10 @@ def training(rows: list[dict[str, Any]]) -> str:
         checkpointed = peer["variant"] == "trl_checkpointed"
         ours = [row for row in rows if "trl" not in row["variant"] and "checkpointed_" not in row["variant"]]
         same = [row for row in ours if ("checkpointed" in row["variant"]) == checkpointed
-                and all(row[key] == peer[key] for key in ("shape", "work", "packs", "documents"))]  # fmt: skip
+                and all(row[key] == peer[key] for key in ("shape", "work", "packs", "max_seq_len", "documents"))]  # fmt: skip
         best = max(same, key=lambda row: row["mean_tokens_per_s"])
-        how = ", checkpointed" * checkpointed + ", bf16 and masters" * best["variant"].endswith("masters")
+        how = f", rows of {peer['max_seq_len']:,}" if peer["documents"].startswith("all") else ""
+        how += ", checkpointed" * checkpointed + ", bf16 and masters" * best["variant"].endswith("masters")
         mean = peer.get("mean_tokens_per_s", peer["tokens_per_s"])
         ratio = best["mean_tokens_per_s"] / mean
         name = f"{SHAPES[peer['shape']]}, {WORK[peer['work']]}{how}: dumbo"

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.made_up import SHAPES, write
+from benchmarks.one_run import seen, speed, warm_up
 
 FAST = ["compile", "chunked_loss"]
 TILES = [*FAST, "tile_attention"]
@@ -75,14 +74,14 @@ def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
     run = folder / f"{work}-{variant}"
     own = words_of(folder, shape, work, variant, asked)
     words = [*own, f"trainer.max_steps={asked.steps}", f"run_dir={run}"]
-    seen = _seen([sys.executable, "-m", "dumbo", *words])
+    at = seen([sys.executable, "-m", "dumbo", *words])
     facts = json.loads((run / "run.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     training = [row for row in rows if "loss" in row]
     return {
         "command": "python -m dumbo " + " ".join(word for word in words if not word.startswith("run_dir=")),
-        **_speed(training, asked.warmup),
-        **_warm_up(training, asked.warmup, seen),
+        **speed(training, asked.warmup),
+        **warm_up(training, asked.warmup, at),
         "losses": [round(row["loss"], 4) for row in training],
         "peak_memory_gib": training[-1]["peak_memory_gib"],
         "seconds": facts["metrics"]["seconds"],
@@ -94,73 +93,12 @@ def _longest(shape: str, asked: argparse.Namespace) -> int:
     return asked.longest or SHAPES[shape].longest
 
 
-def _speed(training: list[dict[str, Any]], warmup: int) -> dict[str, Any]:
-    """Of the logged intervals after the warm-up: the median of their tokens over their seconds, and means a step."""
-    seconds = tokens = steps = 0.0
-    waited = flops = 0.0
-    speeds: list[float] = []
-    for before, row in itertools.pairwise(training):
-        if before["step"] < warmup:
-            continue
-        count = row["step"] - before["step"]
-        speeds.append(row["tokens_per_s"])
-        took = count * row["step_ms"] / 1000
-        steps, seconds, tokens = steps + count, seconds + took, tokens + row["tokens"] - before["tokens"]
-        waited += count * row["data_wait_ms"]
-        flops += took * (row["mfu"] or 0.0)
-    assert steps, f"no logged interval lies after {warmup} steps: raise --steps or lower --log-every"
-    return {
-        "steps_measured": int(steps),
-        "first_step_s": round(training[0]["step_ms"] / 1000, 1),
-        "tokens_per_s": round(statistics.median(speeds), 1),
-        "mean_tokens_per_s": round(tokens / seconds, 1),
-        "mfu": round(flops / seconds, 4) or None,
-        "step_ms": round(1000 * seconds / steps, 2),
-        "data_wait_ms": round(waited / steps, 2),
-    }
-
-
-STAGES = ("data", "model", "proofs", "training", "result")
-"""First words of lines that a run prints as it comes to them."""
-
-
-def _warm_up(training: list[dict[str, Any]], warmup: int, seen: dict[str, float]) -> dict[str, Any]:
-    """Seconds from the start of the process to the first fast step, and to the stages before it.
-
-    A step is fast whose logged interval is within a tenth of the median of those after the warm-up.
-    """
-    fast = 0.9 * statistics.median(row["tokens_per_s"] for row in training if row["step"] > warmup)
-    at, step = seen["training"] - training[0]["step_ms"] / 1000, 0
-    for row in training:
-        if row["tokens_per_s"] >= fast:
-            break
-        at, step = at + (row["step"] - step) * row["step_ms"] / 1000, row["step"]
-    return {"first_fast_step": step + 1, "seconds_to_it": round(at, 1), "seconds_to": seen}
-
-
 def trl(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
     """The peer's row."""
     numbers = [asked.steps, asked.warmup, asked.packs, _longest(shape, asked)]
     more = [*map(str, numbers), PEERS[variant]]
     said = _done([sys.executable, "-m", "benchmarks.peer_trl", str(folder), work, *more], capture=True)
     return json.loads(said.strip().splitlines()[-1])
-
-
-def _seen(command: list[str]) -> dict[str, float]:
-    """Runs it, passes on what it prints, and says after how many seconds it came to each stage."""
-    print("+", " ".join(command[1:]), flush=True)
-    began = time.perf_counter()
-    seen: dict[str, float] = {}
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            stage = line.split(" ", 1)[0]
-            if stage in STAGES:
-                seen.setdefault(stage, round(time.perf_counter() - began, 1))
-    if process.returncode != 0:
-        raise RuntimeError(f"exit code {process.returncode}: {' '.join(command[1:])}")
-    return seen
 
 
 def _done(command: list[str], capture: bool = False) -> str:

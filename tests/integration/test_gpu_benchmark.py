@@ -56,22 +56,22 @@ def test_a_row_of_it(tmp_path: Path) -> None:
 
 
 def test_speed_is_of_the_steps_after_the_warm_up() -> None:
-    from benchmarks.gpu import _speed
+    from benchmarks.one_run import speed
 
     rows = [{"step": step, "tokens": 100 * step + 7, "step_ms": took, "data_wait_ms": 1.0, "mfu": 0.5,
              "tokens_per_s": 100_000 / took}
             for step, took in ((1, 9000.0), (10, 9000.0), (20, 50.0), (30, 50.0), (40, 200.0))]  # fmt: skip
-    found = _speed(rows, 10)
+    found = speed(rows, 10)
     assert found == {"steps_measured": 30, "tokens_per_s": 2000.0, "mean_tokens_per_s": 1000.0, "mfu": 0.5, "step_ms": 100.0,
                      "data_wait_ms": 1.0, "first_step_s": 9.0}  # fmt: skip
     with pytest.raises(AssertionError, match="no logged interval lies after 40"):
-        _speed(rows, 40)
+        speed(rows, 40)
 
 
 def test_the_first_fast_step_comes_after_what_was_slow() -> None:
-    from benchmarks.gpu import _warm_up
+    from benchmarks.one_run import warm_up
 
     rows = [{"step": step, "step_ms": took, "tokens_per_s": speed}
             for step, took, speed in ((1, 3000.0, 10.0), (3, 500.0, 70.0), (5, 100.0, 95.0), (7, 100.0, 100.0), (9, 100.0, 102.0))]  # fmt: skip
     seen = {"proofs": 20.0, "training": 24.0}
-    assert _warm_up(rows, 5, seen) == {"first_fast_step": 4, "seconds_to_it": 25.0, "seconds_to": seen}
+    assert warm_up(rows, 5, seen) == {"first_fast_step": 4, "seconds_to_it": 25.0, "seconds_to": seen}
