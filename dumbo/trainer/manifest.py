@@ -21,7 +21,7 @@ FILE = "manifest.json"
 PART = 1 << 28
 """Bytes."""
 MOST_AT_ONCE = 8
-"""Threads, and half of the cores at most: training may go on beside."""
+"""Threads, and half of the cores at most: training may go on beside. None besides this one where no file has a second part."""
 AT_ONCE = 1 << 20
 """Bytes that are read at once; hashing so many leaves Python's lock to others."""
 SHOWN = 32
@@ -79,15 +79,23 @@ def _read(folder: Path) -> dict[str, dict[str, Any]] | None:
 
 def _hashes(files: Iterable[tuple[Path, int, int | None]]) -> list[str]:
     """Of each file of so many bytes in such parts; None: of the whole."""
-    with ThreadPoolExecutor(min(MOST_AT_ONCE, max(1, (os.cpu_count() or 1) // 2))) as threads:
-        begun = [
-            (
-                part,
-                [threads.submit(_digest, path, start, part) for start in range(0, max(size, 1), part or max(size, 1))],
-            )
-            for path, size, part in files
-        ]
-        return [_together(part, [one.result() for one in parts]) for part, parts in begun]
+    parts = [
+        (path, start, part) for path, size, part in files for start in range(0, max(size, 1), part or max(size, 1))
+    ]
+    digests: dict[Path, list[bytes]] = {}
+    for (path, _, _), digest in zip(parts, _digests(parts), strict=True):
+        digests.setdefault(path, []).append(digest)
+    sizes = {path: part for path, _, part in parts}
+    return [_together(sizes[path], found) for path, found in digests.items()]
+
+
+def _digests(parts: list[tuple[Path, int, int | None]]) -> list[bytes]:
+    """Several at once where there are cores and large files; a thread takes address space, of which there may be little."""
+    at_once = min(MOST_AT_ONCE, (os.cpu_count() or 1) // 2, sum(start > 0 for _, start, _ in parts) + 1)
+    if at_once < 2:
+        return [_digest(*part) for part in parts]
+    with ThreadPoolExecutor(at_once) as threads:
+        return list(threads.map(_digest, *zip(*parts, strict=True)))
 
 
 def _together(part: int | None, digests: list[bytes]) -> str:

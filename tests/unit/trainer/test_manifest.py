@@ -29,7 +29,9 @@ def by_hand(content: bytes) -> str:
     return hashlib.blake2b(b"".join(hashlib.blake2b(part).digest() for part in parts)).hexdigest()[:32]
 
 
-def test_hashes_are_those_of_the_parts(folder: Path) -> None:
+@pytest.mark.parametrize("cores", [1, 2, 16])
+def test_hashes_are_those_of_the_parts(cores: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
     manifest.write(folder)
     assert json.loads((folder / "manifest.json").read_text()) == {
         name: {"bytes": len(content), "blake2b": by_hand(content), "part": 1000} for name, content in CONTENT.items()
@@ -52,6 +54,15 @@ def test_a_byte_that_differs_is_found(place: int, parts: bool, folder: Path) -> 
     content[place] ^= 1
     (folder / "weights").write_bytes(content)
     assert manifest.verify(folder) == f"{folder.name}: weights is corrupt (its hash differs from the manifest's)"
+
+
+def test_small_files_take_no_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the address space is limited there may be none to be had."""
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(manifest, "PART", 1 << 20)
+    monkeypatch.setattr(manifest, "ThreadPoolExecutor", None)
+    manifest.write(folder)
+    assert manifest.verify(folder) is None
 
 
 def test_parts_that_change_places_are_found(folder: Path) -> None:
