@@ -92,10 +92,13 @@ def _hashes(files: Iterable[tuple[Path, int, int | None]]) -> list[str]:
 def _digests(parts: list[tuple[Path, int, int | None]]) -> list[bytes]:
     """Several at once where there are cores and large files; a thread takes address space, of which there may be little."""
     at_once = min(MOST_AT_ONCE, (os.cpu_count() or 1) // 2, sum(start > 0 for _, start, _ in parts) + 1)
-    if at_once < 2:
-        return [_digest(*part) for part in parts]
-    with ThreadPoolExecutor(at_once) as threads:
-        return list(threads.map(_digest, *zip(*parts, strict=True)))
+    if at_once > 1:
+        try:
+            with ThreadPoolExecutor(at_once) as threads:
+                return list(threads.map(_digest, *zip(*parts, strict=True)))
+        except RuntimeError:  # no thread is to be had (address space, processes of a container): slower, but whole
+            pass
+    return [_digest(*part) for part in parts]
 
 
 def _together(part: int | None, digests: list[bytes]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,21 @@ def test_small_files_take_no_thread(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(manifest, "ThreadPoolExecutor", None)
     manifest.write(folder)
     assert manifest.verify(folder) is None
+
+
+def test_where_no_thread_is_to_be_had_the_hashes_are_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def start(thread: threading.Thread) -> None:
+        started.append(1)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    manifest.write(folder)
+    assert started
+    facts = json.loads((folder / "manifest.json").read_text())
+    assert {name: one["blake2b"] for name, one in facts.items()} == {name: by_hand(CONTENT[name]) for name in CONTENT}
 
 
 def test_parts_that_change_places_are_found(folder: Path) -> None:
