@@ -3,8 +3,8 @@
     python -m benchmarks.attention --out benchmarks/results/NAME.json             # on one GPU, a minute
     python -m benchmarks.attention --tune --out /tmp/tuned.json                   # which tiles are fastest here
 
-Documents are those of `made_up.py` (mean about 250 tokens), and for comparison full rows of 1,024, 4,096 and 16,384, where
-cuDNN's attention, which takes rows alone, stands beside them. Times are of torch's events, the caches emptied before each
+Documents are those of `made_up.py` (mean about 250 tokens), and for comparison full rows of 1,024 to 65,536, where cuDNN's
+attention, which takes rows alone, stands beside them. Times are of torch's events, the caches emptied before each
 (triton.testing.do_bench); all are given the same tensors, and outputs and gradients are compared with those of torch's
 variable-length kernel, in the distance that bf16 has.
 """
@@ -31,6 +31,7 @@ LENGTHS: dict[str, Callable[[int], list[int]]] = {
     "rows of 1024": lambda tokens: [1024] * (tokens // 1024),
     "rows of 4096": lambda tokens: [4096] * (tokens // 4096),
     "rows of 16384": lambda tokens: [16_384] * (tokens // 16_384),
+    "rows of 65536": lambda tokens: [65_536] * (tokens // 65_536),
 }
 CANDIDATES = list(itertools.product((32, 64, 128), (32, 64, 128), (4, 8), (2, 3)))
 PARTS = ("forward", "queries", "keys")

@@ -8,8 +8,9 @@ give). Two lengths are trained on, for two steps where all weights train, so tha
 peaks lie on a line; tried then is 5% below where it meets the limit, and 5% less as long as memory runs out. The proofs at
 a run's start are left out (`verify.mode=off`), and what it would write in the end: both would take as long as the steps.
 
-    python -m dumbo with compile, chunked_loss, gradient_checkpointing, and lora,fused_lora    float32 weights, or bf16 under LoRA
-    TRL packed ("wrapped") with Liger's kernels and gradient checkpointing (`peer_trl.py`)     the same
+    python -m dumbo with compile, chunked_loss, tile_attention, gradient_checkpointing, and lora,fused_lora    float32 weights,
+                                                                                              or bf16 under LoRA
+    TRL packed ("wrapped") with Liger's kernels and gradient checkpointing (`peer_trl.py`)    the same
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def ours(folder: Path, work: str, longest: int) -> dict[str, Any]:
     adapters = ",lora,fused_lora" if work == "lora" else ""
     run = folder / f"run-{longest}-{time.time_ns()}"
     words = ["model=pretrained", f"model.path={folder}", f"dataset.path={folder / 'docs.jsonl'}", *WORDS,
-             f"patch=[compile,chunked_loss,gradient_checkpointing{adapters}]", f"trainer.max_seq_len={longest}",
+             f"patch=[compile,chunked_loss,tile_attention,gradient_checkpointing{adapters}]", f"trainer.max_seq_len={longest}",
              f"trainer.max_steps={STEPS[work]}", f"run_dir={run}"]  # fmt: skip
     dumbo.run(words)
     rows = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]

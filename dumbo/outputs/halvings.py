@@ -10,6 +10,7 @@ CUDA graphs that nobody asked for are given up before that, and stay so as long:
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 KEY = "memory_halvings"
 GRAPHS = "graphs_given_up"
+ALLOCATOR, PIECES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"), "expandable_segments"
+"""What torch reads. With it a document of 1B may be an eighth longer (benchmarks/NOTES.md)."""
 MOST = 3
 """So often a run's micro batch is halved."""
 
@@ -71,13 +74,13 @@ def halve(run: RunDir, full: MemoryFull) -> Batch:
     smaller = full.batch.halved()
     if smaller is None:
         raise RunFailed(
-            f"{happened(full)}, with a single {'pack' if packed(run) else 'example'} in a micro batch.\n{_remedy(run)}"
+            f"{happened(full)}, with a single {'pack' if packed(run) else 'example'} in a micro batch.\n{_remedy(run, full)}"
         )
     if len(made) >= MOST:
         sizes = " -> ".join(str(size) for size in [made[0]["from"], *(one["to"] for one in made)])
         raise RunFailed(
             f"{happened(full)}, after the micro batch was halved {MOST} times ({sizes}).\n"
-            f"  Go on with a smaller one: {typed('resume', run.path)} trainer.micro_batch_size=1\n{_remedy(run)}"
+            f"  Go on with a smaller one: {typed('resume', run.path)} trainer.micro_batch_size=1\n{_remedy(run, full)}"
         )
     one = {"step": full.step, "from": full.batch.micro, "to": smaller.micro, "asked": full.asked}
     run.update(**{KEY: [*run.facts.get(KEY, []), one]}, batch=facts_of(smaller))
@@ -118,7 +121,7 @@ def by_hand(run: RunDir, full: MemoryFull) -> str:
         return f"{happened(full)}, some of it held by CUDA graphs.\n  Start all processes again with {again}"
     smaller = full.batch.halved()
     if smaller is None:
-        return f"{happened(full)}.\n{_remedy(run)}"
+        return f"{happened(full)}.\n{_remedy(run, full)}"
     return (
         f"{happened(full)}.\n"
         f"  Start all processes again with {typed('resume', run.path)} trainer.micro_batch_size={smaller.micro}"
@@ -142,16 +145,20 @@ def _chosen(run: RunDir) -> list[str]:
     return [name for name in own if not isinstance(added, list) or name not in added]
 
 
-def _remedy(run: RunDir) -> str:
+def _remedy(run: RunDir, full: MemoryFull) -> str:
     """What takes less memory, as it can be typed."""
-    patches = _chosen(run)
-    shorter = f"a smaller trainer.max_seq_len, from the start: {typed('repeat', run.path)} trainer.max_seq_len=…"
-    log = f"The whole traceback is in {short(run.path / 'dumbo.log')}"
-    if "gradient_checkpointing" in patches:
+    patches, again = _chosen(run), typed("resume", run.path)
+    lines = []
+    if "gradient_checkpointing" not in patches:
+        words = shlex.quote(f"patch=[{','.join([*patches, 'gradient_checkpointing'])}]")
+        lines.append(f"Go on with gradient checkpointing: {again} {words}")
+    else:
         said = re.match(r"applied: (\d+) of (\d+) layers", run.facts["patches"]["gradient_checkpointing"])
         if said is not None and said[1] != said[2]:
-            all_layers = f"{typed('resume', run.path)} patch.gradient_checkpointing.layers=null"
-            return f"  Go on with checkpointing of all layers: {all_layers}\n  or write {shorter}\n  {log}"
-        return f"  Write {shorter}\n  {log}"
-    words = shlex.quote(f"patch=[{','.join([*patches, 'gradient_checkpointing'])}]")
-    return f"  Go on with gradient checkpointing: {typed('resume', run.path)} {words}\n  or write {shorter}\n  {log}"
+            lines.append(f"Go on with checkpointing of all layers: {again} patch.gradient_checkpointing.layers=null")
+    if full.text.startswith("CUDA") and not any(PIECES in os.environ.get(name, "") for name in ALLOCATOR):
+        before = f"{ALLOCATOR[0]}={PIECES}:True before the command"
+        lines.append(f"{'or' if lines else 'Go on'} with its memory in fewer pieces: {again}, and {before}")
+    shorter = f"a smaller trainer.max_seq_len, from the start: {typed('repeat', run.path)} trainer.max_seq_len=…"
+    lines.append(f"{'or write' if lines else 'Write'} {shorter}")
+    return "\n".join(f"  {line}" for line in [*lines, f"The whole traceback is in {short(run.path / 'dumbo.log')}"])

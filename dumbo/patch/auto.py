@@ -36,7 +36,7 @@ PAYS = 7_000
 an H100 at 16 k tokens): so many layers times steps make up for it."""
 MEASURED = 4096
 """Tokens of the document in which a token lies, on average: up to here tiles are faster than torch's kernel (2.0 to 2.4 times
-at some 400, 1.14 to 1.17 times at 4,096; on an H200, nowhere else yet)."""
+at some 400, 1.14 to 1.17 times at 4,096; on an H200, nowhere else yet). Where longer ones go through cuDNN, so is that."""
 WITHOUT_PACKS = {
     "compile": "their shapes change (patch=[…,compile] does it)",
     "tile_attention": "it has nothing to do",
@@ -101,12 +101,13 @@ def steps_of(trainer: Any, data: PreparedSplits) -> int:
 def _no_tiles(plugins: Plugins, data: PreparedSplits) -> str | None:
     """Why tiles would not be faster."""
     from dumbo.model.dtype import resolved_precision
+    from dumbo.trainer import cudnn
 
     if resolved_precision(getattr(plugins.trainer, "precision", "auto")) == "fp32":
         return "the arithmetic is fp32, and its kernels take bf16"
     lengths = data.train.lengths.astype(float)
     typical = (lengths**2).sum() / max(lengths.sum(), 1.0)
-    if typical > MEASURED:
+    if typical > MEASURED and cudnn.lacking() is not None:
         return (
             f"a token's document has {typical:,.0f} tokens on average; it is measured up to {MEASURED:,} "
             "(patch=[…,tile_attention] does it)"

@@ -1,4 +1,5 @@
 """Attention over packs in our own kernels (`trainer/tiles.py`): on documents of 250 tokens over twice as fast as torch's.
+Long documents go through cuDNN's attention on GPUs where that is faster (`trainer/long_documents.py`).
 
 Pipeline: load -> patch (stage KERNELS: attention modules are marked) -> train. What is computed in them is decided by
 `trainer/attention.py` for each batch: packs on one token axis in bf16 or fp16; all else stays as it was.
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dumbo.interfaces import Stage
-from dumbo.patch.attention_layers import mark, marked, need_swappable, no_gpu_for_it
+from dumbo.patch.attention_layers import attention_layers, mark, marked, need_swappable, no_gpu_for_it
 from dumbo.patch.compile import Compile
+from dumbo.patch.modules import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TileAttention:
-    """Kernels for packs of short documents. Needs a CUDA device (Ampere or newer) and Triton; elsewhere it is left out,
+    """Kernels for packs of documents. Needs a CUDA device (Ampere or newer) and Triton; elsewhere it is left out,
     and that is said.
 
     Args:
@@ -51,4 +53,24 @@ class TileAttention:
         return model
 
     def evidence(self, model: PreTrainedModel) -> str:
-        return f"{marked(model, 'tiles')} attention layers, for packs in bf16 or fp16"
+        from dumbo.trainer import cudnn, long_documents
+
+        said = f"{marked(model, 'tiles')} attention layers, for packs in bf16 or fp16"
+        if cudnn.lacking() is not None:
+            return said
+        reason = self._not_in_cudnn(model)
+        long = f"{said}; documents of {long_documents.LONG:,} tokens and more"
+        return f"{long} in cuDNN's" if reason is None else f"{long} too ({reason})"
+
+    def _not_in_cudnn(self, model: PreTrainedModel) -> str | None:
+        """Why long documents of this model's heads do not go through cuDNN. Tries it."""
+        import torch
+
+        from dumbo.trainer import cudnn
+
+        config = base_of(model).config.get_text_config()
+        heads = config.num_attention_heads
+        shared = getattr(config, "num_key_value_heads", None) or heads
+        widths = {layer.head_dim for layer in attention_layers(model)}
+        found = [cudnn.why_not(heads, shared, width, torch.bfloat16, torch.cuda.current_device()) for width in widths]
+        return next((reason for reason in found if reason is not None), None)

@@ -1,6 +1,9 @@
 """How transformers' Trainer gets its data: in the order of `sampler.py`, counted over all ranks without asking them.
 
-Public methods of Trainer overridden: get_train_dataloader, get_eval_dataloader, get_batch_samples.
+Public methods of Trainer overridden: get_train_dataloader, get_eval_dataloader, get_batch_samples. A private one, with a
+test, within the versions of transformers in pyproject.toml:
+
+    _prepare_inputs       who moves a batch to the device tells where its long documents lie
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from transformers import Trainer
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.prepare.store import Store
+from dumbo.trainer import long_documents
 from dumbo.trainer.ahead import Ahead, moved, pulled
 from dumbo.trainer.collate import Collate, Examples
 from dumbo.trainer.progress import Counters, Interval
@@ -96,9 +100,18 @@ class Feeding(_Base):
         self.counters.tokens += int(lengths.sum())
         self.interval.add(lengths)
         if device.type == "cuda":
-            batches = [moved(batch, device) for batch in batches]
+            there = [moved(batch, device) for batch in batches]
+            for batch, own in zip(batches, there, strict=True):
+                long_documents.tell(batch, own)
+            batches = there
         # filled on the device: copying a number there would wait for all that was launched before
         return batches, torch.full((), max(1, trained), dtype=torch.long, device=device)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """On the device, where it is not yet (proofs, evaluation)."""
+        there: dict[str, Any] = super()._prepare_inputs(inputs)
+        long_documents.tell(inputs, there)
+        return there
 
     def documents_of_step(self, number: int) -> NDArray[np.int64]:
         """The documents of an optimizer step (from 0) on all ranks: known without asking them, the order is a function."""

@@ -2,7 +2,8 @@
 
 Used by `engine.py` (`trainer.cuda_graphs`). A small model's kernels are shorter than launching them takes: at 135 M
 parameters a step of 16 k tokens is 3,000 launches. Batches with room (`collate.Room`) come in few kinds, which differ in
-how many documents there is place for, how many tokens bear a loss, and what attention takes as the longest document.
+how many documents there is place for, how many tokens bear a loss, and what attention takes as the longest document; where
+long ones lie (`long_documents.py`) has to be the same, as it is of whole rows.
 Each kind goes the same way, and every pass on it trains:
 
     the first time    as it is written: layers and loss are compiled, kernels chosen
@@ -31,13 +32,15 @@ from typing import Any
 
 import torch
 
+from dumbo.trainer import long_documents
 from dumbo.trainer.pace import Pace
 
 MOST = 16
 """Kinds that are captured; batches of further ones go as they are written. Each keeps its inputs, all share one pool."""
-SAME = 1e-2
+SAME = 5e-2
 """Relative distance of a replay's gradients from those as written: attention adds up in another order each time, in bf16
-(8 bits). A wrong input or a number frozen at capture gives another batch's gradients: about 1."""
+(8 bits); over 32 layers in cuDNN's kernels that was 0.01. A wrong input or a number frozen at capture gives another batch's
+gradients: about 1."""
 WATCHED = 4
 """Micro batches whose launching is timed, to decide whether graphs pay."""
 PAYS = 0.7
@@ -47,6 +50,8 @@ SAVES = 0.03
 REPLAYS = 8
 """So many replays of a kind are to be expected before it is captured. By reckoning, not by measurement: capturing and proving
 take three or four passes, what eight replays save where they take half of the time."""
+
+BOUNDS = "cu_seq_lens_q"
 
 Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
 
@@ -164,6 +169,8 @@ class Graphs:
 
     def _capture(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> None:
         kind.inputs, kind.items = _copies(inputs), items.clone()
+        if BOUNDS in inputs:
+            long_documents.tell_of_copy(inputs[BOUNDS], kind.inputs[BOUNDS])
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # its activations live in a pool of their own; those of passes as written are free now
@@ -260,7 +267,8 @@ class Graphs:
 
 def _key(inputs: dict[str, Any]) -> tuple[Any, ...]:
     """Equal for batches that one graph can take."""
-    return tuple(
+    parts = long_documents.known(inputs[BOUNDS]) if BOUNDS in inputs else []
+    return tuple(parts), *(
         (name, tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else (name, value)
         for name, value in sorted(inputs.items())
     )

@@ -4,7 +4,8 @@ torch's own kernel (`varlen.py`) cuts each document into tiles of its own, adds 
 float32 and makes gradients of keys for every head that shares them. Here tiles are cut from the token axis, whatever
 begins or ends in them, and each looks only at the keys of its tokens' documents. Gradients are the same bits each time.
 A number that is not finite reaches the documents that share a tile with it: such a batch is skipped as a whole anyway
-(`bad_numbers.py`).
+(`bad_numbers.py`). Long documents, in which tiles of keys are looked at many times, go through cuDNN where that is faster
+(`long_documents.py`).
 
 It is an operator of torch (`dumbo::tile_attention`): torch.compile, CUDA graphs and fake tensors take it as one piece.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dumbo.trainer import long_documents
 from dumbo.trainer.varlen import arithmetic, on_one_axis
 
 WIDTHS = (16, 32, 64, 128)
@@ -78,7 +80,7 @@ def attend(
 @torch.library.custom_op("dumbo::tile_attention", mutates_args=())
 def tile_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, window: int, scale: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Causal attention within documents.
 
     Args:
@@ -89,7 +91,8 @@ def tile_attention(
 
     Returns:
         (T, heads, width); log2 of the sums of 2^scores, (heads, T); (2, T) each token's document's first token, and the
-        one after its last.
+        one after its last (for a token of what cuDNN does: itself, and the next); what cuDNN keeps; on the CPU, (n, 3) the
+        parts that it does, zeros after the last.
 
     Raises:
         ValueError: tensors that are not contiguous or not of one length.
@@ -102,35 +105,53 @@ def tile_attention(
     if not (q.is_contiguous() and k.is_contiguous() and v.is_contiguous() and len(k) == len(v) == tokens):
         raise ValueError(f"tile_attention takes contiguous tensors of one length, got {q.shape}, {k.shape}, {v.shape}.")
     out = torch.empty_like(q)
-    lse = q.new_empty((heads, tokens), dtype=torch.float32)
-    documents = bounds.new_empty((2, tokens), dtype=torch.int32)
+    lse, documents, kept, listed = _room(q, bounds)
+    parts = long_documents.parts_for(q, k, bounds, window)
+    listed[: len(parts)] = torch.tensor(parts, dtype=listed.dtype).reshape(len(parts), 3)
     with torch.cuda.device_of(q):  # Triton launches where the process is
-        tile_kernels.bounds_of_tokens[(len(bounds),)](
-            bounds, documents[0], documents[1], len(bounds) - 1, tokens, BLOCK=256, num_warps=4
-        )
-        cut = TILES["forward"]
-        tile_kernels.attention_forward[(triton.cdiv(tokens, cut.queries), heads)](
-            q, k, v, out, lse, documents[0], tokens, window, scale * LOG2_E,
-            HEADS=heads, SHARING=heads // k.shape[1], WIDTH=width, WINDOW=window > 0, **cut.options,
-        )  # fmt: skip
-    return out, lse, documents
+        if _left(parts, tokens):
+            tile_kernels.bounds_of_tokens[(len(bounds),)](
+                bounds, documents[0], documents[1], len(bounds) - 1, tokens, BLOCK=256, num_warps=4
+            )
+            for part in parts:  # a document each: tiles are through with them at once
+                torch.arange(part.start, part.end, out=documents[0, part.start : part.end])
+                torch.arange(part.start + 1, part.end + 1, out=documents[1, part.start : part.end])
+            cut = TILES["forward"]
+            tile_kernels.attention_forward[(triton.cdiv(tokens, cut.queries), heads)](
+                q, k, v, out, lse, documents[0], tokens, window, scale * LOG2_E,
+                HEADS=heads, SHARING=heads // k.shape[1], WIDTH=width, WINDOW=window > 0, **cut.options,
+            )  # fmt: skip
+        long_documents.forward(q, k, v, parts, scale, out, kept)
+    return out, lse, documents, kept, listed
+
+
+def _room(q: torch.Tensor, bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where the operator writes what it keeps for its gradients."""
+    tokens, heads = q.shape[0], q.shape[1]
+    return (
+        q.new_empty((heads, tokens), dtype=torch.float32),
+        bounds.new_empty((2, tokens), dtype=torch.int32),
+        q.new_empty((heads * long_documents.room(tokens),), dtype=torch.float32),
+        torch.zeros((tokens // long_documents.LONG, 3), dtype=torch.int64),
+    )
+
+
+def _left(parts: list[long_documents.Part], tokens: int) -> bool:
+    """Whether there are tokens for tiles."""
+    return sum(part.end - part.start for part in parts) < tokens
 
 
 @tile_attention.register_fake
 def _(q: Any, k: Any, v: Any, bounds: Any, window: int, scale: float) -> Any:
-    return (
-        torch.empty_like(q),
-        q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32),
-        bounds.new_empty((2, q.shape[0]), dtype=torch.int32),
-    )
+    return torch.empty_like(q), *_room(q, bounds)
 
 
 @torch.library.custom_op("dumbo::tile_attention_backward", mutates_args=())
 def tile_attention_backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, documents: torch.Tensor,
-    grad: torch.Tensor, window: int, scale: float,
+    kept: torch.Tensor, listed: torch.Tensor, grad: torch.Tensor, window: int, scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The gradients of q, k and v; `documents` and `lse` as `tile_attention` returns them."""
+    """The gradients of q, k and v; `out` to `listed` as `tile_attention` returns them."""
     import triton
 
     from dumbo.trainer import tile_kernels
@@ -139,30 +160,20 @@ def tile_attention_backward(
     shape: dict[str, Any] = {"HEADS": heads, "SHARING": heads // k.shape[1], "WIDTH": width, "WINDOW": window > 0}
     grad = grad.contiguous()
     dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
+    parts = [long_documents.Part(*numbers) for numbers in listed.tolist() if numbers[2]]
     with torch.cuda.device_of(q):
-        cut = TILES["queries"]
-        tile_kernels.queries_backward[(triton.cdiv(tokens, cut.queries), heads)](
-            q,
-            k,
-            v,
-            out,
-            grad,
-            lse,
-            delta,
-            dq,
-            documents[0],
-            tokens,
-            window,
-            scale,
-            scale * LOG2_E,
-            **shape,
-            **cut.options,
-        )
-        cut = TILES["keys"]
-        tile_kernels.keys_backward[(triton.cdiv(tokens, cut.keys), k.shape[1])](
-            q, k, v, grad, lse, delta, dk, dv, documents[0], documents[1], tokens, window, scale, scale * LOG2_E,
-            **shape, **cut.options,
-        )  # fmt: skip
+        if _left(parts, tokens):
+            cut = TILES["queries"]
+            tile_kernels.queries_backward[(triton.cdiv(tokens, cut.queries), heads)](
+                q, k, v, out, grad, lse, delta, dq, documents[0], tokens, window, scale, scale * LOG2_E,
+                **shape, **cut.options,
+            )  # fmt: skip
+            cut = TILES["keys"]
+            tile_kernels.keys_backward[(triton.cdiv(tokens, cut.keys), k.shape[1])](
+                q, k, v, grad, lse, delta, dk, dv, documents[0], documents[1], tokens, window, scale, scale * LOG2_E,
+                **shape, **cut.options,
+            )  # fmt: skip
+        long_documents.backward(q, k, v, out, kept, grad, parts, scale, (dq, dk, dv))
     return dq, dk, dv
 
 

@@ -38,3 +38,27 @@ def test_where_some_layers_are_checkpointed_the_others_can_be(evidence: str, adv
         halve(run, MemoryFull("full", 3, Batch.of(4, 1, 1), 1))
     assert ("patch.gradient_checkpointing.layers=null" in str(failed.value)) == advised
     assert "trainer.max_seq_len=…" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "set_already", "advised"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "", True),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", "expandable_segments:True", False),
+        ("not enough memory", "", False),
+    ],
+)
+def test_a_gpus_memory_may_lie_in_pieces(
+    text: str, set_already: str, advised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", set_already)
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
+    run.note_patch("gradient_checkpointing", "4 modules recomputed in the backward pass")
+    with pytest.raises(RunFailed) as ended:
+        halve(run, MemoryFull(text, 3, Batch.of(1, 1, 1), 1))
+    said = str(ended.value)
+    assert ("Go on with its memory in fewer pieces: " in said) is advised
+    assert (", and PYTORCH_ALLOC_CONF=expandable_segments:True before the command" in said) is advised
+    assert ("or write a smaller trainer.max_seq_len" in said) is advised
+    assert "rite a smaller trainer.max_seq_len" in said

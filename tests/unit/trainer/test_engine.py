@@ -87,6 +87,7 @@ def test_the_module_lists_every_method_it_overrides() -> None:
         "_load_optimizer_and_scheduler",
         "_get_grad_norm",
         "_maybe_log_save_evaluate",
+        "_prepare_inputs",
     }
 
 

@@ -1,0 +1,109 @@
+"""cuDNN's attention over rows, through torch's operators for it, and whether it is to be had and right.
+
+Called by `long_documents.py`. They are those that scaled_dot_product_attention itself calls; it does not give away the
+logarithms of softmax's sums, which gradients need. Before the first use they are tried on random numbers against attention in
+float32. https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+MEASURED_FROM = (9, 0)
+"""Compute capability: of the GPUs on which it is measured to be faster, and newer ones."""
+TRIED = 256
+"""Tokens of the trial."""
+APART = 2e-2
+"""How far the trial may be from float32, relatively: bf16 has 8 bits."""
+
+
+def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal attention of rows in cuDNN: the output (B, heads, L, width), and the logarithms of sums (B, heads, L, 1).
+
+    Args:
+        q: (B, heads, L, width); k and v: (B, key-value heads, L, width).
+    """
+    found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True, False, scale=scale)
+    return found[0], found[1]
+
+
+def attend_rows_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v."""
+    seed = torch.zeros((2,), dtype=torch.int64, device=q.device)  # of dropout, of which there is none
+    length = q.shape[2]
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = (
+        torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+            grad, q, k, v, out, lse, seed[0], seed[1], None, None, None, length, length, 0.0, True, scale=scale
+        )
+    )
+    return found
+
+
+def lacking() -> str | None:
+    """Why no long document goes through cuDNN on this machine."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if torch.cuda.get_device_capability() < MEASURED_FROM:
+        return f"not measured on {torch.cuda.get_device_name()}"
+    if not torch.backends.cudnn.is_available() or not torch.backends.cuda.cudnn_sdp_enabled():
+        return "torch has no cuDNN, or its attention is switched off"
+    return None
+
+
+@functools.cache
+def why_not(heads: int, shared: int, width: int, dtype: torch.dtype, device: int) -> str | None:
+    """Why long documents of such heads do not go through cuDNN; tried once, against attention in float32.
+
+    Args:
+        shared: key-value heads.
+    """
+    if (reason := lacking()) is not None:
+        return reason
+    where = torch.device("cuda", device)
+    numbers = torch.Generator(where).manual_seed(0)
+    q, k, v, grad = (
+        torch.randn(1, n, TRIED, width, device=where, generator=numbers).to(dtype)
+        for n in (heads, shared, shared, heads)
+    )
+    scale = width**-0.5
+    try:
+        out, lse = attend_rows(q, k, v, scale)
+        found = (out, *attend_rows_backward(grad, q, k, v, out, lse, scale))
+    except RuntimeError as error:  # it has no plan for such heads
+        reason = f"cuDNN: {str(error).splitlines()[0]}"
+    else:
+        pairs = zip(found, _written_down(q, k, v, grad, scale), strict=True)
+        apart = max(float((one.float() - other).norm() / other.norm()) for one, other in pairs)
+        reason = None if apart <= APART else f"cuDNN's attention is {apart:.1g} from that in float32"
+    if reason is not None:
+        warnings.warn(f"long documents go through tiles: {reason}", stacklevel=2)
+    return reason
+
+
+def _written_down(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Output and gradients of causal attention in float32, without autograd, which an operator's inside does not have."""
+    sharing, length = q.shape[1] // k.shape[1], q.shape[2]
+    q, k, v, grad = (tensor.float() for tensor in (q, k, v, grad))
+    k, v = (tensor.repeat_interleave(sharing, 1) for tensor in (k, v))
+    later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    weights = (q @ k.transpose(2, 3) * scale).masked_fill(later, -torch.inf).softmax(-1)
+    of_weights = grad @ v.transpose(2, 3)
+    of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale
+    dk, dv = (
+        tensor.unflatten(1, (-1, sharing)).sum(2)
+        for tensor in (of_scores.transpose(2, 3) @ q, weights.transpose(2, 3) @ grad)
+    )
+    return weights @ v, of_scores @ k, dk, dv

@@ -1,0 +1,242 @@
+"""Which documents of a pack are long, how a batch's are found again, and the numbers around cuDNN's attention.
+
+cuDNN itself is on a GPU alone (tests/gpu/test_tiles_on_gpu.py): here its place is taken by attention as it is written down,
+in float64, with the same arguments and results. It sees what lies past a document's end, as cuDNN does.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from attending import alone, apart
+
+from dumbo.trainer import cudnn, graphs, long_documents
+from dumbo.trainer.long_documents import LONG, Part
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 32 tokens on a document is long; cuDNN is written down."""
+    monkeypatch.setattr(long_documents, "LONG", 32)
+    monkeypatch.setattr(cudnn, "attend_rows", _attend)
+    monkeypatch.setattr(cudnn, "attend_rows_backward", _attend_backward)
+    monkeypatch.setattr(cudnn, "why_not", lambda *heads: None)
+
+
+def _weights(q: torch.Tensor, k: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, heads, L, L) scores, -inf where a key comes later; (B, heads, L, 1) the logarithms of their sums."""
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).transpose(2, 3) * scale
+    scores = scores.masked_fill(torch.ones(scores.shape[2:], dtype=torch.bool).triu(1), -torch.inf)
+    return scores, scores.logsumexp(-1, keepdim=True)
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    scores, sums = _weights(q, k, scale)
+    out = (scores - sums).exp() @ v.repeat_interleave(q.shape[1] // v.shape[1], 1)
+    return out, sums.float()
+
+
+def _attend_backward(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """By the sums that were kept, as flash attention does it: wrong ones give wrong gradients."""
+    sharing = q.shape[1] // k.shape[1]
+    weights = (_weights(q, k, scale)[0] - lse).exp()
+    of_weights = grad @ v.repeat_interleave(sharing, 1).transpose(2, 3)
+    of_scores = weights * (of_weights - (grad * out).sum(-1, keepdim=True)) * scale
+    dk, dv = of_scores.transpose(2, 3) @ q, weights.transpose(2, 3) @ grad
+    return (
+        of_scores @ k.repeat_interleave(sharing, 1),
+        dk.unflatten(1, (-1, sharing)).sum(2),
+        dv.unflatten(1, (-1, sharing)).sum(2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("starts", "tokens"),
+    [
+        pytest.param([0, 32, 64, 96], 128, id="whole rows"),
+        pytest.param([0, 45, 50, 83], 140, id="lengths that are rounded, short ones between, one at the end"),
+        pytest.param([0, 32, 64, 101], 133, id="rows, one rounded, a row"),
+        pytest.param([0], 67, id="one, rounded past the end of the axis"),
+    ],
+)
+def test_each_long_document_is_as_alone(small: None, starts: list[int], tokens: int) -> None:
+    """Output and gradients, in float64 but for the kept sums, which are float32 (7 digits)."""
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(tokens, n, 8, dtype=torch.float64) for n in (4, 2, 2, 4))
+    parts = long_documents.parts_of([*starts, tokens])
+    out, kept = torch.full_like(q, 7.0), torch.full((4 * long_documents.room(tokens),), torch.nan)
+    long_documents.forward(q, k, v, parts, 8**-0.5, out, kept)
+    found = tuple(torch.full_like(tensor, 7.0) for tensor in (q, k, v))
+    long_documents.backward(q, k, v, out, kept, grad, parts, 8**-0.5, found)
+
+    leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
+    wanted = alone(*leaves, starts)
+    reference = [wanted, *torch.autograd.grad(wanted, leaves, grad)]
+    long = torch.zeros(tokens, dtype=torch.bool)
+    for part in parts:
+        long[part.start : part.end] = True
+    for one, other in zip((out, *found), reference, strict=True):
+        assert apart(one[long], other[long]) < 1e-6
+        assert (one[~long] == 7).all(), "what is short belongs to tiles"
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], tokens], strict=True)]
+    assert int(long.sum()) == sum(length for length in lengths if length >= 32)
+
+
+def test_rows_of_one_length_go_together(small: None) -> None:
+    assert long_documents.parts_of([0, 32, 64, 96, 99, 99, 131]) == [Part(0, 32, 3), Part(99, 32, 1)]
+    assert long_documents.parts_of([0, 33, 66]) == [Part(0, 33, 1), Part(33, 33, 1)]
+    assert long_documents.parts_of([0, 31, 62, 62]) == []
+
+
+def test_lengths_are_rounded_to_few_and_there_is_room_for_them() -> None:
+    lengths = range(LONG, 5 * LONG)
+    rounded = [long_documents.rounded(length) for length in lengths]
+    assert all(length <= up <= length + length / 16 for length, up in zip(lengths, rounded, strict=True))
+    assert len(set(rounded)) == 16 + 16 + 4 + 1
+    for length in (LONG, LONG + 1, 5000, 5 * LONG - 1):
+        assert 3 * long_documents.rounded(length) <= long_documents.room(3 * length)
+    assert long_documents.room(LONG - 1) == 0
+
+
+class _There:
+    """A tensor that says it lies on a GPU."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor, self.device = tensor, torch.device("cuda")
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def data_ptr(self) -> int:
+        return self.tensor.data_ptr()
+
+
+def _batch(numbers: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """On the CPU, and as if on a device."""
+    bounds = torch.tensor(numbers, dtype=torch.int32)
+    return {"cu_seq_lens_q": bounds}, {"cu_seq_lens_q": _There(bounds.clone())}
+
+
+def test_what_was_told_lasts_as_long_as_the_batch(small: None) -> None:
+    batch, there = _batch([0, 40, 50])
+    assert long_documents.known(there["cu_seq_lens_q"]) == []
+    long_documents.tell(batch, there)
+    place = there["cu_seq_lens_q"].tensor
+    assert long_documents.known(there["cu_seq_lens_q"]) == [Part(0, 40, 1)]
+    assert long_documents.known(place[:2]) == [], "another tensor at the same place"
+    assert long_documents.known(batch["cu_seq_lens_q"]) == []
+    del there
+    gc.collect()
+    assert long_documents.known(place) == [], "the batch is gone: whatever lies there is another"
+    long_documents.tell(*_batch([0, 9]))
+    assert len(long_documents._told) <= 1, "what is gone is forgotten"
+
+
+def test_no_batch_on_the_cpu_is_told_of(small: None) -> None:
+    batch, _ = _batch([0, 40, 50])
+    long_documents.tell(batch, dict(batch))
+    long_documents.tell({"input_ids": torch.zeros(1)}, {"input_ids": torch.zeros(1)})
+    assert long_documents.known(batch["cu_seq_lens_q"]) == []
+
+
+def test_which_go_through_cudnn(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, there = _batch([0, 40, 50])
+    long_documents.tell(batch, there)
+    bounds = there["cu_seq_lens_q"]
+    q, k = torch.zeros(50, 4, 8), torch.zeros(50, 2, 8)
+    assert long_documents.parts_for(q, k, bounds, 0) == [Part(0, 40, 1)]
+    assert long_documents.parts_for(q, k, bounds, 16) == [], "a sliding window"
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert long_documents.parts_for(q, k, bounds, 0) == []
+    finally:
+        torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(cudnn, "why_not", lambda *heads: "no plan")
+    assert long_documents.parts_for(q, k, bounds, 0) == []
+
+
+def test_graphs_are_for_documents_in_the_same_places(small: None) -> None:
+    """The places are read while launching: a graph has them in it."""
+    keys = []
+    for numbers in ([0, 40, 50], [0, 10, 50], [0, 40, 50]):
+        batch, there = _batch(numbers)
+        long_documents.tell(batch, there)
+        copy = there["cu_seq_lens_q"].tensor.clone()
+        long_documents.tell_of_copy(there["cu_seq_lens_q"], copy)
+        assert long_documents.known(copy) == long_documents.parts_of(numbers)
+        keys.append(graphs._key({"cu_seq_lens_q": copy, "input_ids": torch.zeros(1, 50)}))
+    assert keys[0] == keys[2] != keys[1]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if this machine had cuDNN; what it computes is written down."""
+    monkeypatch.setattr(cudnn, "lacking", lambda: None)
+    monkeypatch.setattr(cudnn, "attend_rows", _attend)
+    monkeypatch.setattr(cudnn, "attend_rows_backward", _attend_backward)
+    monkeypatch.setattr(torch, "device", lambda kind, index=0: real("cpu"))
+    real = type(torch.zeros(1).device)
+    cudnn.why_not.cache_clear()
+    yield
+    cudnn.why_not.cache_clear()
+
+
+def test_the_trial_lets_right_numbers_pass_inside_an_operator_too(here: None) -> None:
+    with torch._C._AutoDispatchBelowAutograd():
+        assert cudnn.why_not(4, 2, 8, torch.float32, 0) is None
+
+
+def test_the_trial_finds_wrong_gradients(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cudnn, "attend_rows_backward", lambda *given: (*_attend_backward(*given)[:2], given[3]))
+    with pytest.warns(UserWarning, match="long documents go through tiles: cuDNN's attention is . from"):
+        assert "from that in float32" in str(cudnn.why_not(4, 2, 8, torch.float32, 0))
+
+
+def test_the_trial_says_what_cudnn_says(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: Any) -> Any:
+        raise RuntimeError("No valid execution plans built.\nmore")
+
+    monkeypatch.setattr(cudnn, "attend_rows", refused)
+    with pytest.warns(UserWarning, match="No valid execution plans"):
+        assert cudnn.why_not(4, 2, 8, torch.float32, 0) == "cuDNN: No valid execution plans built."
+
+
+def test_what_the_trial_is_held_against() -> None:
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(1, n, 50, 8) for n in (4, 2, 2, 4))
+    leaves = [tensor[0].transpose(0, 1).double().requires_grad_() for tensor in (q, k, v)]
+    wanted = alone(*leaves, [0])
+    reference = [wanted, *torch.autograd.grad(wanted, leaves, grad[0].transpose(0, 1).double())]
+    for one, other in zip(cudnn._written_down(q, k, v, grad, 8**-0.5), reference, strict=True):
+        assert apart(one[0].transpose(0, 1), other) < 1e-5
+
+
+def test_no_gpu_no_cudnn() -> None:
+    if not torch.cuda.is_available():
+        assert cudnn.lacking() == "no CUDA device"
+        assert cudnn.why_not(4, 2, 64, torch.bfloat16, 0) == "no CUDA device"
+
+
+def test_torchs_operators_are_as_they_are_called() -> None:
+    """Their arguments, in torch's own words: they may change with it."""
+    forward = torch.ops.aten._scaled_dot_product_cudnn_attention.default._schema
+    backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default._schema
+    names = [argument.name for argument in forward.arguments]
+    assert names == ["query", "key", "value", "attn_bias", "compute_log_sumexp", "dropout_p", "is_causal",
+                     "return_debug_mask", "scale"]  # fmt: skip
+    assert [one.name for one in forward.returns][:2] == ["output", "logsumexp"]
+    names = [argument.name for argument in backward.arguments]
+    assert names == ["grad_out", "query", "key", "value", "out", "logsumexp", "philox_seed", "philox_offset", "attn_bias",
+                     "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal", "scale"]  # fmt: skip
