@@ -3,8 +3,9 @@
     python -m benchmarks.attention --out benchmarks/results/NAME.json             # on one GPU, a minute
     python -m benchmarks.attention --tune --out /tmp/tuned.json                   # which tiles are fastest here
 
-Documents are those of `made_up.py` (mean about 250 tokens), and for comparison full rows of 1,024 to 65,536, where cuDNN's
-attention, which takes rows alone, stands beside them. Times are of torch's events, the caches emptied before each
+Documents are those of `made_up.py` (mean about 250 tokens), long ones of 300 to 20,000 tokens, and full rows of 1,024 to 65,536,
+where cuDNN's attention, which takes rows alone, stands beside them. "packs" are the tiles of batches as training has them: with
+long documents in cuDNN (`trainer/long_attention.py`). Times are of torch's events, the caches emptied before each
 (triton.testing.do_bench); all are given the same tensors, and outputs and gradients are compared with those of torch's
 variable-length kernel, in the distance that bf16 has.
 """
@@ -28,17 +29,31 @@ HEADS = {"smollm135": (9, 3, 64), "llama1b": (32, 8, 64), "llama8b": (32, 8, 128
 """Heads, key-value heads, width."""
 LENGTHS: dict[str, Callable[[int], list[int]]] = {
     "documents": lambda tokens: [len(ids) for ids in documents(49_152, 2048, tokens)],
+    "long documents": lambda tokens: _long(tokens),
     "rows of 1024": lambda tokens: [1024] * (tokens // 1024),
     "rows of 4096": lambda tokens: [4096] * (tokens // 4096),
     "rows of 16384": lambda tokens: [16_384] * (tokens // 16_384),
     "rows of 65536": lambda tokens: [65_536] * (tokens // 65_536),
 }
+
+
+def _long(tokens: int) -> list[int]:
+    """Lengths about 6,000, one after the other until they fill the axis."""
+    numbers = np.random.default_rng(0)
+    found: list[int] = []
+    while sum(found) < tokens:
+        found.append(int(np.clip(numbers.lognormal(8.7, 0.7), 300, 20_000)))
+    return found
+
+
 CANDIDATES = list(itertools.product((32, 64, 128), (32, 64, 128), (4, 8), (2, 3)))
 PARTS = ("forward", "queries", "keys")
 
 
 def tensors(shape: str, lengths: str, tokens: int) -> dict[str, Any]:
     import torch
+
+    from dumbo.trainer import long_documents
 
     heads, shared, width = HEADS[shape]
     cut = np.minimum(np.concatenate([[0], np.cumsum(LENGTHS[lengths](tokens))]), tokens)
@@ -47,7 +62,10 @@ def tensors(shape: str, lengths: str, tokens: int) -> dict[str, Any]:
     q, k, v, grad = (
         torch.randn(tokens, n, width, device="cuda", dtype=torch.bfloat16) for n in (heads, shared, shared, heads)
     )
-    return {"q": q, "k": k, "v": v, "grad": grad, "bounds": torch.from_numpy(bounds).cuda(), "scale": width**-0.5,
+    here = torch.from_numpy(bounds)
+    told = here.cuda()
+    long_documents.tell({"cu_seq_lens_q": here}, {"cu_seq_lens_q": told})
+    return {"q": q, "k": k, "v": v, "grad": grad, "bounds": here.cuda(), "told": told, "scale": width**-0.5,
             "longest": int(np.diff(bounds).max())}  # fmt: skip
 
 
@@ -55,11 +73,16 @@ def _leaves(given: dict[str, Any]) -> list[Any]:
     return [given[name].detach().requires_grad_() for name in "qkv"]
 
 
-def _tiles(given: dict[str, Any]) -> tuple[Any, list[Any]]:
+def _tiles(given: dict[str, Any], bounds: str = "bounds") -> tuple[Any, list[Any]]:
     from dumbo.trainer.tiles import tile_attention
 
     leaves = _leaves(given)
-    return tile_attention(*leaves, given["bounds"], 0, given["scale"])[0], leaves
+    return tile_attention(*leaves, given[bounds], 0, given["scale"])[0], leaves
+
+
+def _packs(given: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """What training takes."""
+    return _tiles(given, "told")
 
 
 def _varlen(given: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -82,11 +105,12 @@ def _cudnn(given: dict[str, Any]) -> tuple[Any, list[Any]]:
     return out.transpose(1, 2).flatten(0, 1), leaves
 
 
-WAYS = {"tiles": _tiles, "varlen": _varlen, "cudnn": _cudnn}
+WAYS = {"tiles": _tiles, "varlen": _varlen, "packs": _packs, "cudnn": _cudnn}
 
 
 def ways_for(lengths: str) -> list[str]:
-    return list(WAYS) if lengths.startswith("rows") else ["tiles", "varlen"]
+    """cuDNN takes rows alone; where no document is long, packs are tiles."""
+    return {"documents": ["tiles", "varlen"], "long documents": ["tiles", "varlen", "packs"]}.get(lengths, list(WAYS))
 
 
 def times(way: str, given: dict[str, Any], rep: int = 50) -> dict[str, float]:

@@ -156,7 +156,12 @@ def _remedy(run: RunDir, full: MemoryFull) -> str:
         said = re.match(r"applied: (\d+) of (\d+) layers", run.facts["patches"]["gradient_checkpointing"])
         if said is not None and said[1] != said[2]:
             lines.append(f"Go on with checkpointing of all layers: {again} patch.gradient_checkpointing.layers=null")
-    if full.text.startswith("CUDA") and not any(PIECES in os.environ.get(name, "") for name in ALLOCATOR):
+    alone = full.batch.ranks == 1  # between ranks it has not been tried
+    if (
+        alone
+        and "CUDA out of memory" in full.text
+        and not any(PIECES in os.environ.get(name, "") for name in ALLOCATOR)
+    ):
         before = f"{ALLOCATOR[0]}={PIECES}:True before the command"
         lines.append(f"{'or' if lines else 'Go on'} with its memory in fewer pieces: {again}, and {before}")
     shorter = f"a smaller trainer.max_seq_len, from the start: {typed('repeat', run.path)} trainer.max_seq_len=…"

@@ -18,7 +18,7 @@ from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile
 from dumbo.patch.fused_lora import FusedLoRA
 from dumbo.patch.order import in_order
-from dumbo.patch.tile_attention import TileAttention
+from dumbo.patch.tile_attention import TileAttention, not_in_cudnn
 
 if TYPE_CHECKING:
     from dumbo.check import Plugins
@@ -68,7 +68,7 @@ def added(
         if reason is None and name in WITHOUT_PACKS and not one_shape(plugins):
             reason = f"batches are not packs on one token axis: {WITHOUT_PACKS[name]}"
         if reason is None and name == "tile_attention":
-            reason = _no_tiles(plugins, data)
+            reason = _no_tiles(plugins, data, skeleton)
         if not run.left_out(name, reason and f"performance={plugins.options.performance}, {reason}"):
             found[name] = patch
     run.update(performance=[name for name in found if name not in patches])
@@ -98,7 +98,7 @@ def steps_of(trainer: Any, data: PreparedSplits) -> int:
     return int(getattr(trainer, "max_steps", None) or whole * getattr(trainer, "num_epochs", 1))
 
 
-def _no_tiles(plugins: Plugins, data: PreparedSplits) -> str | None:
+def _no_tiles(plugins: Plugins, data: PreparedSplits, skeleton: Any) -> str | None:
     """Why tiles would not be faster."""
     from dumbo.model.dtype import resolved_precision
     from dumbo.trainer import cudnn
@@ -107,7 +107,7 @@ def _no_tiles(plugins: Plugins, data: PreparedSplits) -> str | None:
         return "the arithmetic is fp32, and its kernels take bf16"
     lengths = data.train.lengths.astype(float)
     typical = (lengths**2).sum() / max(lengths.sum(), 1.0)
-    if typical > MEASURED and cudnn.lacking() is not None:
+    if typical > MEASURED and (cudnn.lacking() if skeleton is None else not_in_cudnn(skeleton)) is not None:
         return (
             f"a token's document has {typical:,.0f} tokens on average; it is measured up to {MEASURED:,} "
             "(patch=[…,tile_attention] does it)"

@@ -1,5 +1,5 @@
 """Attention over packs in our own kernels (`trainer/tiles.py`): on documents of 250 tokens over twice as fast as torch's.
-Long documents go through cuDNN's attention on GPUs where that is faster (`trainer/long_documents.py`).
+Long documents go through cuDNN's attention on GPUs where that is faster (`trainer/long_attention.py`).
 
 Pipeline: load -> patch (stage KERNELS: attention modules are marked) -> train. What is computed in them is decided by
 `trainer/attention.py` for each batch: packs on one token axis in bf16 or fp16; all else stays as it was.
@@ -58,19 +58,31 @@ class TileAttention:
         said = f"{marked(model, 'tiles')} attention layers, for packs in bf16 or fp16"
         if cudnn.lacking() is not None:
             return said
-        reason = self._not_in_cudnn(model)
+        reason = not_in_cudnn(model)
         long = f"{said}; documents of {long_documents.LONG:,} tokens and more"
         return f"{long} in cuDNN's" if reason is None else f"{long} too ({reason})"
 
-    def _not_in_cudnn(self, model: PreTrainedModel) -> str | None:
-        """Why long documents of this model's heads do not go through cuDNN. Tries it."""
-        import torch
 
-        from dumbo.trainer import cudnn
+def not_in_cudnn(model: PreTrainedModel) -> str | None:
+    """Why long documents of a model with these heads do not go through cuDNN, in bf16; None where they do in some layers.
 
-        config = base_of(model).config.get_text_config()
-        heads = config.num_attention_heads
-        shared = getattr(config, "num_key_value_heads", None) or heads
-        widths = {layer.head_dim for layer in attention_layers(model)}
-        found = [cudnn.why_not(heads, shared, width, torch.bfloat16, torch.cuda.current_device()) for width in widths]
-        return next((reason for reason in found if reason is not None), None)
+    Args:
+        model: where it lies does not matter; on a GPU that has cuDNN it is tried.
+    """
+    import torch
+
+    from dumbo.trainer import cudnn
+
+    if (reason := cudnn.lacking()) is not None:
+        return reason
+    layers = [layer for layer in attention_layers(model) if getattr(layer, "sliding_window", None) is None]
+    if not layers:
+        return "all layers have a sliding window"
+    config = base_of(model).config.get_text_config()
+    heads = config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    device = torch.cuda.current_device()
+    found = [
+        cudnn.why_not(heads, shared, width, torch.bfloat16, device) for width in {layer.head_dim for layer in layers}
+    ]
+    return next((reason for reason in found if reason is not None), None)

@@ -1,8 +1,8 @@
 """cuDNN's attention over rows, through torch's operators for it, and whether it is to be had and right.
 
-Called by `long_documents.py`. They are those that scaled_dot_product_attention itself calls; it does not give away the
+Called by `long_attention.py`. They are those that scaled_dot_product_attention itself calls; it does not give away the
 logarithms of softmax's sums, which gradients need. Before the first use they are tried on random numbers against attention in
-float32. https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html
+float32, laid out as packs are. https://docs.nvidia.com/deeplearning/cudnn/frontend/latest/operations/Attention.html
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import warnings
 import torch
 
 MEASURED_FROM = (9, 0)
-"""Compute capability: of the GPUs on which it is measured to be faster, and newer ones."""
-TRIED = 256
-"""Tokens of the trial."""
+"""Compute capability of the GPUs on which it is measured to be faster; of newer ones it is assumed."""
+TRIED = 4096
+"""Tokens of the trial: of the shortest document that goes through cuDNN."""
 APART = 2e-2
 """How far the trial may be from float32, relatively: bf16 has 8 bits."""
 
@@ -25,6 +25,9 @@ def attend_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float)
 
     Args:
         q: (B, heads, L, width); k and v: (B, key-value heads, L, width).
+
+    Raises:
+        RuntimeError: cuDNN has no plan for it; torch.OutOfMemoryError, which is one.
     """
     found = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, True, False, scale=scale)
     return found[0], found[1]
@@ -39,7 +42,7 @@ def attend_rows_backward(
     lse: torch.Tensor,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of q, k and v."""
+    """The gradients of q, k and v, shaped like them; arguments and errors are those of `attend_rows` and what it returned."""
     seed = torch.zeros((2,), dtype=torch.int64, device=q.device)  # of dropout, of which there is none
     length = q.shape[2]
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = (
@@ -51,7 +54,13 @@ def attend_rows_backward(
 
 
 def lacking() -> str | None:
-    """Why no long document goes through cuDNN on this machine."""
+    """Why no long document goes through cuDNN now."""
+    if torch.are_deterministic_algorithms_enabled():
+        return "its gradients are not the same bits each time"
+    return _lacking_here()
+
+
+def _lacking_here() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device"
     if torch.cuda.get_device_capability() < MEASURED_FROM:
@@ -67,8 +76,11 @@ def why_not(heads: int, shared: int, width: int, dtype: torch.dtype, device: int
 
     Args:
         shared: key-value heads.
+
+    Raises:
+        torch.OutOfMemoryError: nothing is known then.
     """
-    if (reason := lacking()) is not None:
+    if (reason := _lacking_here()) is not None:
         return reason
     where = torch.device("cuda", device)
     numbers = torch.Generator(where).manual_seed(0)
@@ -80,6 +92,8 @@ def why_not(heads: int, shared: int, width: int, dtype: torch.dtype, device: int
     try:
         out, lse = attend_rows(q, k, v, scale)
         found = (out, *attend_rows_backward(grad, q, k, v, out, lse, scale))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
     except RuntimeError as error:  # it has no plan for such heads
         reason = f"cuDNN: {str(error).splitlines()[0]}"
     else:
@@ -94,16 +108,18 @@ def why_not(heads: int, shared: int, width: int, dtype: torch.dtype, device: int
 def _written_down(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Output and gradients of causal attention in float32, without autograd, which an operator's inside does not have."""
+    """Output and gradients of causal attention in float32, a head at a time, without autograd: an operator's inside has none."""
     sharing, length = q.shape[1] // k.shape[1], q.shape[2]
-    q, k, v, grad = (tensor.float() for tensor in (q, k, v, grad))
-    k, v = (tensor.repeat_interleave(sharing, 1) for tensor in (k, v))
+    out, dq, dk, dv = (torch.zeros_like(tensor, dtype=torch.float32) for tensor in (q, q, k, v))
     later = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
-    weights = (q @ k.transpose(2, 3) * scale).masked_fill(later, -torch.inf).softmax(-1)
-    of_weights = grad @ v.transpose(2, 3)
-    of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale
-    dk, dv = (
-        tensor.unflatten(1, (-1, sharing)).sum(2)
-        for tensor in (of_scores.transpose(2, 3) @ q, weights.transpose(2, 3) @ grad)
-    )
-    return weights @ v, of_scores @ k, dk, dv
+    with torch.autocast(q.device.type, enabled=False):
+        for head in range(q.shape[1]):
+            of = head // sharing
+            some, keys, values, its = q[:, head].float(), k[:, of].float(), v[:, of].float(), grad[:, head].float()
+            weights = (some @ keys.transpose(1, 2) * scale).masked_fill(later, -torch.inf).softmax(-1)
+            of_weights = its @ values.transpose(1, 2)
+            of_scores = weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True)) * scale
+            out[:, head], dq[:, head] = weights @ values, of_scores @ keys
+            dk[:, of] += of_scores.transpose(1, 2) @ some
+            dv[:, of] += weights.transpose(1, 2) @ its
+    return out, dq, dk, dv

@@ -2,12 +2,12 @@
 
 torch's own kernel (`varlen.py`) cuts each document into tiles of its own, adds gradients of queries up atomically in
 float32 and makes gradients of keys for every head that shares them. Here tiles are cut from the token axis, whatever
-begins or ends in them, and each looks only at the keys of its tokens' documents. Gradients are the same bits each time.
+begins or ends in them, and each looks only at the keys of its tokens' documents. Gradients of tiles are the same bits each time.
 A number that is not finite reaches the documents that share a tile with it: such a batch is skipped as a whole anyway
 (`bad_numbers.py`). Long documents, in which tiles of keys are looked at many times, go through cuDNN where that is faster
-(`long_documents.py`).
+(`long_attention.py`).
 
-It is an operator of torch (`dumbo::tile_attention`): torch.compile, CUDA graphs and fake tensors take it as one piece.
+It is an operator of torch (`dumbo::tile_attention_2`): torch.compile, CUDA graphs and fake tensors take it as one piece.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 
-from dumbo.trainer import long_documents
+from dumbo.trainer import long_attention, long_documents
 from dumbo.trainer.varlen import arithmetic, on_one_axis
 
+NAME = "dumbo::tile_attention_2"
+"""With a number that counts what an operator takes, returns and how it is differentiated: torch's caches of compiled graphs,
+which outlive a process, know it by its name alone (a test holds both together)."""
 WIDTHS = (16, 32, 64, 128)
 """Of heads: what the kernels' tiles are made for."""
 
@@ -77,7 +80,7 @@ def attend(
     return tile_attention(q, k, v, bounds, window or 0, query.shape[-1] ** -0.5 if scale is None else scale)[0][None]
 
 
-@torch.library.custom_op("dumbo::tile_attention", mutates_args=())
+@torch.library.custom_op(NAME, mutates_args=())
 def tile_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, window: int, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -91,7 +94,7 @@ def tile_attention(
 
     Returns:
         (T, heads, width); log2 of the sums of 2^scores, (heads, T); (2, T) each token's document's first token, and the
-        one after its last (for a token of what cuDNN does: itself, and the next); what cuDNN keeps; on the CPU, (n, 3) the
+        one after its last (for a token of what cuDNN does: itself, and the next); what cuDNN keeps; on the CPU, (n, 4) the
         parts that it does, zeros after the last.
 
     Raises:
@@ -106,8 +109,9 @@ def tile_attention(
         raise ValueError(f"tile_attention takes contiguous tensors of one length, got {q.shape}, {k.shape}, {v.shape}.")
     out = torch.empty_like(q)
     lse, documents, kept, listed = _room(q, bounds)
-    parts = long_documents.parts_for(q, k, bounds, window)
-    listed[: len(parts)] = torch.tensor(parts, dtype=listed.dtype).reshape(len(parts), 3)
+    parts = long_attention.parts_for(q, k, bounds, window)
+    if parts:
+        listed[: len(parts)] = torch.tensor(parts, dtype=listed.dtype)
     with torch.cuda.device_of(q):  # Triton launches where the process is
         if _left(parts, tokens):
             tile_kernels.bounds_of_tokens[(len(bounds),)](
@@ -121,18 +125,19 @@ def tile_attention(
                 q, k, v, out, lse, documents[0], tokens, window, scale * LOG2_E,
                 HEADS=heads, SHARING=heads // k.shape[1], WIDTH=width, WINDOW=window > 0, **cut.options,
             )  # fmt: skip
-        long_documents.forward(q, k, v, parts, scale, out, kept)
+        out = long_attention.forward(q, k, v, parts, scale, out, kept)
     return out, lse, documents, kept, listed
 
 
 def _room(q: torch.Tensor, bounds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where the operator writes what it keeps for its gradients."""
+    """Where the operator writes what it keeps for its gradients. Compiled graphs know the sizes, so that they do not depend on
+    where documents lie: as many float32 again as there are for tiles, and a sixteenth, whether or not there are long ones."""
     tokens, heads = q.shape[0], q.shape[1]
     return (
         q.new_empty((heads, tokens), dtype=torch.float32),
         bounds.new_empty((2, tokens), dtype=torch.int32),
         q.new_empty((heads * long_documents.room(tokens),), dtype=torch.float32),
-        torch.zeros((tokens // long_documents.LONG, 3), dtype=torch.int64),
+        torch.zeros((tokens // long_documents.LONG, 4), dtype=torch.int64),
     )
 
 
@@ -146,7 +151,7 @@ def _(q: Any, k: Any, v: Any, bounds: Any, window: int, scale: float) -> Any:
     return torch.empty_like(q), *_room(q, bounds)
 
 
-@torch.library.custom_op("dumbo::tile_attention_backward", mutates_args=())
+@torch.library.custom_op(f"{NAME}_backward", mutates_args=())
 def tile_attention_backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, documents: torch.Tensor,
     kept: torch.Tensor, listed: torch.Tensor, grad: torch.Tensor, window: int, scale: float,
@@ -173,7 +178,7 @@ def tile_attention_backward(
                 q, k, v, grad, lse, delta, dk, dv, documents[0], documents[1], tokens, window, scale, scale * LOG2_E,
                 **shape, **cut.options,
             )  # fmt: skip
-        long_documents.backward(q, k, v, out, kept, grad, parts, scale, (dq, dk, dv))
+        dq, dk, dv = long_attention.backward(q, k, v, out, kept, grad, parts, scale, (dq, dk, dv))
     return dq, dk, dv
 
 
@@ -192,4 +197,4 @@ def _backward(ctx: Any, grad: torch.Tensor, *unused: Any) -> Any:
     return *tile_attention_backward(*ctx.saved_tensors, grad, ctx.window, ctx.scale), None, None, None
 
 
-torch.library.register_autograd("dumbo::tile_attention", _backward, setup_context=_keep)
+torch.library.register_autograd(NAME, _backward, setup_context=_keep)

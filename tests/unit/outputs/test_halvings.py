@@ -41,22 +41,24 @@ def test_where_some_layers_are_checkpointed_the_others_can_be(evidence: str, adv
 
 
 @pytest.mark.parametrize(
-    ("text", "set_already", "advised"),
+    ("text", "ranks", "set_already", "advised"),
     [
-        ("CUDA out of memory. Tried to allocate 2.00 GiB", "", True),
-        ("CUDA out of memory. Tried to allocate 2.00 GiB", "expandable_segments:True", False),
-        ("not enough memory", "", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", 1, "", True),
+        ("rank 0: CUDA out of memory. Tried to allocate 2.00 GiB", 1, "", True),
+        ("rank 1: CUDA out of memory. Tried to allocate 2.00 GiB", 2, "", False),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", 1, "expandable_segments:True", False),
+        ("not enough memory", 1, "", False),
     ],
 )
 def test_a_gpus_memory_may_lie_in_pieces(
-    text: str, set_already: str, advised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, ranks: int, set_already: str, advised: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", set_already)
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
     run.note_patch("gradient_checkpointing", "4 modules recomputed in the backward pass")
     with pytest.raises(RunFailed) as ended:
-        halve(run, MemoryFull(text, 3, Batch.of(1, 1, 1), 1))
+        halve(run, MemoryFull(text, 3, Batch.of(ranks, 1, ranks), 1))
     said = str(ended.value)
     assert ("Go on with its memory in fewer pieces: " in said) is advised
     assert (", and PYTORCH_ALLOC_CONF=expandable_segments:True before the command" in said) is advised

@@ -22,7 +22,6 @@ from dumbo.patch import auto
 from dumbo.patch.compile import Compile
 from dumbo.patch.order import in_order
 from dumbo.patch.tile_attention import TileAttention
-from dumbo.trainer import cudnn
 
 LONG = "trainer.max_steps=20000"
 BF16 = "trainer.precision=bf16"
@@ -90,7 +89,7 @@ def test_long_documents_are_left_to_torchs_kernel(on_a_gpu: None, chosen: Any, m
     names, said, _ = chosen(LONG, BF16)
     assert names == ["chunked_loss", "compile"]
     assert "tokens on average; it is measured up to 50" in " ".join(said.split())
-    monkeypatch.setattr(cudnn, "lacking", lambda: None)
+    monkeypatch.setattr(auto, "not_in_cudnn", lambda skeleton: None)
     assert "tile_attention" in chosen(LONG, BF16)[0]
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from attending import alone, apart
 
-from dumbo.trainer import cudnn, graphs, long_documents
+from dumbo.trainer import cudnn, graphs, long_attention, long_documents, tiles
 from dumbo.trainer.long_documents import LONG, Part
 
 
@@ -22,6 +22,7 @@ from dumbo.trainer.long_documents import LONG, Part
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 32 tokens on a document is long; cuDNN is written down."""
     monkeypatch.setattr(long_documents, "LONG", 32)
+    monkeypatch.setattr(long_attention, "LONG", 32)
     monkeypatch.setattr(cudnn, "attend_rows", _attend)
     monkeypatch.setattr(cudnn, "attend_rows_backward", _attend_backward)
     monkeypatch.setattr(cudnn, "why_not", lambda *heads: None)
@@ -68,7 +69,9 @@ def _attend_backward(
         pytest.param([0, 32, 64, 96], 128, id="whole rows"),
         pytest.param([0, 45, 50, 83], 140, id="lengths that are rounded, short ones between, one at the end"),
         pytest.param([0, 32, 64, 101], 133, id="rows, one rounded, a row"),
-        pytest.param([0], 67, id="one, rounded past the end of the axis"),
+        pytest.param([0, 40, 50], 83, id="one at the end, rounded past the axis"),
+        pytest.param([0], 67, id="one that fills the axis"),
+        pytest.param([0, 35], 70, id="rows of an odd length that fill it"),
     ],
 )
 def test_each_long_document_is_as_alone(small: None, starts: list[int], tokens: int) -> None:
@@ -76,10 +79,11 @@ def test_each_long_document_is_as_alone(small: None, starts: list[int], tokens: 
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(tokens, n, 8, dtype=torch.float64) for n in (4, 2, 2, 4))
     parts = long_documents.parts_of([*starts, tokens])
-    out, kept = torch.full_like(q, 7.0), torch.full((4 * long_documents.room(tokens),), torch.nan)
-    long_documents.forward(q, k, v, parts, 8**-0.5, out, kept)
-    found = tuple(torch.full_like(tensor, 7.0) for tensor in (q, k, v))
-    long_documents.backward(q, k, v, out, kept, grad, parts, 8**-0.5, found)
+    kept = torch.full((4 * long_documents.room(tokens),), torch.nan)
+    out = long_attention.forward(q, k, v, parts, 8**-0.5, torch.full_like(q, 7.0), kept)
+    to = (torch.full_like(q, 7.0), torch.full_like(k, 7.0), torch.full_like(v, 7.0))
+    found = long_attention.backward(q, k, v, out, kept, grad, parts, 8**-0.5, to)
+    assert all(tensor.is_contiguous() for tensor in (out, *found))
 
     leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
     wanted = alone(*leaves, starts)
@@ -94,9 +98,12 @@ def test_each_long_document_is_as_alone(small: None, starts: list[int], tokens: 
     assert int(long.sum()) == sum(length for length in lengths if length >= 32)
 
 
-def test_rows_of_one_length_go_together(small: None) -> None:
-    assert long_documents.parts_of([0, 32, 64, 96, 99, 99, 131]) == [Part(0, 32, 3), Part(99, 32, 1)]
-    assert long_documents.parts_of([0, 33, 66]) == [Part(0, 33, 1), Part(33, 33, 1)]
+def test_documents_of_one_length_go_together_as_they_are(small: None) -> None:
+    """A length that stands alone is rounded (at 32 tokens to even numbers), one that fills the axis is not."""
+    assert long_documents.parts_of([0, 32, 64, 96, 99, 99, 132]) == [Part(0, 32, 3, 32), Part(99, 33, 1, 34)]
+    assert long_documents.parts_of([0, 33, 66, 99]) == [Part(0, 33, 3, 33)]
+    assert long_documents.parts_of([0, 33, 66, 66, 101]) == [Part(0, 33, 2, 33), Part(66, 35, 1, 36)]
+    assert long_documents.parts_of([0, 35, 35]) == [Part(0, 35, 1, 35)]
     assert long_documents.parts_of([0, 31, 62, 62]) == []
 
 
@@ -110,84 +117,119 @@ def test_lengths_are_rounded_to_few_and_there_is_room_for_them() -> None:
     assert long_documents.room(LONG - 1) == 0
 
 
-class _There:
-    """A tensor that says it lies on a GPU."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor, self.device = tensor, torch.device("cuda")
-
-    def __len__(self) -> int:
-        return len(self.tensor)
-
-    def data_ptr(self) -> int:
-        return self.tensor.data_ptr()
+@pytest.fixture
+def moved(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy passes for one on another device."""
+    monkeypatch.setattr(long_documents, "_was_moved", lambda bounds, own: own is not bounds)
 
 
 def _batch(numbers: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """On the CPU, and as if on a device."""
+    """As it was made, and moved."""
     bounds = torch.tensor(numbers, dtype=torch.int32)
-    return {"cu_seq_lens_q": bounds}, {"cu_seq_lens_q": _There(bounds.clone())}
+    return {"cu_seq_lens_q": bounds}, {"cu_seq_lens_q": bounds.clone()}
 
 
-def test_what_was_told_lasts_as_long_as_the_batch(small: None) -> None:
+def test_what_was_told_lasts_as_long_as_the_batch(moved: None) -> None:
     batch, there = _batch([0, 40, 50])
     assert long_documents.known(there["cu_seq_lens_q"]) == []
     long_documents.tell(batch, there)
-    place = there["cu_seq_lens_q"].tensor
-    assert long_documents.known(there["cu_seq_lens_q"]) == [Part(0, 40, 1)]
-    assert long_documents.known(place[:2]) == [], "another tensor at the same place"
+    assert long_documents.known(there["cu_seq_lens_q"]) == [Part(0, 40, 1, 40)]
+    assert long_documents.known(there["cu_seq_lens_q"][:2]) == [], "another tensor at the same place"
     assert long_documents.known(batch["cu_seq_lens_q"]) == []
+    storage = there["cu_seq_lens_q"].untyped_storage()
     del there
     gc.collect()
+    place = torch.tensor([], dtype=torch.int32).set_(storage)
+    assert len(place) == 3
     assert long_documents.known(place) == [], "the batch is gone: whatever lies there is another"
     long_documents.tell(*_batch([0, 9]))
     assert len(long_documents._told) <= 1, "what is gone is forgotten"
 
 
-def test_no_batch_on_the_cpu_is_told_of(small: None) -> None:
-    batch, _ = _batch([0, 40, 50])
-    long_documents.tell(batch, dict(batch))
+def test_two_batches_at_once_are_told_apart(moved: None) -> None:
+    """With accumulation all micro batches of a step are on the device."""
+    batches = [_batch([0, 40, 50]), _batch([0, 10, 50]), _batch([0, 5, 50])]
+    for batch, there in batches:
+        long_documents.tell(batch, there)
+    assert [long_documents.known(there["cu_seq_lens_q"]) for _, there in batches] == [
+        [Part(0, 40, 1, 40)],
+        [Part(10, 40, 1, 40)],
+        [Part(5, 45, 1, 46)],
+    ]
+
+
+def test_layers_that_are_computed_again_find_them_too(moved: None) -> None:
+    """In the backward pass, when whoever moved the batch has let go of it."""
+    batch, there = _batch([0, 40, 50])
+    long_documents.tell(batch, there)
+    seen = []
+
+    def layer(x: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+        seen.append(long_documents.known(bounds))
+        return x * x
+
+    x = torch.ones(3, requires_grad=True)
+    out = torch.utils.checkpoint.checkpoint(layer, x, there["cu_seq_lens_q"], use_reentrant=False)
+    del there
+    gc.collect()
+    out.sum().backward()
+    assert seen == [[Part(0, 40, 1, 40)]] * 2
+
+
+def test_only_what_was_moved_is_told_of(small: None) -> None:
+    batch, there = _batch([0, 40, 50])
+    long_documents.tell(batch, there)
     long_documents.tell({"input_ids": torch.zeros(1)}, {"input_ids": torch.zeros(1)})
-    assert long_documents.known(batch["cu_seq_lens_q"]) == []
+    assert long_documents.known(there["cu_seq_lens_q"]) == []
 
 
-def test_which_go_through_cudnn(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_go_through_cudnn(moved: None, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, there = _batch([0, 40, 50])
     long_documents.tell(batch, there)
     bounds = there["cu_seq_lens_q"]
     q, k = torch.zeros(50, 4, 8), torch.zeros(50, 2, 8)
-    assert long_documents.parts_for(q, k, bounds, 0) == [Part(0, 40, 1)]
-    assert long_documents.parts_for(q, k, bounds, 16) == [], "a sliding window"
+    assert long_attention.parts_for(q, k, bounds, 0) == [Part(0, 40, 1, 40)]
+    assert long_attention.parts_for(q, k, bounds, 16) == [], "a sliding window"
     torch.use_deterministic_algorithms(True)
     try:
-        assert long_documents.parts_for(q, k, bounds, 0) == []
+        assert long_attention.parts_for(q, k, bounds, 0) == []
+        assert cudnn.lacking() == "its gradients are not the same bits each time"
     finally:
         torch.use_deterministic_algorithms(False)
     monkeypatch.setattr(cudnn, "why_not", lambda *heads: "no plan")
-    assert long_documents.parts_for(q, k, bounds, 0) == []
+    assert long_attention.parts_for(q, k, bounds, 0) == []
 
 
-def test_graphs_are_for_documents_in_the_same_places(small: None) -> None:
-    """The places are read while launching: a graph has them in it."""
+def test_graphs_are_for_rows_that_fill_the_batch(moved: None) -> None:
+    """Rows of 5,000 and of 7,500 tokens fill 15,000 both: where they lie is read while launching, and a graph has it in it.
+    Documents that lie anywhere go through tiles, so that they come in no more kinds than before."""
     keys = []
-    for numbers in ([0, 40, 50], [0, 10, 50], [0, 40, 50]):
+    for numbers in ([0, 50, 100, 150], [0, 75, 150], [0, 50, 100, 150], [0, 40, 150], [0, 60, 150]):
+        numbers = [*numbers, *[150] * (4 - len(numbers))]
         batch, there = _batch(numbers)
         long_documents.tell(batch, there)
-        copy = there["cu_seq_lens_q"].tensor.clone()
-        long_documents.tell_of_copy(there["cu_seq_lens_q"], copy)
-        assert long_documents.known(copy) == long_documents.parts_of(numbers)
-        keys.append(graphs._key({"cu_seq_lens_q": copy, "input_ids": torch.zeros(1, 50)}))
-    assert keys[0] == keys[2] != keys[1]
+        bounds = there["cu_seq_lens_q"]
+        parts = long_documents.known(bounds)
+        rows = long_documents.whole_rows(bounds, 150)
+        assert rows == long_documents.known(bounds) == (parts if len(parts) == 1 and parts[0].end == 150 else [])
+        copy = bounds.clone()
+        long_documents.tell_of_copy(bounds, copy)
+        assert long_documents.known(copy) == rows
+        keys.append(graphs._key({"cu_seq_lens_q": bounds, "input_ids": torch.zeros(1, 150), "max_length_q": 150}, rows))
+    assert keys[0] == keys[2]
+    assert keys[3] == keys[4]
+    assert len({keys[0], keys[1], keys[3]}) == 3
 
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if this machine had cuDNN; what it computes is written down."""
-    monkeypatch.setattr(cudnn, "lacking", lambda: None)
+    device = torch.device
+    monkeypatch.setattr(cudnn, "_lacking_here", lambda: None)
     monkeypatch.setattr(cudnn, "attend_rows", _attend)
     monkeypatch.setattr(cudnn, "attend_rows_backward", _attend_backward)
-    monkeypatch.setattr(torch, "device", lambda kind, index=0: real("cpu"))
-    real = type(torch.zeros(1).device)
+    monkeypatch.setattr(cudnn, "TRIED", 60)
+    monkeypatch.setattr(torch, "device", lambda kind, index=0: device("cpu"))
     cudnn.why_not.cache_clear()
     yield
     cudnn.why_not.cache_clear()
@@ -213,14 +255,42 @@ def test_the_trial_says_what_cudnn_says(here: None, monkeypatch: pytest.MonkeyPa
         assert cudnn.why_not(4, 2, 8, torch.float32, 0) == "cuDNN: No valid execution plans built."
 
 
-def test_what_the_trial_is_held_against() -> None:
+def test_memory_that_runs_out_in_the_trial_says_nothing_about_cudnn(
+    here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as once:
+        once.setattr(cudnn, "attend_rows", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            cudnn.why_not(4, 2, 8, torch.float32, 0)
+    assert cudnn.why_not(4, 2, 8, torch.float32, 0) is None
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_the_trial_is_held_against(autocast: bool) -> None:
     torch.manual_seed(0)
     q, k, v, grad = (torch.randn(1, n, 50, 8) for n in (4, 2, 2, 4))
     leaves = [tensor[0].transpose(0, 1).double().requires_grad_() for tensor in (q, k, v)]
     wanted = alone(*leaves, [0])
     reference = [wanted, *torch.autograd.grad(wanted, leaves, grad[0].transpose(0, 1).double())]
-    for one, other in zip(cudnn._written_down(q, k, v, grad, 8**-0.5), reference, strict=True):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = cudnn._written_down(q, k, v, grad, 8**-0.5)
+    for one, other in zip(found, reference, strict=True):
         assert apart(one[0].transpose(0, 1), other) < 1e-5
+
+
+def test_an_operators_name_changes_with_what_it_takes_and_returns() -> None:
+    """torch's caches of compiled graphs outlive a process and know an operator by its name: a graph of another version's
+    would call this one with its arguments. Whoever changes one of these, or the gradients, raises the number in the name."""
+    schemas = {str(operator._opoverload._schema) for operator in (tiles.tile_attention, tiles.tile_attention_backward)}
+    assert schemas == {
+        "dumbo::tile_attention_2(Tensor q, Tensor k, Tensor v, Tensor bounds, SymInt window, float scale)"
+        " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+        "dumbo::tile_attention_2_backward(Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor documents,"
+        " Tensor kept, Tensor listed, Tensor grad, SymInt window, float scale) -> (Tensor, Tensor, Tensor)",
+    }
 
 
 def test_no_gpu_no_cudnn() -> None:
