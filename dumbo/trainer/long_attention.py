@@ -8,7 +8,7 @@ benchmarks/NOTES.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -35,18 +35,16 @@ def forward(
     v: torch.Tensor,
     parts: list[Part],
     scale: float,
-    out: torch.Tensor,
+    out: torch.Tensor | None,
     lse: torch.Tensor,
 ) -> torch.Tensor:
-    """Attention of the parts; the logarithms of softmax's sums one after the other to `lse`.
+    """Attention of the parts, one at least; the logarithms of softmax's sums one after the other to `lse`.
 
     Args:
         q: (T, heads, width); k and v: (T, key-value heads, width), contiguous.
-        out: like q; the parts are written to it.
+        out: like q; the parts are written to it. None where one part is all of the axis (`fills`): what cuDNN makes is the
+            output then.
         lse: (heads * room(T),) float32.
-
-    Returns:
-        `out`, or what cuDNN has made where that is all of it.
 
     Raises:
         RuntimeError: cuDNN's.
@@ -56,24 +54,25 @@ def forward(
         found, theirs = cudnn.attend_rows(some, keys, values, scale)
         sums.copy_(theirs)
         out = _put(out, found, part)
+    assert out is not None
     return out
 
 
 def backward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor,
-    parts: list[Part], scale: float, found: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The parts' gradients of q, k and v, written to `found` and returned like `forward`; `out` and `lse` as that left them.
+    parts: list[Part], scale: float, found: Sequence[torch.Tensor | None],
+) -> list[torch.Tensor]:  # fmt: skip
+    """The parts' gradients of q, k and v, written to `found` or not as in `forward`; `out` and `lse` as that left them.
 
     Raises:
         RuntimeError: cuDNN's.
     """
-    dq, dk, dv = found
+    gradients = list(found)
     for part, sums in _with_sums(parts, lse, q.shape[1]):
         some, keys, values, outputs = (_rows(tensor, part) for tensor in (q, k, v, out))
         theirs = cudnn.attend_rows_backward(_rows(grad[: part.end], part), some, keys, values, outputs, sums, scale)
-        dq, dk, dv = (_put(to, gradient, part) for to, gradient in zip((dq, dk, dv), theirs, strict=True))
-    return dq, dk, dv
+        gradients = [_put(to, gradient, part) for to, gradient in zip(gradients, theirs, strict=True)]
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 def _rows(tensor: torch.Tensor, part: Part) -> torch.Tensor:
@@ -84,10 +83,10 @@ def _rows(tensor: torch.Tensor, part: Part) -> torch.Tensor:
     return piece.unflatten(0, (part.documents, part.row)).transpose(1, 2)
 
 
-def _put(to: torch.Tensor, rows: torch.Tensor, part: Part) -> torch.Tensor:
-    """`to` (T, heads, width) with a part's rows in it; themselves where they are all of it, which spares their memory once."""
+def _put(to: torch.Tensor | None, rows: torch.Tensor, part: Part) -> torch.Tensor:
+    """`to` (T, heads, width) with a part's rows in it; None: themselves."""
     tokens = rows.transpose(1, 2).flatten(0, 1)[: part.end - part.start]
-    if len(tokens) == len(to):
+    if to is None:
         return tokens.contiguous()
     to[part.start : part.end] = tokens
     return to

@@ -87,10 +87,15 @@ def whole_rows(bounds: torch.Tensor, tokens: int) -> list[Part]:
         tokens: of the axis.
     """
     parts = known(bounds)
-    if len(parts) == 1 and (parts[0].start, parts[0].end) == (0, tokens):
+    if fills(parts, tokens):
         return parts
     _told.pop(bounds.data_ptr(), None)
     return []
+
+
+def fills(parts: list[Part], tokens: int) -> bool:
+    """Whether one part is all of an axis of `tokens`."""
+    return len(parts) == 1 and (parts[0].start, parts[0].end) == (0, tokens)
 
 
 def rounded(length: int) -> int:

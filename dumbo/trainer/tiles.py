@@ -107,11 +107,9 @@ def tile_attention(
     tokens, heads, width = q.shape
     if not (q.is_contiguous() and k.is_contiguous() and v.is_contiguous() and len(k) == len(v) == tokens):
         raise ValueError(f"tile_attention takes contiguous tensors of one length, got {q.shape}, {k.shape}, {v.shape}.")
-    out = torch.empty_like(q)
     lse, documents, kept, listed = _room(q, bounds)
     parts = long_attention.parts_for(q, k, bounds, window)
-    if parts:
-        listed[: len(parts)] = torch.tensor(parts, dtype=listed.dtype)
+    out = None if long_documents.fills(parts, tokens) else torch.empty_like(q)
     with torch.cuda.device_of(q):  # Triton launches where the process is
         if _left(parts, tokens):
             tile_kernels.bounds_of_tokens[(len(bounds),)](
@@ -125,7 +123,10 @@ def tile_attention(
                 q, k, v, out, lse, documents[0], tokens, window, scale * LOG2_E,
                 HEADS=heads, SHARING=heads // k.shape[1], WIDTH=width, WINDOW=window > 0, **cut.options,
             )  # fmt: skip
-        out = long_attention.forward(q, k, v, parts, scale, out, kept)
+        if parts:
+            listed[: len(parts)] = torch.tensor(parts, dtype=listed.dtype)
+            out = long_attention.forward(q, k, v, parts, scale, out, kept)
+    assert out is not None
     return out, lse, documents, kept, listed
 
 
@@ -164,8 +165,11 @@ def tile_attention_backward(
     tokens, heads, width = q.shape
     shape: dict[str, Any] = {"HEADS": heads, "SHARING": heads // k.shape[1], "WIDTH": width, "WINDOW": window > 0}
     grad = grad.contiguous()
-    dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
     parts = [long_documents.Part(*numbers) for numbers in listed.tolist() if numbers[2]]
+    if long_documents.fills(parts, tokens):
+        found = long_attention.backward(q, k, v, out, kept, grad, parts, scale, [None] * 3)
+        return found[0], found[1], found[2]
+    dq, dk, dv, delta = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), torch.empty_like(lse)
     with torch.cuda.device_of(q):
         if _left(parts, tokens):
             cut = TILES["queries"]
@@ -178,7 +182,7 @@ def tile_attention_backward(
                 q, k, v, grad, lse, delta, dk, dv, documents[0], documents[1], tokens, window, scale, scale * LOG2_E,
                 **shape, **cut.options,
             )  # fmt: skip
-        dq, dk, dv = long_attention.backward(q, k, v, out, kept, grad, parts, scale, (dq, dk, dv))
+        long_attention.backward(q, k, v, out, kept, grad, parts, scale, (dq, dk, dv))
     return dq, dk, dv
 
 

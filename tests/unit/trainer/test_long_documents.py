@@ -80,9 +80,11 @@ def test_each_long_document_is_as_alone(small: None, starts: list[int], tokens: 
     q, k, v, grad = (torch.randn(tokens, n, 8, dtype=torch.float64) for n in (4, 2, 2, 4))
     parts = long_documents.parts_of([*starts, tokens])
     kept = torch.full((4 * long_documents.room(tokens),), torch.nan)
-    out = long_attention.forward(q, k, v, parts, 8**-0.5, torch.full_like(q, 7.0), kept)
-    to = (torch.full_like(q, 7.0), torch.full_like(k, 7.0), torch.full_like(v, 7.0))
-    found = long_attention.backward(q, k, v, out, kept, grad, parts, 8**-0.5, to)
+    fills = long_documents.fills(parts, tokens)
+    assert fills is (starts == [0] or tokens % starts[1] == 0)
+    to = [None if fills else torch.full_like(tensor, 7.0) for tensor in (q, q, k, v)]
+    out = long_attention.forward(q, k, v, parts, 8**-0.5, to[0], kept)
+    found = long_attention.backward(q, k, v, out, kept, grad, parts, 8**-0.5, to[1:])
     assert all(tensor.is_contiguous() for tensor in (out, *found))
 
     leaves = [tensor.clone().requires_grad_() for tensor in (q, k, v)]
