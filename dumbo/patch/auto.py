@@ -8,6 +8,7 @@ run.json says so.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dumbo.cross_check import conflicts
@@ -19,10 +20,12 @@ from dumbo.patch.compile import Compile
 from dumbo.patch.fused_lora import FusedLoRA
 from dumbo.patch.order import in_order
 from dumbo.patch.tile_attention import TileAttention, not_in_cudnn
+from dumbo.patch.varlen import Varlen
 
 if TYPE_CHECKING:
     from dumbo.check import Plugins
     from dumbo.outputs.run_dir import RunDir
+    from dumbo.patch.flash_race import Raced
     from dumbo.prepare.store import PreparedSplits
 
 KINDS: dict[str, Any] = {
@@ -37,6 +40,8 @@ an H100 at 16 k tokens): so many layers times steps make up for it."""
 MEASURED = 4096
 """Tokens of the document in which a token lies, on average: up to here tiles are faster than torch's kernel (2.0 to 2.4 times
 at some 400, 1.14 to 1.17 times at 4,096; on an H200, nowhere else yet). Where longer ones go through cuDNN, so is that."""
+RACED = "flash_raced"
+"""In run.json: what came of installed FlashAttention implementations (`flash_race.py`)."""
 WITHOUT_PACKS = {
     "compile": "their shapes change (patch=[…,compile] does it)",
     "tile_attention": "it has nothing to do",
@@ -69,6 +74,9 @@ def added(
             reason = f"batches are not packs on one token axis: {WITHOUT_PACKS[name]}"
         if reason is None and name == "tile_attention":
             reason = _no_tiles(plugins, data, skeleton)
+        if reason is None and name == "tile_attention" and (faster := _faster_flash(skeleton, data, run)) is not None:
+            found["varlen"] = Varlen(flash=faster.name)
+            reason = faster.said
         if not run.left_out(name, reason and f"performance={plugins.options.performance}, {reason}"):
             found[name] = patch
     run.update(performance=[name for name in found if name not in patches])
@@ -113,6 +121,24 @@ def _no_tiles(plugins: Plugins, data: PreparedSplits, skeleton: Any) -> str | No
             "(patch=[…,tile_attention] does it)"
         )
     return None
+
+
+def _faster_flash(skeleton: Any, data: PreparedSplits, run: RunDir) -> Raced | None:
+    """The fastest FlashAttention that is installed and faster than tiles; rank 0 measures. What was found is kept in run.json:
+    a run that is taken up again has the same kernels."""
+    from dumbo.patch.flash_race import Raced, raced
+
+    told = run.facts.get(RACED)
+    if told is None:
+        told = run.world.share([asdict(one) for one in raced(skeleton, data.train.lengths)] if run.world.main else None)
+        if told:
+            run.update(**{RACED: told})
+    found = [Raced(**one) for one in told]
+    best = min((one for one in found if one.faster), key=lambda one: one.ms or 0.0, default=None)
+    for one in found:
+        if not one.faster:
+            run.left_out("varlen", one.said)
+    return best
 
 
 def _not_here() -> str | None:

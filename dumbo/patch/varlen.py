@@ -3,7 +3,8 @@
 Pipeline: load -> patch (stage KERNELS: attention modules are marked) -> train. Packs in bf16 take torch's kernel by
 themselves where `tile_attention` has no part (`trainer/varlen.py`). Chosen, it keeps `performance=auto` from adding tiles, says
 where it cannot be, and names whose kernel it is: torch can switch the whole process to FlashAttention 3 or 4 (Shah et al. 2024,
-arXiv:2407.08608), which are packages of their own. That its numbers are right is for the proofs, as with every patch.
+arXiv:2407.08608), which are packages of their own; where one is faster than tiles, `performance=auto` chooses it by itself
+(`flash_race.py`). That its numbers are right is for the proofs, as with every patch.
 A later run in the process starts without. https://docs.pytorch.org/docs/stable/nn.attention.html
 """
 

@@ -8,16 +8,18 @@ https://docs.pytorch.org/docs/stable/generated/torch.nn.attention.activate_flash
 from __future__ import annotations
 
 import importlib
+from typing import Literal
 
 from torch.nn import attention
 
 from dumbo.errors import UserError
 
-PACKAGES = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute.interface"}
+Name = Literal["FA3", "FA4"]
+PACKAGES: dict[Name, str] = {"FA3": "flash_attn_interface", "FA4": "flash_attn.cute.interface"}
 """Name of an implementation -> the module that torch takes it from."""
 
 
-def why_not(name: str) -> str | None:
+def why_not(name: Name) -> str | None:
     """Why this torch cannot switch to an implementation here."""
     if name not in getattr(attention, "list_flash_attention_impls", list)():
         return f"this torch cannot switch to {name}"

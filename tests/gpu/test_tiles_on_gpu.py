@@ -13,11 +13,12 @@ from attending import alone, apart
 from small_runs import Document, model_of, small_run, splits_of
 from test_speed import OPTIONS, SHAPE, rows
 
+from dumbo.patch import flash_race
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile
 from dumbo.patch.gradient_checkpointing import GradientCheckpointing
 from dumbo.patch.tile_attention import TileAttention
-from dumbo.trainer import cudnn, long_documents, tile_kernels, tiles
+from dumbo.trainer import cudnn, flash, long_documents, tile_kernels, tiles
 
 pytestmark = pytest.mark.gpu
 PACKS = {
@@ -184,3 +185,16 @@ def test_losses_on_long_documents_are_those_of_torchs_kernel(
         assert one == pytest.approx(other, rel=off), key
     if fast == "captured":
         assert tiled_run.facts["cuda_graphs"].startswith("on: 1 kinds of batch"), tiled_run.facts["cuda_graphs"]
+
+
+@pytest.mark.parametrize("longest", [300, 9000])
+def test_tiles_race_against_what_is_installed(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own kernel in the place of an installed one: as right, and slower on documents of both kinds."""
+    monkeypatch.setattr(flash, "why_not", lambda name: None if name == "FA3" else "not here")
+    monkeypatch.setattr(flash, "switch", lambda name: None)
+    skeleton = model_of(**{**SHAPE, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8})
+    (found,) = flash_race.raced(skeleton, np.random.default_rng(0).integers(longest // 3, longest, 200))
+    assert found.said.startswith("FA3 takes "), found.said
+    assert found.ms is not None
+    assert found.ms > found.ours_ms > 0
+    assert not found.faster

@@ -18,8 +18,9 @@ from dumbo.compose import compose
 from dumbo.errors import ConfigError
 from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
-from dumbo.patch import auto
+from dumbo.patch import auto, flash_race
 from dumbo.patch.compile import Compile
+from dumbo.patch.flash_race import Raced
 from dumbo.patch.order import in_order
 from dumbo.patch.tile_attention import TileAttention
 
@@ -91,6 +92,21 @@ def test_long_documents_are_left_to_torchs_kernel(on_a_gpu: None, chosen: Any, m
     assert "tokens on average; it is measured up to 50" in " ".join(said.split())
     monkeypatch.setattr(auto, "not_in_cudnn", lambda skeleton: None)
     assert "tile_attention" in chosen(LONG, BF16)[0]
+
+
+def test_an_installed_flash_attention_that_is_faster_takes_the_place_of_tiles(
+    on_a_gpu: None, chosen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Raced("FA3", 1.0, 2.0, "FA3 takes 1.00 ms, tiles 2.00")]
+    monkeypatch.setattr(flash_race, "raced", lambda skeleton, lengths: found)
+    names, said, facts = chosen(LONG, BF16)
+    assert names == ["chunked_loss", "varlen", "compile"]
+    assert "tile_attention left out: performance=auto, FA3 takes 1.00 ms, tiles 2.00" in " ".join(said.split())
+    assert facts["flash_raced"] == [{"name": "FA3", "ms": 1.0, "ours_ms": 2.0, "said": found[0].said}]
+    found[0] = Raced("FA3", 2.0, 2.0, "FA3 takes 2.00 ms, tiles 2.00")
+    names, said, _ = chosen(LONG, BF16)
+    assert names == ["chunked_loss", "tile_attention", "compile"]
+    assert "varlen left out: FA3 takes 2.00 ms" in " ".join(said.split())
 
 
 def test_a_short_run_is_not_compiled(on_a_gpu: None, chosen: Any) -> None:
