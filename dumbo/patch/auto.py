@@ -74,9 +74,10 @@ def added(
             reason = f"batches are not packs on one token axis: {WITHOUT_PACKS[name]}"
         if reason is None and name == "tile_attention":
             reason = _no_tiles(plugins, data, skeleton)
-        if reason is None and name == "tile_attention" and (faster := _faster_flash(skeleton, data, run)) is not None:
-            found["varlen"] = Varlen(flash=faster.name)
-            reason = faster.said
+        if reason is None and name == "tile_attention":
+            faster = _faster_flash(plugins.options.performance, skeleton, data, run)
+            if faster is not None:
+                found["varlen"], reason = Varlen(flash=faster.name), faster.said
         if not run.left_out(name, reason and f"performance={plugins.options.performance}, {reason}"):
             found[name] = patch
     run.update(performance=[name for name in found if name not in patches])
@@ -123,22 +124,35 @@ def _no_tiles(plugins: Plugins, data: PreparedSplits, skeleton: Any) -> str | No
     return None
 
 
-def _faster_flash(skeleton: Any, data: PreparedSplits, run: RunDir) -> Raced | None:
-    """The fastest FlashAttention that is installed and faster than tiles; rank 0 measures. What was found is kept in run.json:
-    a run that is taken up again has the same kernels."""
-    from dumbo.patch.flash_race import Raced, raced
+def _faster_flash(performance: str | list[str], skeleton: Any, data: PreparedSplits, run: RunDir) -> Raced | None:
+    """The fastest FlashAttention that is installed and faster than tiles, which nobody asked for by name. Rank 0 finds it out."""
+    if performance != "auto":
+        return None
+    from dumbo.patch.flash_race import Raced
 
-    told = run.facts.get(RACED)
+    told = run.world.share(_raced(skeleton, data, run) if run.world.main else None)
     if told is None:
-        told = run.world.share([asdict(one) for one in raced(skeleton, data.train.lengths)] if run.world.main else None)
-        if told:
-            run.update(**{RACED: told})
-    found = [Raced(**one) for one in told]
-    best = min((one for one in found if one.faster), key=lambda one: one.ms or 0.0, default=None)
+        return None
+    run.update(**{RACED: told})
+    found = [Raced(**one) for one in told["found"]]
     for one in found:
         if not one.faster:
             run.left_out("varlen", one.said)
-    return best
+    return min((one for one in found if one.faster), key=lambda one: one.ms or 0.0, default=None)
+
+
+def _raced(skeleton: Any, data: PreparedSplits, run: RunDir) -> dict[str, Any] | None:
+    """As run.json has it: a run that is taken up again where the race would be the same has the same kernels, and one that had
+    none to race stays with tiles."""
+    from dumbo.patch.flash_race import Race, installed
+
+    files, before = installed(), run.facts.get(RACED)
+    if not files or (before is None and run.resuming):
+        return None
+    race = Race.of(skeleton, data.train.lengths, files)
+    if before is not None and before["of"] == race.key:
+        return dict(before)
+    return {"of": race.key, "found": [asdict(one) for one in race.result()]}
 
 
 def _not_here() -> str | None:

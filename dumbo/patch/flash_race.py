@@ -1,35 +1,41 @@
-"""Whether an installed FlashAttention 3 or 4 is faster than our kernels, and as right: measured before the model is loaded.
+"""Whether an installed FlashAttention 3 or 4 is faster than our kernels, and as right: measured once, before the model is loaded.
 
-Called by `auto.py` where tiles are to be added. On this GPU, in bf16, with the model's heads, a pack of the data's own
-documents goes forward and backward through both, and outputs and gradients are compared. Takes part of a second, and what
-compiling the kernels takes, which training needs anyway.
+Called by `auto.py` where tiles are to be added. Where no such package lies in Python's path nothing is done, and no package is
+imported. Else a child process (`flash_race_child.py`) takes a pack of the data's own documents forward and backward through
+each: torch's switch holds for a whole process, and what a package breaks is broken in there. What it found lies in dumbo's cache,
+by the GPU, the versions, the heads and the documents, so that every run and rank of a machine has the same kernels.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from dumbo.patch.attention_layers import attention_layers
-from dumbo.patch.modules import base_of
-from dumbo.trainer import flash, long_documents
+from dumbo.cache import cache_folder, key_of, one_at_a_time
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel
 
-TOKENS = 16_384
-"""Of the pack."""
+    from dumbo.trainer.flash import Name
+
+TOKENS = 65_536
+"""Of the pack; a longer document is cut."""
 SAVES = 0.03
 """So much less time, or more, makes another kernel the faster one."""
-APART = 2e-2
-"""Relative distance of norms between two kernels in bf16 (8 bits)."""
-ROUNDS = 5
+PATIENCE = 300.0
+"""Seconds for the child, most of which compiling takes."""
+CHILD = [sys.executable, "-m", "dumbo.patch.flash_race_child"]
 
 
 @dataclass(frozen=True)
@@ -37,123 +43,111 @@ class Raced:
     """What came of one implementation.
 
     Attributes:
-        ms: forward and backward through one layer of each kind, in milliseconds; None: it failed, or is not right.
-        ours_ms: the same of tiles.
+        name: "FA3" or "FA4".
         said: in words.
+        ms: forward and backward through all layers, in milliseconds; None: it failed, or is not right.
+        ours_ms: the same of tiles.
     """
 
-    name: flash.Name
-    ms: float | None
-    ours_ms: float
+    name: Name
     said: str
+    ms: float | None = None
+    ours_ms: float | None = None
 
     @property
     def faster(self) -> bool:
-        return self.ms is not None and self.ms <= (1 - SAVES) * self.ours_ms
+        return self.ms is not None and self.ours_ms is not None and self.ms <= (1 - SAVES) * self.ours_ms
 
 
 @dataclass(frozen=True)
-class _Heads:
-    """What layers of a kind attend with."""
+class Race:
+    """Who takes part, on what.
 
-    heads: int
-    shared: int
-    width: int
-    window: int | None
-
-
-def raced(skeleton: PreTrainedModel, lengths: NDArray[np.integer[Any]]) -> list[Raced]:
-    """Every installed implementation beside tiles; none installed: empty, and nothing is computed.
-
-    Args:
-        skeleton: the model, whose weights need not be there.
-        lengths: (documents,) tokens of the documents that are trained on.
+    Attributes:
+        files: implementation -> the file it is taken from, and when that was changed.
+        layers: ((heads, key-value heads, width, window or None), how many layers) of each kind.
+        bounds: where the documents of the pack begin, and its end.
     """
-    there = [name for name in flash.PACKAGES if flash.why_not(name) is None]
-    if not there:
-        return []
-    kinds = _kinds(skeleton)
-    bounds = _bounds(lengths)
-    ours = [_measured(_tiles, heads, bounds) for heads in kinds]
-    ours_ms = sum(ms * layers for (ms, _), layers in zip(ours, kinds.values(), strict=True))
-    return [_one(name, kinds, bounds, [found for _, found in ours], ours_ms) for name in there]
+
+    files: dict[Name, list[Any]]
+    layers: list[tuple[tuple[int, int, int, int | None], int]]
+    bounds: list[int]
+
+    @classmethod
+    def of(cls, skeleton: PreTrainedModel, lengths: NDArray[np.integer[Any]], files: Mapping[Name, list[Any]]) -> Race:
+        """For a model, whose weights need not be there, and the lengths (documents,) of what is trained on."""
+        return cls(dict(files), list(kinds(skeleton).items()), pack(lengths))
+
+    @property
+    def key(self) -> str:
+        """Equal for races that end in the same way."""
+        import torch
+
+        from dumbo import __version__
+
+        return key_of({"race": asdict(self), "dumbo": __version__, "torch": torch.__version__,
+                       "gpu": [torch.cuda.get_device_name(), torch.cuda.get_device_capability()]})  # fmt: skip
+
+    def result(self) -> list[Raced]:
+        """What the cache says, or the child."""
+        file = cache_folder("flash") / f"{self.key}.json"
+        with one_at_a_time(file):
+            if not file.is_file():
+                staging = file.with_suffix(f".{os.getpid()}")
+                staging.write_text(json.dumps(self._measured()))
+                staging.replace(file)
+            return [Raced(**one) for one in json.loads(file.read_text())]
+
+    def _measured(self) -> list[dict[str, Any]]:
+        from dumbo.plan.measure import child_environment
+
+        names, told = list(self.files), json.dumps(asdict(self))
+        try:
+            done = subprocess.run(CHILD, input=told, capture_output=True, text=True, env=child_environment(os.environ),
+                                  timeout=PATIENCE, check=False)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return [{"name": name, "said": f"timing {name} took more than {PATIENCE:.0f} s"} for name in names]
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+            said = f"timing it failed (exit code {done.returncode}: {last})"
+            return [{"name": name, "said": f"{name}: {said}"} for name in names]
+        found: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
+        return found
 
 
-def _one(name: flash.Name, kinds: Counter[_Heads], bounds: list[int], wanted: list[Any], ours_ms: float) -> Raced:
-    try:
-        flash.switch(name)
-        theirs = [_measured(_varlen, heads, bounds) for heads in kinds]
-    except Exception as error:  # a package of its own: whatever it raises is said, and it is not used
-        return Raced(name, None, ours_ms, f"{name} failed: {type(error).__name__}: {error}".splitlines()[0])
-    finally:
-        flash.switch_back()
-    apart = max(_apart(one, other) for (_, one), other in zip(theirs, wanted, strict=True))
-    if not apart <= APART:
-        return Raced(name, None, ours_ms, f"{name}'s numbers are {apart:.1g} from those of tiles")
-    ms = sum(ms * layers for (ms, _), layers in zip(theirs, kinds.values(), strict=True))
-    said = f"{name} takes {ms:.2f} ms for {sum(kinds.values())} layers on {bounds[-1]:,} tokens, tiles {ours_ms:.2f}"
-    return Raced(name, ms, ours_ms, said)
+def installed() -> dict[Name, list[Any]]:
+    """The implementations whose file lies in Python's path: the file, and when it was changed (ns). Nothing is imported."""
+    from dumbo.trainer.flash import PACKAGES
+
+    files = {name: _file_of(module) for name, module in PACKAGES.items()}
+    return {name: [str(file), file.stat().st_mtime_ns] for name, file in files.items() if file is not None}
 
 
-def _kinds(skeleton: PreTrainedModel) -> Counter[_Heads]:
-    """Kinds of layers, and how many there are of each."""
+def _file_of(module: str) -> Path | None:
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
+    files = (Path(place, *rest).with_suffix(".py") for place in spec.submodule_search_locations or ())
+    return next((file for file in files if file.is_file()), None)
+
+
+def kinds(skeleton: PreTrainedModel) -> Counter[tuple[int, int, int, int | None]]:
+    """(heads, key-value heads, width, window) -> how many layers attend so."""
+    from dumbo.patch.attention_layers import attention_layers
+    from dumbo.patch.modules import base_of
+
     config = base_of(skeleton).config.get_text_config()
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
     layers = attention_layers(skeleton)
-    return Counter(_Heads(heads, shared, layer.head_dim, getattr(layer, "sliding_window", None)) for layer in layers)
+    return Counter((heads, shared, layer.head_dim, getattr(layer, "sliding_window", None)) for layer in layers)
 
 
-def _bounds(lengths: NDArray[np.integer[Any]]) -> list[int]:
+def pack(lengths: NDArray[np.integer[Any]]) -> list[int]:
     """Where documents of a pack begin, drawn from all, and its end; the last one is cut."""
     drawn = np.random.default_rng(0).choice(lengths, min(len(lengths), TOKENS))
     ends = np.cumsum(np.resize(drawn, -(-TOKENS // max(1, int(drawn.min())))))
     return [0, *ends[ends < TOKENS].tolist(), TOKENS]
-
-
-def _measured(
-    attend: Callable[..., torch.Tensor], heads: _Heads, bounds: Sequence[int]
-) -> tuple[float, list[torch.Tensor]]:
-    """Milliseconds of forward and backward, the least of some rounds; the output and the gradients."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    numbers = torch.Generator(device).manual_seed(0)
-    counts = (heads.heads, heads.shared, heads.shared)
-    leaves = [
-        torch.randn(
-            1, n, bounds[-1], heads.width, device=device, dtype=torch.bfloat16, generator=numbers
-        ).requires_grad_()
-        for n in counts
-    ]
-    grad = torch.randn(1, bounds[-1], heads.heads, heads.width, device=device, dtype=torch.bfloat16, generator=numbers)
-    here = torch.tensor(bounds, dtype=torch.int32)
-    there = here.to(device)
-    long_documents.tell({"cu_seq_lens_q": here}, {"cu_seq_lens_q": there})
-    longest = int(torch.diff(here).max())
-    took = []
-    for _ in range(ROUNDS):
-        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        began.record()
-        out = attend(*leaves, there, longest, heads.window)
-        gradients = torch.autograd.grad(out, leaves, grad)
-        ended.record()
-        torch.cuda.synchronize()
-        took.append(began.elapsed_time(ended))
-    return min(took), [out.detach(), *gradients]
-
-
-def _tiles(q: Any, k: Any, v: Any, bounds: Any, longest: int, window: int | None) -> torch.Tensor:
-    from dumbo.trainer import tiles
-
-    return tiles.attend(q, k, v, bounds, window, None)
-
-
-def _varlen(q: Any, k: Any, v: Any, bounds: Any, longest: int, window: int | None) -> torch.Tensor:
-    from dumbo.trainer import varlen
-
-    return varlen.attend(q, k, v, bounds, longest, window, None)
-
-
-def _apart(found: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
-    """The largest distance, relative to the norm of what is wanted."""
-    pairs = zip(found, wanted, strict=True)
-    return max(float((one - other).float().norm() / other.float().norm()) for one, other in pairs)

@@ -64,7 +64,8 @@ class TileAttention:
 
 
 def not_in_cudnn(model: PreTrainedModel) -> str | None:
-    """Why long documents of a model with these heads do not go through cuDNN, in bf16; None where they do in some layers.
+    """Why long documents of a model with these heads do not go through cuDNN, in bf16; None where they do in all layers without
+    a window.
 
     Args:
         model: where it lies does not matter; on a GPU that has cuDNN it is tried.

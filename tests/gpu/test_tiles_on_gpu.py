@@ -13,7 +13,7 @@ from attending import alone, apart
 from small_runs import Document, model_of, small_run, splits_of
 from test_speed import OPTIONS, SHAPE, rows
 
-from dumbo.patch import flash_race
+from dumbo.patch import flash_race, flash_race_child
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile
 from dumbo.patch.gradient_checkpointing import GradientCheckpointing
@@ -193,8 +193,10 @@ def test_tiles_race_against_what_is_installed(longest: int, monkeypatch: pytest.
     monkeypatch.setattr(flash, "why_not", lambda name: None if name == "FA3" else "not here")
     monkeypatch.setattr(flash, "switch", lambda name: None)
     skeleton = model_of(**{**SHAPE, "hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8})
-    (found,) = flash_race.raced(skeleton, np.random.default_rng(0).integers(longest // 3, longest, 200))
+    race = flash_race.Race.of(skeleton, np.random.default_rng(0).integers(longest // 3, longest, 200), {"FA3": ["", 0]})
+    found = flash_race.Raced(**flash_race_child.raced("FA3", race.layers, race.bounds))
     assert found.said.startswith("FA3 takes "), found.said
     assert found.ms is not None
+    assert found.ours_ms is not None
     assert found.ms > found.ours_ms > 0
     assert not found.faster

@@ -1,8 +1,11 @@
-"""An installed FlashAttention beside tiles: which is taken, what is said, and that the run keeps it."""
+"""An installed FlashAttention beside tiles: whether there is one, what the child makes of it, and that it is done once."""
 
 from __future__ import annotations
 
 import io
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,132 +16,266 @@ import torch
 from attending import alone
 from small_runs import model_of
 
-from dumbo.errors import UserError
+from dumbo.launch.world import World
 from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
 from dumbo.patch import auto, flash_race
-from dumbo.patch.flash_race import Raced, raced
+from dumbo.patch import flash_race_child as child
+from dumbo.patch.flash_race import Race, Raced
 from dumbo.trainer import flash
 
 LENGTHS = np.array([300, 5000, 40, 900])
+FILES: Any = {"FA3": ["a", 1], "FA4": ["b", 2]}
 
 
 @pytest.fixture
-def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """FA3 and FA4, which take so many milliseconds a layer; `used` says what was in use when ours and theirs were measured."""
-    state: dict[str, Any] = {"FA3": 2.0, "FA4": 1.5, "tiles": 1.8, "wrong": None, "used": [], "now": "torch's own"}
-    out = torch.ones(4)
-
-    def switch(name: str) -> None:
-        if state[name] is None:
-            raise UserError(f"torch cannot switch to {name}")
-        state["now"] = name
-
-    def measured(attend: Any, heads: Any, bounds: Any) -> Any:
-        state["used"].append((attend.__name__, state["now"], heads.window))
-        name = "tiles" if attend is flash_race._tiles else state["now"]
-        return state[name], [out * (1.1 if name == state["wrong"] else 1.0)]
-
-    monkeypatch.setattr(flash, "why_not", lambda name: None)
-    monkeypatch.setattr(flash, "switch", switch)
-    monkeypatch.setattr(flash, "switch_back", lambda: state.update(now="torch's own"))
-    monkeypatch.setattr(flash_race, "_measured", measured)
-    return state
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in Python's path; whoever imports what lies there fails."""
+    folder = tmp_path / "packages"
+    (folder / "flash_attn").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(folder))
+    return folder
 
 
-def test_none_is_installed_and_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flash, "why_not", lambda name: f"{name} is not usable")
-    assert raced(model_of(), LENGTHS) == []
+def test_packages_are_found_without_importing_them(packages: Path) -> None:
+    assert flash_race.installed() == {}
+    (packages / "flash_attn" / "__init__.py").write_text("raise AssertionError('flash-attn 2 was imported')")
+    assert flash_race.installed() == {}, "flash-attn 2 alone has no fourth one"
+    (packages / "flash_attn" / "cute").mkdir()
+    (packages / "flash_attn" / "cute" / "interface.py").write_text("raise AssertionError")
+    found = flash_race.installed()
+    assert list(found) == ["FA4"]
+    (packages / "flash_attn_interface.py").write_text("raise AssertionError")
+    assert set(flash_race.installed()) == {"FA3", "FA4"}
+    (packages / "flash_attn" / "cute" / "interface.py").touch()
+    assert flash_race.installed()["FA4"] != found["FA4"], "another release is another race"
 
 
-def test_each_is_measured_with_its_own_kernels(installed: dict[str, Any]) -> None:
-    found = raced(model_of(num_hidden_layers=3), LENGTHS)
-    assert [(one.name, one.ms, one.ours_ms, one.faster) for one in found] == [
-        ("FA3", 6.0, pytest.approx(5.4), False),
-        ("FA4", 4.5, pytest.approx(5.4), True),
-    ]
-    assert found[1].said == "FA4 takes 4.50 ms for 3 layers on 16,384 tokens, tiles 5.40"
-    assert [used[:2] for used in installed["used"]] == [
-        ("_tiles", "torch's own"),
-        ("_varlen", "FA3"),
-        ("_varlen", "FA4"),
-    ]
-    assert installed["now"] == "torch's own"
-
-
-def test_layers_with_a_window_count_for_themselves(installed: dict[str, Any]) -> None:
-    model = model_of(num_hidden_layers=3)
-    model.model.layers[0].self_attn.sliding_window = 64
-    found = raced(model, LENGTHS)
-    assert found[0].ms == pytest.approx(6.0)
-    assert {used[2] for used in installed["used"]} == {None, 64}
-
-
-def test_one_that_is_wrong_or_fails_is_not_taken(installed: dict[str, Any]) -> None:
-    installed.update(FA3=None, wrong="FA4")
-    fa3, fa4 = raced(model_of(), LENGTHS)
-    assert not fa3.faster
-    assert not fa4.faster
-    assert fa3.said == "FA3 failed: UserError: torch cannot switch to FA3"
-    assert fa4.said == "FA4's numbers are 0.1 from those of tiles"
-    assert installed["now"] == "torch's own"
-
-
-def test_hardly_faster_is_not_faster() -> None:
-    assert not Raced("FA3", 0.98, 1.0, "").faster
-    assert Raced("FA3", 0.96, 1.0, "").faster
-
-
-@pytest.mark.parametrize("lengths", [LENGTHS, np.array([3]), np.array([50_000]), np.ones(100_000, np.int64)])
+@pytest.mark.parametrize("lengths", [LENGTHS, np.array([3]), np.array([500_000]), np.ones(100_000, np.int64)])
 def test_the_pack_is_of_the_datas_documents(lengths: Any) -> None:
-    bounds = flash_race._bounds(lengths)
+    bounds = flash_race.pack(lengths)
     found = np.diff(bounds)
     assert (bounds[0], bounds[-1]) == (0, flash_race.TOKENS)
     assert found.min() > 0
     assert set(found[:-1]) <= set(lengths.tolist())
 
 
-def test_what_is_compared_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time is of a GPU; output and gradients are those of each document alone."""
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self) -> None: ...
-
-        def elapsed_time(self, other: Any) -> float:
-            return 1.0
-
-    device = torch.device
-    monkeypatch.setattr(torch, "device", lambda kind, index=0: device("cpu"))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-
-    def written(q: Any, k: Any, v: Any, bounds: Any, longest: int, window: int | None) -> torch.Tensor:
-        assert longest == 30
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (q, k, v))
-        return alone(q, k, v, bounds[:-1].tolist()).to(q.dtype)[None]
-
-    heads = flash_race._Heads(4, 2, 16, None)
-    ms, found = flash_race._measured(written, heads, [0, 30, 50])
-    again = flash_race._measured(written, heads, [0, 30, 50])[1]
-    assert ms == 1.0
-    assert [tuple(one.shape) for one in found] == [(1, 50, 4, 16), (1, 4, 50, 16), (1, 2, 50, 16), (1, 2, 50, 16)]
-    assert flash_race._apart(found, again) == 0, "both kernels get the same numbers"
-    assert flash_race._apart([one * 1.1 for one in found], found) == pytest.approx(0.1, rel=0.1)
+def test_layers_with_a_window_are_of_another_kind() -> None:
+    model = model_of(num_hidden_layers=3)
+    model.model.layers[0].self_attn.sliding_window = 64
+    assert flash_race.kinds(model) == {(4, 2, 8, None): 2, (4, 2, 8, 64): 1}
 
 
-def test_what_was_found_is_kept_for_a_resumed_run(
-    installed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_hardly_faster_is_not_faster() -> None:
+    assert not Raced("FA3", "", 0.98, 1.0).faster
+    assert Raced("FA3", "", 0.96, 1.0).faster
+    assert not Raced("FA3", "it failed").faster
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A GPU that has a name, and a cache of its own."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setenv("DUMBO_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def children(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Any:
+    """The child is another program; the function says how often one was started."""
+    log = folder / "started"
+    lines = f"import sys, json; race = json.load(sys.stdin); open({str(log)!r}, 'a').write('x'); {code}"
+    monkeypatch.setattr(flash_race, "CHILD", [sys.executable, "-c", lines])
+    return lambda: len(log.read_text()) if log.exists() else 0
+
+
+ANSWER = "print('noise'); print(json.dumps([{'name': name, 'said': name, 'ms': 1.0, 'ours_ms': 2.0} for name in race['files']]))"
+
+
+def test_a_race_is_run_once_and_again_where_something_else_is_raced(
+    here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = io.StringIO()
-    run = RunDir(tmp_path, Console(said), 0.0)
+    started = children(here, monkeypatch, ANSWER)
+    race = Race.of(model_of(), LENGTHS, FILES)
+    wanted = [Raced("FA3", "FA3", 1.0, 2.0), Raced("FA4", "FA4", 1.0, 2.0)]
+    assert race.result() == race.result() == wanted
+    assert started() == 1
+    others = [
+        Race.of(model_of(num_hidden_layers=5), LENGTHS, FILES),
+        Race.of(model_of(), LENGTHS[:2], FILES),
+        Race.of(model_of(), LENGTHS, {"FA3": ["a", 2]}),
+    ]
+    assert len({race.key, *(other.key for other in others)}) == 4
+    others[0].result()
+    assert started() == 2
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A100")
+    race.result()
+    assert started() == 3
+
+
+def test_a_child_that_dies_is_said_and_not_started_again(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = children(here, monkeypatch, "sys.exit('illegal memory access')")
+    race = Race.of(model_of(), LENGTHS, {"FA3": ["a", 1]})
+    (found,) = race.result()
+    assert found == Raced("FA3", "FA3: timing it failed (exit code 1: illegal memory access)")
+    assert race.result() == [found]
+    assert started() == 1
+
+
+def test_a_child_that_hangs_is_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    children(here, monkeypatch, "import time; time.sleep(60)")
+    monkeypatch.setattr(flash_race, "PATIENCE", 1.0)
+    (found,) = Race.of(model_of(), LENGTHS, {"FA3": ["a", 1]}).result()
+    assert found == Raced("FA3", "timing FA3 took more than 1 s")
+
+
+def test_the_child_itself_says_why_a_package_is_not_usable(here: Path) -> None:
+    found = Race.of(model_of(), LENGTHS, FILES).result()
+    assert [one.name for one in found] == ["FA3", "FA4"]
+    assert all("not usable" in one.said or "cannot switch" in one.said for one in found)
+    assert not any(one.faster for one in found)
+
+
+class Stands:
+    """In the place of an implementation: attention as it is written down, with something done to what it returns."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.factor, self.gradient, self.error = 1.0, 1.0, None
+        self.now: str | None = None
+        self.took = {None: 2.0, "FA3": 1.0}
+        real = child.scaled_dot_product_attention
+        monkeypatch.setattr(child, "_device", lambda: torch.device("cpu"))
+        monkeypatch.setattr(flash, "why_not", lambda name: None)
+        monkeypatch.setattr(flash, "switch", lambda name: setattr(self, "now", name))
+        monkeypatch.setattr(flash, "switch_back", lambda: setattr(self, "now", None))
+        monkeypatch.setattr(child, "by_tiles", self.attend)
+        monkeypatch.setattr(child, "by_varlen", self.attend)
+        monkeypatch.setattr(child, "_ms", lambda call: self.took[self.now])
+        self.plain = 1.0
+        monkeypatch.setattr(
+            child,
+            "scaled_dot_product_attention",
+            lambda *given, **more: real(*given, **more) * (self.plain if self.now else 1.0),
+        )
+
+    def attend(self, given: Any) -> torch.Tensor:
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in given["leaves"])
+        out = alone(q, k, v, given["bounds"][:-1].tolist(), given["window"] or 0).to(q.dtype)[None]
+        if self.now is None:
+            return out
+        if self.error is not None:
+            raise self.error
+        out = out * self.factor
+        if out.requires_grad and self.gradient != 1.0:
+            v.register_hook(lambda grad: grad * self.gradient)
+        return out
+
+
+@pytest.fixture
+def stands(monkeypatch: pytest.MonkeyPatch) -> Stands:
+    return Stands(monkeypatch)
+
+
+KINDS = [((4, 2, 16, None), 2), ((4, 2, 16, 20), 1)]
+BOUNDS = [0, 30, 150]
+
+
+def test_the_times_of_all_layers_are_added_up(stands: Stands) -> None:
+    found = Raced(**child.raced("FA3", KINDS, BOUNDS))
+    assert found == Raced("FA3", "FA3 takes 3.00 ms for 3 layers on 150 tokens, tiles 6.00", 3.0, 6.0)
+    assert found.faster
+    assert stands.now is None
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "said"),
+    [
+        ("factor", 1.1, "output of packs 0.1 from ours"),
+        ("factor", float("nan"), "output of packs nan from ours"),
+        ("gradient", 1.1, "dv of packs 0.1 from ours"),
+        ("gradient", float("nan"), "dv of packs nan from ours"),
+        ("plain", 1.1, "output of plain attention 0.1 from ours"),
+        ("error", ValueError("compute capability 9.0 is needed\nmore"), "FA3 failed: ValueError: compute capability 9.0 is needed"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_not_taken(what: str, value: Any, said: str, stands: Stands) -> None:
+    setattr(stands, what, value)
+    found = Raced(**child.raced("FA3", KINDS, BOUNDS))
+    assert found.said == (said if what == "error" else f"FA3 is not right: {said}")
+    assert not found.faster
+    assert stands.now is None
+
+
+def test_what_breaks_the_device_ends_the_child(stands: Stands) -> None:
+    stands.error = torch.AcceleratorError("illegal memory access", 700)  # type: ignore[assignment]
+    with pytest.raises(torch.AcceleratorError):
+        child.raced("FA3", KINDS, BOUNDS)
+
+
+def test_the_child_reads_a_race_and_answers_in_one_line(
+    stands: Stands, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    race = Race({"FA3": ["a", 1]}, KINDS, BOUNDS)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(asdict(race))))
+    child.main()
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert Raced(**found).faster
+
+
+def race_in(run: RunDir, performance: Any = "auto") -> Raced | None:
     data: Any = SimpleNamespace(train=SimpleNamespace(lengths=LENGTHS))
-    best = auto._faster_flash(model_of(), data, run)
+    return auto._faster_flash(performance, model_of(), data, run)
+
+
+@pytest.fixture
+def raced(here: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Both are installed, and FA4 is the faster one; how often that was found out."""
+    calls: list[str] = []
+
+    def result(race: Race) -> list[Raced]:
+        calls.append(race.key)
+        return [Raced("FA3", "FA3 is slower", 3.0, 2.0), Raced("FA4", "FA4 is faster", 1.0, 2.0)]
+
+    monkeypatch.setattr(flash_race, "installed", lambda: FILES)
+    monkeypatch.setattr(Race, "result", result)
+    return calls
+
+
+def test_the_faster_one_is_taken_and_the_other_one_said(raced: Any, tmp_path: Path) -> None:
+    run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
+    best = race_in(run)
     assert best is not None
     assert best.name == "FA4"
-    assert run.facts["patches"]["varlen"].startswith("left out: FA3 takes 4.00 ms")
-    monkeypatch.setattr(flash_race, "raced", lambda *given: pytest.fail("measured again"))
-    assert auto._faster_flash(model_of(), data, run) == best
+    assert run.facts["patches"]["varlen"] == "left out: FA3 is slower"
+
+
+def test_a_list_of_names_is_what_was_allowed(raced: Any, tmp_path: Path) -> None:
+    assert race_in(RunDir(tmp_path, Console(io.StringIO()), 0.0), ["tile_attention"]) is None
+    assert raced == []
+
+
+def test_a_resumed_run_has_the_kernels_it_had(raced: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
+    race_in(run)
+    again = RunDir(tmp_path, Console(io.StringIO()), 0.0, resuming=True, facts=run.facts)
+    assert race_in(again) == race_in(run)
+    assert len(raced) == 1
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "B200")
+    assert race_in(again) is not None
+    assert len(raced) == 2, "on another GPU it is another race"
+    before = RunDir(tmp_path / "before", Console(io.StringIO()), 0.0, resuming=True, facts={"patches": {}})
+    assert race_in(before) is None, "begun without: it stays with tiles"
+    monkeypatch.setattr(flash_race, "installed", dict)
+    assert race_in(again) is None, "it is gone"
+
+
+def test_ranks_take_what_rank_0_has_found(raced: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"of": "key", "found": [asdict(Raced("FA3", "FA3 is faster", 1.0, 2.0))]}
+    shared: list[Any] = []
+    monkeypatch.setattr(World, "share", lambda self, value: shared.append(value) or told)
+    run = RunDir(tmp_path, Console(io.StringIO()), 0.0, world=World(rank=1, size=2))
+    best = race_in(run)
+    assert best is not None
+    assert best.name == "FA3"
+    assert shared == [None]
+    assert raced == []

@@ -242,9 +242,14 @@ def test_the_trial_lets_right_numbers_pass_inside_an_operator_too(here: None) ->
         assert cudnn.why_not(4, 2, 8, torch.float32, 0) is None
 
 
-def test_the_trial_finds_wrong_gradients(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cudnn, "attend_rows_backward", lambda *given: (*_attend_backward(*given)[:2], given[3]))
-    with pytest.warns(UserWarning, match="long documents go through tiles: cuDNN's attention is . from"):
+@pytest.mark.parametrize("wrong", [1.1, float("nan")])
+def test_the_trial_finds_wrong_gradients(wrong: float, here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def off(*given: Any) -> Any:
+        dq, dk, dv = _attend_backward(*given)
+        return dq, dk, dv * wrong
+
+    monkeypatch.setattr(cudnn, "attend_rows_backward", off)
+    with pytest.warns(UserWarning, match=f"long documents go through tiles: cuDNN's attention is {wrong - 1:.1g} from"):
         assert "from that in float32" in str(cudnn.why_not(4, 2, 8, torch.float32, 0))
 
 
