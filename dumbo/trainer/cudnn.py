@@ -82,10 +82,17 @@ def why_not(heads: int, shared: int, width: int, dtype: torch.dtype, device: int
     """
     if (reason := _lacking_here()) is not None:
         return reason
-    where = torch.device("cuda", device)
+    reason = _tried(heads, shared, width, dtype, torch.device("cuda", device))
+    torch.cuda.empty_cache()  # the launcher of several ranks may have tried it, and keeps nothing
+    if reason is not None:
+        warnings.warn(f"long documents go through tiles: {reason}", stacklevel=2)
+    return reason
+
+
+def _tried(heads: int, shared: int, width: int, dtype: torch.dtype, where: torch.device) -> str | None:
     numbers = torch.Generator(where).manual_seed(0)
     q, k, v, grad = (
-        torch.randn(1, n, TRIED, width, device=where, generator=numbers).to(dtype)
+        torch.randn(1, TRIED, n, width, device=where, generator=numbers).to(dtype).transpose(1, 2)  # as packs lie
         for n in (heads, shared, shared, heads)
     )
     scale = width**-0.5
@@ -95,18 +102,11 @@ def why_not(heads: int, shared: int, width: int, dtype: torch.dtype, device: int
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except RuntimeError as error:  # it has no plan for such heads
-        reason = f"cuDNN: {str(error).splitlines()[0]}"
-    else:
-        wanted = _written_down(q, k, v, grad, scale)
-        apart = [float((one.float() - other).norm() / other.norm()) for one, other in zip(found, wanted, strict=True)]
-        del found, wanted
-        wrong = [distance for distance in apart if not distance <= APART]  # a NaN is wrong too
-        reason = f"cuDNN's attention is {wrong[0]:.1g} from that in float32" if wrong else None
-    del q, k, v, grad
-    torch.cuda.empty_cache()  # the launcher of several ranks may have tried it, and keeps nothing
-    if reason is not None:
-        warnings.warn(f"long documents go through tiles: {reason}", stacklevel=2)
-    return reason
+        return f"cuDNN: {str(error).splitlines()[0]}"
+    pairs = zip(found, _written_down(q, k, v, grad, scale), strict=True)
+    apart = [float((one.float() - other).norm() / other.norm()) for one, other in pairs]
+    wrong = [distance for distance in apart if not distance <= APART]  # a NaN is wrong too
+    return f"cuDNN's attention is {wrong[0]:.1g} from that in float32" if wrong else None
 
 
 def _written_down(
