@@ -5,6 +5,7 @@ What is computed in them is decided by `trainer/attention.py` for each batch, fr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,16 @@ OLDEST_GPU = (8, 0)
 def attention_layers(model: Any) -> list[Any]:
     """The modules that call transformers' attention functions."""
     return list(_calling(base_of(model)))
+
+
+def heads_of(model: Any) -> Counter[tuple[int, int, int, int | None]]:
+    """(heads, key-value heads, width, window or None) -> how many layers attend so."""
+    config = base_of(model).config.get_text_config()
+    heads = config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    return Counter(
+        (heads, shared, layer.head_dim, getattr(layer, "sliding_window", None)) for layer in attention_layers(model)
+    )
 
 
 def no_gpu_for_it(lacking: str) -> str | None:

@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,7 +75,9 @@ class Race:
     @classmethod
     def of(cls, skeleton: PreTrainedModel, lengths: NDArray[np.integer[Any]], files: Mapping[Name, list[Any]]) -> Race:
         """For a model, whose weights need not be there, and the lengths (documents,) of what is trained on."""
-        return cls(dict(files), list(kinds(skeleton).items()), pack(lengths))
+        from dumbo.patch.attention_layers import heads_of
+
+        return cls(dict(files), list(heads_of(skeleton).items()), pack(lengths))
 
     @property
     def key(self) -> str:
@@ -94,22 +95,22 @@ class Race:
         with one_at_a_time(file):
             if not file.is_file():
                 staging = file.with_suffix(f".{os.getpid()}")
-                staging.write_text(json.dumps(self._measured()))
+                staging.write_text(json.dumps(self._measured(file)))
                 staging.replace(file)
             return [Raced(**one) for one in json.loads(file.read_text())]
 
-    def _measured(self) -> list[dict[str, Any]]:
+    def _measured(self, file: Path) -> list[dict[str, Any]]:
         from dumbo.plan.measure import child_environment
 
-        names, told = list(self.files), json.dumps(asdict(self))
+        names, told, again = list(self.files), json.dumps(asdict(self)), f"(it is timed again when {file} is removed)"
         try:
             done = subprocess.run(CHILD, input=told, capture_output=True, text=True, env=child_environment(os.environ),
                                   timeout=PATIENCE, check=False)  # fmt: skip
         except subprocess.TimeoutExpired:
-            return [{"name": name, "said": f"timing {name} took more than {PATIENCE:.0f} s"} for name in names]
+            return [{"name": name, "said": f"timing {name} took more than {PATIENCE:.0f} s {again}"} for name in names]
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
-            said = f"timing it failed (exit code {done.returncode}: {last})"
+            said = f"timing it failed, exit code {done.returncode}: {last} {again}"
             return [{"name": name, "said": f"{name}: {said}"} for name in names]
         found: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
         return found
@@ -132,18 +133,6 @@ def _file_of(module: str) -> Path | None:
         return Path(spec.origin) if spec.origin and Path(spec.origin).is_file() else None
     files = (Path(place, *rest).with_suffix(".py") for place in spec.submodule_search_locations or ())
     return next((file for file in files if file.is_file()), None)
-
-
-def kinds(skeleton: PreTrainedModel) -> Counter[tuple[int, int, int, int | None]]:
-    """(heads, key-value heads, width, window) -> how many layers attend so."""
-    from dumbo.patch.attention_layers import attention_layers
-    from dumbo.patch.modules import base_of
-
-    config = base_of(skeleton).config.get_text_config()
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    layers = attention_layers(skeleton)
-    return Counter((heads, shared, layer.head_dim, getattr(layer, "sliding_window", None)) for layer in layers)
 
 
 def pack(lengths: NDArray[np.integer[Any]]) -> list[int]:

@@ -1,7 +1,7 @@
 """The process in which `flash_race.py` has kernels timed: a Race as JSON on standard input, what was found as JSON on output.
 
 All are given the same numbers, laid out as layers have them. The time is triton.testing.do_bench's: caches are emptied before
-each pass, behind which launching hides as it does in training; tiles and the other kernel take turns.
+each pass, behind which launching hides as it does in training; tiles are timed before the other kernel and after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dumbo.trainer import flash, long_documents, tiles, varlen
 
 APART = 2e-2
 """Relative distance of norms between two kernels in bf16 (8 bits)."""
-TURNS = 2
 
 Layer = tuple[int, int, int, int | None]
 Numbers = dict[str, Any]
@@ -32,24 +31,31 @@ def main() -> None:
 
 
 def raced(name: flash.Name, layers: Sequence[tuple[Any, int]], bounds: Sequence[int]) -> dict[str, Any]:
-    """One implementation beside tiles: the arguments of `flash_race.Raced`."""
+    """One implementation beside tiles: the arguments of `flash_race.Raced`.
+
+    Raises:
+        Exception: tiles failed, the memory is full, or the device is broken: the child ends, and that is what is said.
+    """
     if (reason := flash.why_not(name)) is not None:
         return {"name": name, "said": reason}
     ms, ours_ms = 0.0, 0.0
-    try:
-        for kind, count in layers:
-            given = numbers(kind, bounds)
-            apart = distances(given, name)
-            if not all(distance <= APART for distance in apart.values()):  # a NaN is not
-                return {"name": name, "said": f"{name} is not right: {furthest(apart)}"}
-            own, theirs = taken(given, name)
-            ours_ms, ms = ours_ms + count * own, ms + count * theirs
-    except torch.AcceleratorError:
-        raise  # whatever comes after it in this process would be blamed for it
-    except Exception as error:  # a package of its own: whatever it raises is said, and it is not used
-        return {"name": name, "said": f"{name} failed: {type(error).__name__}: {error}".splitlines()[0]}
-    count = sum(count for _, count in layers)
-    said = f"{name} takes {ms:.2f} ms for {count} layers on {bounds[-1]:,} tokens, tiles {ours_ms:.2f}"
+    for kind, count in layers:
+        given = numbers(kind, bounds)
+        wanted, own = results(given, by_tiles), _ms(by_tiles, given)
+        try:
+            with switched(name):
+                apart = distances(results(given, by_varlen), wanted)
+                theirs = _ms(by_varlen, given)
+        except (torch.AcceleratorError, torch.OutOfMemoryError):
+            raise  # of the first, whatever comes after it in this process would be blamed for it
+        except Exception as error:  # a package of its own: whatever it raises is said, and it is not used
+            return {"name": name, "said": f"{name} failed: {type(error).__name__}: {error}".splitlines()[0]}
+        if not all(distance <= APART for distance in apart.values()):  # a NaN is not
+            return {"name": name, "said": f"{name} is not right: {furthest(apart)}"}
+        own = min(own, _ms(by_tiles, given))  # after the other one too: clocks change
+        ours_ms, ms = ours_ms + count * own, ms + count * theirs
+    total = sum(count for _, count in layers)
+    said = f"{name} takes {ms:.2f} ms for {total} layers on {bounds[-1]:,} tokens, tiles {ours_ms:.2f}"
     return {"name": name, "said": said, "ms": ms, "ours_ms": ours_ms}
 
 
@@ -108,16 +114,14 @@ def switched(name: flash.Name) -> Iterator[None]:
         flash.switch_back()
 
 
-def distances(given: Numbers, name: flash.Name) -> dict[str, float]:
-    """How far the implementation's results are from those without it, relatively: of packs, and of plain causal attention and
-    single queries, which the switch holds for too (answers, other models)."""
-    calls: dict[str, Callable[[], list[torch.Tensor]]] = {
-        "plain attention": lambda: _plain(given),
-        "decoding": lambda: _decoded(given),
-    }
-    wanted = {what: call() for what, call in calls.items()} | {"packs": passed(by_tiles, given)}
-    with switched(name):
-        found = {what: call() for what, call in calls.items()} | {"packs": passed(by_varlen, given)}
+def results(given: Numbers, attend: Callable[[Numbers], torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+    """Outputs and gradients of packs, and of plain causal attention and a single query, for which the switch holds too (answers,
+    other models)."""
+    return {"plain attention": _plain(given), "decoding": _decoded(given), "packs": passed(attend, given)}
+
+
+def distances(found: dict[str, list[torch.Tensor]], wanted: dict[str, list[torch.Tensor]]) -> dict[str, float]:
+    """How far each is from what is wanted, relatively."""
     return {
         f"{part} of {what}": float((one - other).float().norm() / other.float().norm())
         for what in wanted
@@ -141,20 +145,11 @@ def _decoded(given: Numbers) -> list[torch.Tensor]:
     return [scaled_dot_product_attention(q[:, :, -1:], k, v, enable_gqa=True)]
 
 
-def taken(given: Numbers, name: flash.Name) -> tuple[float, float]:
-    """Milliseconds of forward and backward: of tiles, and of the implementation; the least of some turns."""
-    ours, theirs = [], []
-    for _ in range(TURNS):
-        ours.append(_ms(lambda: passed(by_tiles, given)))
-        with switched(name):
-            theirs.append(_ms(lambda: passed(by_varlen, given)))
-    return min(ours), min(theirs)
-
-
-def _ms(call: Callable[[], Any]) -> float:
+def _ms(attend: Callable[[Numbers], torch.Tensor], given: Numbers) -> float:
+    """Milliseconds of forward and backward."""
     from triton.testing import do_bench
 
-    return float(do_bench(call, warmup=20, rep=100, return_mode="median"))
+    return float(do_bench(lambda: passed(attend, given), warmup=20, rep=100, return_mode="median"))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dumbo.interfaces import Stage
-from dumbo.patch.attention_layers import attention_layers, mark, marked, need_swappable, no_gpu_for_it
+from dumbo.patch.attention_layers import heads_of, mark, marked, need_swappable, no_gpu_for_it
 from dumbo.patch.compile import Compile
-from dumbo.patch.modules import base_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,14 +75,9 @@ def not_in_cudnn(model: PreTrainedModel) -> str | None:
 
     if (reason := cudnn.lacking()) is not None:
         return reason
-    layers = [layer for layer in attention_layers(model) if getattr(layer, "sliding_window", None) is None]
-    if not layers:
+    whole = {tuple(heads) for *heads, window in heads_of(model) if window is None}
+    if not whole:
         return "all layers have a sliding window"
-    config = base_of(model).config.get_text_config()
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
     device = torch.cuda.current_device()
-    found = [
-        cudnn.why_not(heads, shared, width, torch.bfloat16, device) for width in {layer.head_dim for layer in layers}
-    ]
+    found = [cudnn.why_not(*heads, torch.bfloat16, device) for heads in whole]
     return next((reason for reason in found if reason is not None), None)

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from dumbo.trainer import long_documents
+
 
 class Ahead:
     """Takes batches from an iterator one step ahead. Stopping in the middle loses nothing: order is not state."""
@@ -47,10 +49,12 @@ def pulled(iterator: Iterator[Any], amount: int) -> list[Any]:
 
 def moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """On the device; the copy is only ordered, which leaves the launching thread free (from pinned memory)."""
-    return {
+    there = {
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
+    long_documents.tell(batch, there)
+    return there
 
 
 def _on(device: torch.device) -> None:

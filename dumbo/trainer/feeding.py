@@ -100,10 +100,7 @@ class Feeding(_Base):
         self.counters.tokens += int(lengths.sum())
         self.interval.add(lengths)
         if device.type == "cuda":
-            there = [moved(batch, device) for batch in batches]
-            for batch, own in zip(batches, there, strict=True):
-                long_documents.tell(batch, own)
-            batches = there
+            batches = [moved(batch, device) for batch in batches]
         # filled on the device: copying a number there would wait for all that was launched before
         return batches, torch.full((), max(1, trained), dtype=torch.long, device=device)
 

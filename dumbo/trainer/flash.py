@@ -25,7 +25,7 @@ def why_not(name: Name) -> str | None:
         return f"this torch cannot switch to {name}"
     try:
         importlib.import_module(PACKAGES[name])
-    except Exception as error:  # not there, or built for another torch: what its import raises is the answer
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # not there, or built for another torch
         return f"{name} is not usable: {type(error).__name__}: {error}".splitlines()[0]
     return None
 

@@ -1,9 +1,7 @@
 """CUDA graphs of a micro batch's forward and backward pass: the GPU replays them without a launch from Python.
 
 Used by `engine.py` (`trainer.cuda_graphs`). A small model's kernels are shorter than launching them takes: at 135 M
-parameters a step of 16 k tokens is 3,000 launches. Batches with room (`collate.Room`) come in few kinds, which differ in
-how many documents there is place for, how many tokens bear a loss, and what attention takes as the longest document. Long
-documents (`long_documents.py`) go through cuDNN where they are rows that fill the batch, and through tiles elsewhere.
+parameters a step of 16 k tokens is 3,000 launches. Batches with room (`collate.Room`) come in few kinds (`graph_kinds.py`).
 Each kind goes the same way, and every pass on it trains:
 
     the first time    as it is written: layers and loss are compiled, kernels chosen
@@ -26,13 +24,12 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from dumbo.trainer import long_documents
+from dumbo.trainer.graph_kinds import Kind, copies_of, key_of, rows_of
 from dumbo.trainer.pace import Pace
 
 MOST = 16
@@ -52,22 +49,7 @@ REPLAYS = 8
 """So many replays of a kind are to be expected before it is captured. By reckoning, not by measurement: capturing and proving
 take three or four passes, what eight replays save where they take half of the time."""
 
-BOUNDS = "cu_seq_lens_q"
-
 Pass = Callable[[Any, dict[str, Any], torch.Tensor], torch.Tensor]
-
-
-@dataclass
-class _Kind:
-    """One shape of batch."""
-
-    seen: int = 0
-    in_cudnn: bool = False
-    graph: torch.cuda.CUDAGraph | None = None
-    inputs: dict[str, Any] = field(default_factory=dict)
-    items: torch.Tensor | None = None
-    loss: torch.Tensor | None = None
-    proven: bool = False
 
 
 class Graphs:
@@ -92,7 +74,7 @@ class Graphs:
         self.replayed = self.passes = 0
         self.said = "on"
         self._shares: list[float] = []
-        self._kinds: dict[tuple[Any, ...], _Kind] = {}
+        self._kinds: dict[tuple[Any, ...], Kind] = {}
         self._pool: Any = None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._gradients: list[torch.Tensor] | None = None
@@ -113,12 +95,13 @@ class Graphs:
             return self._paced(model, inputs, items)
         self.passes += 1
         self._settle_gradients()
-        rows = long_documents.whole_rows(inputs[BOUNDS], inputs["input_ids"].shape[1]) if BOUNDS in inputs else []
-        kind = self._kinds.get(key := _key(inputs, rows))
+        rows = rows_of(inputs)
+        kind = self._kinds.get(key := key_of(inputs, rows))
         if kind is None:
-            kind = _Kind(seen=-1, in_cudnn=bool(rows))
-            if len(self._kinds) < MOST:
-                kind = self._kinds.setdefault(key, _Kind(in_cudnn=bool(rows)))
+            room = len(self._kinds) < MOST
+            kind = Kind(seen=0 if room else -1, in_cudnn=bool(rows))
+            if room:
+                self._kinds[key] = kind
         if kind.proven:
             self.replayed += 1
             return self._replay(kind, inputs, items) if self.judged else self._judge(kind, inputs, items)
@@ -163,7 +146,7 @@ class Graphs:
             self._pace.broken()
         return loss
 
-    def _towards(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+    def _towards(self, kind: Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         kind.seen += kind.seen >= 0
         if kind.graph is not None:
             return self._prove(kind, model, inputs, items)
@@ -172,10 +155,8 @@ class Graphs:
             self._capture(kind, model, inputs, items)
         return loss
 
-    def _capture(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> None:
-        kind.inputs, kind.items = _copies(inputs), items.clone()
-        if BOUNDS in inputs:
-            long_documents.tell_of_copy(inputs[BOUNDS], kind.inputs[BOUNDS])
+    def _capture(self, kind: Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> None:
+        kind.inputs, kind.items = copies_of(inputs), items.clone()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()  # its activations live in a pool of their own; those of passes as written are free now
@@ -185,7 +166,7 @@ class Graphs:
         self._pool = self._pool or graph.pool()
         kind.graph = graph
 
-    def _prove(self, kind: _Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+    def _prove(self, kind: Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         """The batch as written, whose gradients stay, and by the graph.
 
         A batch whose own numbers are not finite, or that bears no loss, proves nothing: the next one does. A graph that
@@ -211,7 +192,7 @@ class Graphs:
             )
         return loss
 
-    def _judge(self, kind: _Kind, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+    def _judge(self, kind: Kind, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         """A replay; after some in a row it is decided whether graphs save anything."""
         assert self._written_ms is not None
         loss = self._replay(kind, inputs, items)
@@ -236,7 +217,7 @@ class Graphs:
 
     # ---- using it ---------------------------------------------------------------------------------------------
 
-    def _replay(self, kind: _Kind, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
+    def _replay(self, kind: Kind, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         assert kind.graph is not None
         assert kind.items is not None
         assert kind.loss is not None
@@ -269,29 +250,6 @@ class Graphs:
             found = work()
         current.wait_stream(self._stream)
         return found
-
-
-def _key(inputs: dict[str, Any], rows: Sequence[long_documents.Part] = ()) -> tuple[Any, ...]:
-    """Equal for batches that one graph can take.
-
-    Args:
-        rows: where cuDNN finds them; it is read while launching, so that a graph has it in it.
-    """
-    return tuple(rows), *(
-        (name, tuple(value.shape), value.dtype) if isinstance(value, torch.Tensor) else (name, value)
-        for name, value in sorted(inputs.items())
-    )
-
-
-def _copies(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Copies of the tensors; one that stands under two names stays one."""
-    made: dict[int, torch.Tensor] = {}
-    found: dict[str, Any] = {}
-    for name, value in inputs.items():
-        if isinstance(value, torch.Tensor):
-            value = made.setdefault(id(value), value.clone())
-        found[name] = value
-    return found
 
 
 def _dtype_of_gradient(parameter: torch.Tensor) -> torch.dtype:

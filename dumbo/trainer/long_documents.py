@@ -78,7 +78,7 @@ def tell_of_copy(bounds: torch.Tensor, copy: torch.Tensor) -> None:
     _told[copy.data_ptr()] = _Told(weakref.ref(copy), len(copy), known(bounds))
 
 
-def whole_rows(bounds: torch.Tensor, tokens: int) -> list[Part]:
+def keep_whole_rows(bounds: torch.Tensor, tokens: int) -> list[Part]:
     """The long documents of a batch where they are rows that fill its axis; of any other it is known no more, and its
     documents go through tiles. For passes that are captured: rows come again in the same places, other documents do not.
 

@@ -21,6 +21,7 @@ from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
 from dumbo.patch import auto, flash_race
 from dumbo.patch import flash_race_child as child
+from dumbo.patch.attention_layers import heads_of
 from dumbo.patch.flash_race import Race, Raced
 from dumbo.trainer import flash
 
@@ -63,7 +64,7 @@ def test_the_pack_is_of_the_datas_documents(lengths: Any) -> None:
 def test_layers_with_a_window_are_of_another_kind() -> None:
     model = model_of(num_hidden_layers=3)
     model.model.layers[0].self_attn.sliding_window = 64
-    assert flash_race.kinds(model) == {(4, 2, 8, None): 2, (4, 2, 8, 64): 1}
+    assert heads_of(model) == {(4, 2, 8, None): 2, (4, 2, 8, 64): 1}
 
 
 def test_hardly_faster_is_not_faster() -> None:
@@ -117,16 +118,22 @@ def test_a_child_that_dies_is_said_and_not_started_again(here: Path, monkeypatch
     started = children(here, monkeypatch, "sys.exit('illegal memory access')")
     race = Race.of(model_of(), LENGTHS, {"FA3": ["a", 1]})
     (found,) = race.result()
-    assert found == Raced("FA3", "FA3: timing it failed (exit code 1: illegal memory access)")
+    file = here / "cache" / "flash" / f"{race.key}.json"
+    said = f"FA3: timing it failed, exit code 1: illegal memory access (it is timed again when {file} is removed)"
+    assert found == Raced("FA3", said)
     assert race.result() == [found]
     assert started() == 1
+    file.unlink()
+    race.result()
+    assert started() == 2
 
 
 def test_a_child_that_hangs_is_ended(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     children(here, monkeypatch, "import time; time.sleep(60)")
     monkeypatch.setattr(flash_race, "PATIENCE", 1.0)
     (found,) = Race.of(model_of(), LENGTHS, {"FA3": ["a", 1]}).result()
-    assert found == Raced("FA3", "timing FA3 took more than 1 s")
+    assert found.said.startswith("timing FA3 took more than 1 s (it is timed again when ")
+    assert not found.faster
 
 
 def test_the_child_itself_says_why_a_package_is_not_usable(here: Path) -> None:
@@ -150,7 +157,7 @@ class Stands:
         monkeypatch.setattr(flash, "switch_back", lambda: setattr(self, "now", None))
         monkeypatch.setattr(child, "by_tiles", self.attend)
         monkeypatch.setattr(child, "by_varlen", self.attend)
-        monkeypatch.setattr(child, "_ms", lambda call: self.took[self.now])
+        monkeypatch.setattr(child, "_ms", lambda attend, given: self.took[self.now])
         self.plain = 1.0
         monkeypatch.setattr(
             child,
@@ -206,9 +213,22 @@ def test_what_is_wrong_is_not_taken(what: str, value: Any, said: str, stands: St
     assert stands.now is None
 
 
-def test_what_breaks_the_device_ends_the_child(stands: Stands) -> None:
-    stands.error = torch.AcceleratorError("illegal memory access", 700)  # type: ignore[assignment]
-    with pytest.raises(torch.AcceleratorError):
+@pytest.mark.parametrize(
+    "error", [torch.AcceleratorError("illegal memory access", 700), torch.OutOfMemoryError("CUDA out of memory")]
+)
+def test_what_breaks_the_device_or_fills_it_ends_the_child(error: Exception, stands: Stands) -> None:
+    stands.error = error  # type: ignore[assignment]
+    with pytest.raises(type(error)):
+        child.raced("FA3", KINDS, BOUNDS)
+    assert stands.now is None
+
+
+def test_what_tiles_raise_is_not_the_packages(stands: Stands, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(given: Any) -> Any:
+        raise RuntimeError("of tiles")
+
+    monkeypatch.setattr(child, "by_tiles", broken)
+    with pytest.raises(RuntimeError, match="of tiles"):
         child.raced("FA3", KINDS, BOUNDS)
 
 

@@ -21,7 +21,8 @@ from dumbo.outputs.run_dir import RunDir
 from dumbo.trainer import capturable
 from dumbo.trainer.capturable import why_not
 from dumbo.trainer.collate import Collate, Room
-from dumbo.trainer.graphs import Graphs, _copies, _key, _Kind
+from dumbo.trainer.graph_kinds import Kind, copies_of, key_of
+from dumbo.trainer.graphs import Graphs
 from dumbo.trainer.pace import PACED
 from dumbo.trainer.sft import Sft
 
@@ -102,14 +103,14 @@ def test_filled_up_places_bear_no_loss(data: Path, tmp_path: Path) -> None:
 
 def test_kinds_differ_in_shapes_and_lengths_and_nothing_else() -> None:
     one = {"input_ids": torch.zeros(1, 8), "max_length_q": 256}
-    assert _key(one) == _key({"max_length_q": 256, "input_ids": torch.ones(1, 8)})
-    assert _key(one) != _key({**one, "max_length_q": 512})
-    assert _key(one) != _key({**one, "input_ids": torch.zeros(1, 9)})
+    assert key_of(one) == key_of({"max_length_q": 256, "input_ids": torch.ones(1, 8)})
+    assert key_of(one) != key_of({**one, "max_length_q": 512})
+    assert key_of(one) != key_of({**one, "input_ids": torch.zeros(1, 9)})
 
 
 def test_a_tensor_under_two_names_stays_one() -> None:
     bounds = torch.arange(3)
-    made = _copies({"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 4})
+    made = copies_of({"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 4})
     assert made["cu_seq_lens_q"] is made["cu_seq_lens_k"] is not bounds
     assert made["max_length_q"] == 4
 
@@ -123,7 +124,7 @@ def test_without_a_gpu_they_are_left_out_and_that_is_said(data: Path, tmp_path: 
 class Replayed:
     """What a captured pass is: it reads its inputs where they were, and adds to the gradients."""
 
-    def __init__(self, parameter: torch.Tensor, kind: _Kind, wrong: float = 0.0, seconds: float = 0.0) -> None:
+    def __init__(self, parameter: torch.Tensor, kind: Kind, wrong: float = 0.0, seconds: float = 0.0) -> None:
         self.parameter, self.kind, self.wrong, self.seconds = parameter, kind, wrong, seconds
 
     def replay(self) -> None:
@@ -145,7 +146,7 @@ def test_a_batch_without_a_loss_proves_nothing(monkeypatch: pytest.MonkeyPatch, 
     layer.weight.data.fill_(1.0)
     graphs = Graphs(layer, one_pass, always=True)
     graphs._settle_gradients()
-    kind = graphs._kinds["one"] = _Kind(
+    kind = graphs._kinds["one"] = Kind(
         2, inputs={"bears": torch.zeros(1, 2)}, items=torch.ones(()), loss=torch.zeros(())
     )
     kind.graph = Replayed(layer.weight, kind, wrong)  # type: ignore[assignment]
@@ -216,9 +217,9 @@ def test_what_hardly_comes_again_is_not_captured(
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     monkeypatch.setattr(Graphs, "_beside", lambda self, work: work())
     layer = torch.nn.Linear(2, 1, bias=False)
-    made: list[_Kind] = []
+    made: list[Kind] = []
 
-    def capture(self: Graphs, kind: _Kind, *others: Any) -> None:
+    def capture(self: Graphs, kind: Kind, *others: Any) -> None:
         made.append(kind)
         kind.inputs, kind.items, kind.loss = {"bears": torch.ones(1, 2)}, torch.ones(()), torch.zeros(())
         kind.graph = Replayed(layer.weight, kind)  # type: ignore[assignment]

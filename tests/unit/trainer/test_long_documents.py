@@ -14,7 +14,7 @@ import pytest
 import torch
 from attending import alone, apart
 
-from dumbo.trainer import cudnn, graphs, long_attention, long_documents, tiles
+from dumbo.trainer import cudnn, graph_kinds, long_attention, long_documents, tiles
 from dumbo.trainer.long_documents import LONG, Part
 
 
@@ -41,16 +41,9 @@ def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> 
     return out, sums.float()
 
 
-def _attend_backward(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _attend_backward(*given: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """By the sums that were kept, as flash attention does it: wrong ones give wrong gradients."""
+    grad, q, k, v, out, lse, scale = given
     sharing = q.shape[1] // k.shape[1]
     weights = (_weights(q, k, scale)[0] - lse).exp()
     of_weights = grad @ v.repeat_interleave(sharing, 1).transpose(2, 3)
@@ -212,12 +205,14 @@ def test_graphs_are_for_rows_that_fill_the_batch(moved: None) -> None:
         long_documents.tell(batch, there)
         bounds = there["cu_seq_lens_q"]
         parts = long_documents.known(bounds)
-        rows = long_documents.whole_rows(bounds, 150)
+        rows = long_documents.keep_whole_rows(bounds, 150)
         assert rows == long_documents.known(bounds) == (parts if len(parts) == 1 and parts[0].end == 150 else [])
         copy = bounds.clone()
         long_documents.tell_of_copy(bounds, copy)
         assert long_documents.known(copy) == rows
-        keys.append(graphs._key({"cu_seq_lens_q": bounds, "input_ids": torch.zeros(1, 150), "max_length_q": 150}, rows))
+        keys.append(
+            graph_kinds.key_of({"cu_seq_lens_q": bounds, "input_ids": torch.zeros(1, 150), "max_length_q": 150}, rows)
+        )
     assert keys[0] == keys[2]
     assert keys[3] == keys[4]
     assert len({keys[0], keys[1], keys[3]}) == 3
