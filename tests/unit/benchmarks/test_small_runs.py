@@ -148,3 +148,19 @@ def test_memory(tmp_path):
     assert row["shape"] == "tiny"
     assert row["predicted"] == sum(row["parts"].values())
     assert row["measured"] > 2**20
+
+
+@pytest.mark.full
+def test_answers_alone(tmp_path, data, smollm_folder):
+    """Both runs train on the same packs; what differs is how many tokens bear a loss."""
+    file = tmp_path / "answers.json"
+    words = ["--data", data / "gsm8k" / "train.jsonl", "--tokenizer", smollm_folder, "--out", file, "--tiny"]
+    words += ["--shapes", "135m", "--steps", "6", "--warmup", "2"]
+    command = [sys.executable, "-m", "benchmarks.answers_alone", *map(str, words)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    every, answers = json.loads(file.read_text())["rows"]
+    assert (every["loss_on"], answers["loss_on"]) == ("all", "assistant")
+    assert every["packing"] == answers["packing"]
+    assert 0.3 < answers["trained_share"] < 0.8 < every["trained_share"]
+    assert every["tokens_per_s"] > 0
+    assert answers["tokens_per_s"] > 0
