@@ -31,9 +31,9 @@ LOSS_ON = ("all", "assistant")
 
 def words_of(shape: str, loss_on: str, folder: Path, asked: argparse.Namespace) -> list[str]:
     """What one would type, without where the run goes."""
-    patches, packs = ("patch=[]", 4) if asked.tiny else WORK[shape]
+    patches, packs = ("patch=[chunked_loss]", 4) if asked.tiny else WORK[shape]
     return ["model=pretrained", f"model.path={folder / shape}", patches, "performance=off",
-            "dataset=files", f"dataset.path={asked.data.resolve()}", "dataset.eval_fraction=0", f"formatter.loss_on={loss_on}",
+            "dataset=files", f"dataset.path={asked.data}", "dataset.eval_fraction=0", f"formatter.loss_on={loss_on}",
             "launch=single", f"trainer.max_seq_len={256 if asked.tiny else 2048}", f"trainer.micro_batch_size={packs}",
             f"trainer.global_batch_size={packs}", f"trainer.max_steps={asked.steps}", "trainer.num_epochs=100", "trainer.lr=1e-5",
             "trainer.warmup_steps=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.eval_every=null",
@@ -51,7 +51,9 @@ def measured(shape: str, loss_on: str, folder: Path, asked: argparse.Namespace) 
     return {
         "shape": shape,
         "loss_on": loss_on,
-        "command": " ".join(["python -m dumbo", *words]),
+        "command": " ".join(["python -m dumbo", *words])
+        .replace(str(folder), "FOLDER")
+        .replace(str(asked.data), asked.data.name),
         **speed(training, asked.warmup),
         "losses": [round(row["loss"], 4) for row in training],
         "peak_memory_gib": training[-1]["peak_memory_gib"],

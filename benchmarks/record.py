@@ -53,7 +53,7 @@ class Record:
                 continue
         whole = {
             "what": self.what,
-            "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
+            "command": " ".join(["python -m", _module(), *map(_shown, sys.argv[1:])]),
             "measured": time.strftime("%Y-%m-%d", time.gmtime(self.began)),
             "seconds": round(time.time() - self.began, 1),
             "load_before_and_after": [round(self.load_before, 2), round(os.getloadavg()[0], 2)],
@@ -85,6 +85,11 @@ def nothing_saved() -> None:
 
     Checkpoints.save = lambda self, step, *others: self.path(step)  # type: ignore[method-assign,assignment]
     Session._save_model = lambda self, trainer, ends: (self.run.path / "model").mkdir(exist_ok=True)  # type: ignore[method-assign]
+
+
+def _shown(word: str) -> str:
+    """A folder of this machine says nothing elsewhere."""
+    return f"FOLDER/{Path(word).name}" if Path(word).is_absolute() else word
 
 
 def _module() -> str:

@@ -8,7 +8,7 @@ two, else one after the other.
 
     first_stall_s      how long training stood still for the first checkpoint, which allocates the memory that is copied to
     stall_s            the longest time for a later one
-    written_s          from the beginning of the last checkpoint until it was on the disk
+    written_s          how long the last checkpoint was written: beside training the one before the end, which has nothing beside it
     step_ms            median of steps during which nothing was being written (the first half of each interval is left out)
     step_ms_writing    median of the two steps after a checkpoint had begun
 """
@@ -38,7 +38,7 @@ def command(beside: bool, folder: Path, data: Path, pack: int, packs: int, every
             f"trainer.async_save={str(beside).lower()}", f"run_dir={folder / str(beside)}"]  # fmt: skip
 
 
-def read(run: Path, every: int, steps: int) -> dict[str, Any]:
+def read(run: Path, beside: bool, every: int, steps: int) -> dict[str, Any]:
     """The numbers of a run, from what it left."""
     facts = json.loads((run / "run.json").read_text())
     rows = [row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in row]
@@ -48,11 +48,12 @@ def read(run: Path, every: int, steps: int) -> dict[str, Any]:
         "first_stall_s": facts["save_stalls"][0],
         "stall_s": max(facts["save_stalls"][1:], default=None),
         "stalls_s": facts["save_stalls"],
-        "written_s": facts["metrics"]["save_seconds"],
+        "written_s": round(facts["metrics"]["save_seconds"] - (facts["save_stalls"][-1] if beside else 0.0), 3),
         "step_ms": statistics.median(by_step[step] for start in saved for step in range(start - every // 2, start)),
         "step_ms_writing": statistics.median(by_step[start + more] for start in saved for more in (1, 2)),
         "loss_last": rows[-1]["loss"],
         "seconds": facts["metrics"]["seconds"],
+        "cuda_graphs": facts.get("cuda_graphs"),
         "hardware": facts["hardware"],
         "versions": facts["versions"],
     }
@@ -85,8 +86,8 @@ def main() -> None:
         codes = [process.wait() for process in started]
         assert not any(codes), "a run failed"
         results = {
-            name: read(folder / run, asked.every, asked.steps)
-            for name, run in (("waiting", "False"), ("beside", "True"))
+            name: read(folder / str(beside), beside, asked.every, asked.steps)
+            for name, beside in (("waiting", False), ("beside", True))
         }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(results, indent=1) + "\n")

@@ -25,12 +25,16 @@ def attention_layers(model: Any) -> list[Any]:
 
 
 def heads_of(model: Any) -> Counter[tuple[int, int, int, int | None]]:
-    """(heads, key-value heads, width, window or None) -> how many layers attend so."""
+    """(heads, key-value heads, width, window or None) -> how many layers attend so.
+
+    Layers that have no window of their own are given the config's by their forward pass (Mistral, Phi-3, Starcoder2).
+    """
     config = base_of(model).config.get_text_config()
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
+    window = getattr(config, "sliding_window", None)
     return Counter(
-        (heads, shared, layer.head_dim, getattr(layer, "sliding_window", None)) for layer in attention_layers(model)
+        (heads, shared, layer.head_dim, getattr(layer, "sliding_window", window)) for layer in attention_layers(model)
     )
 
 

@@ -2,8 +2,9 @@
 
 Called by `auto.py` where tiles are to be added. Where no such package lies in Python's path nothing is done, and no package is
 imported. Else a child process (`flash_race_child.py`) takes a pack of the data's own documents forward and backward through
-each: torch's switch holds for a whole process, and what a package breaks is broken in there. What it found lies in dumbo's cache,
-by the GPU, the versions, the heads and the documents, so that every run and rank of a machine has the same kernels.
+each, one child for each package: torch's switch holds for a whole process, and what a package breaks is broken in there. What it
+found lies in dumbo's cache, by the GPU, the versions, the heads and the documents, so that every run and rank of a machine has the
+same kernels. A child that failed or took too long may have had the GPU with others: it is tried again after a day.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,8 +35,11 @@ TOKENS = 65_536
 SAVES = 0.03
 """So much less time, or more, makes another kernel the faster one."""
 PATIENCE = 300.0
-"""Seconds for the child, most of which compiling takes."""
+"""Seconds for a child, most of which compiling takes."""
+AGAIN = 86_400.0
+"""Seconds after which one that failed is tried again."""
 CHILD = [sys.executable, "-m", "dumbo.patch.flash_race_child"]
+"""The child; the file that it answers to comes behind."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +51,14 @@ class Raced:
         said: in words.
         ms: forward and backward through all layers, in milliseconds; None: it failed, or is not right.
         ours_ms: the same of tiles.
+        failed_at: when the child failed or took too long, which says little of the package (s since 1970).
     """
 
     name: Name
     said: str
     ms: float | None = None
     ours_ms: float | None = None
+    failed_at: float | None = None
 
     @property
     def faster(self) -> bool:
@@ -90,30 +97,39 @@ class Race:
                        "gpu": [torch.cuda.get_device_name(), torch.cuda.get_device_capability()]})  # fmt: skip
 
     def result(self) -> list[Raced]:
-        """What the cache says, or the child."""
+        """What the cache says, and the children of those of which it says nothing."""
         file = cache_folder("flash") / f"{self.key}.json"
         with one_at_a_time(file):
-            if not file.is_file():
+            before = [Raced(**one) for one in json.loads(file.read_text())] if file.is_file() else []
+            known = {one.name: one for one in before if one.failed_at is None or time.time() - one.failed_at < AGAIN}
+            found = [known.get(name) or self._measured(name, file) for name in self.files]
+            if len(known) < len(found):
                 staging = file.with_suffix(f".{os.getpid()}")
-                staging.write_text(json.dumps(self._measured(file)))
+                staging.write_text(json.dumps([asdict(one) for one in found]))
                 staging.replace(file)
-            return [Raced(**one) for one in json.loads(file.read_text())]
+            return found
 
-    def _measured(self, file: Path) -> list[dict[str, Any]]:
+    def _measured(self, name: Name, file: Path) -> Raced:
         from dumbo.plan.measure import child_environment
 
-        names, told, again = list(self.files), json.dumps(asdict(self)), f"(it is timed again when {file} is removed)"
+        answer, told = (
+            file.with_suffix(f".{name}.{os.getpid()}"),
+            {"name": name, "layers": self.layers, "bounds": self.bounds},
+        )
         try:
-            done = subprocess.run(CHILD, input=told, capture_output=True, text=True, env=child_environment(os.environ),
-                                  timeout=PATIENCE, check=False)  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return [{"name": name, "said": f"timing {name} took more than {PATIENCE:.0f} s {again}"} for name in names]
-        if done.returncode != 0:
+            done = subprocess.run([*CHILD, str(answer)], input=json.dumps(told), capture_output=True, text=True,
+                                  env=child_environment(os.environ), timeout=PATIENCE, check=False)  # fmt: skip
+            if done.returncode == 0 and answer.is_file():
+                return Raced(**json.loads(answer.read_text()))
             last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
-            said = f"timing it failed, exit code {done.returncode}: {last} {again}"
-            return [{"name": name, "said": f"{name}: {said}"} for name in names]
-        found: list[dict[str, Any]] = json.loads(done.stdout.strip().splitlines()[-1])
-        return found
+            why = f"failed, exit code {done.returncode}: {last}"
+        except subprocess.TimeoutExpired:
+            why = f"took more than {PATIENCE:.0f} s"
+        finally:
+            answer.unlink(missing_ok=True)
+        return Raced(
+            name, f"timing {name} {why} (tried again after a day, or when {file} is removed)", failed_at=time.time()
+        )
 
 
 def installed() -> dict[Name, list[Any]]:

@@ -1,4 +1,5 @@
-"""The process in which `flash_race.py` has kernels timed: a Race as JSON on standard input, what was found as JSON on output.
+"""The process in which `flash_race.py` has an implementation timed: `told` as JSON on standard input, what was found as JSON in the
+file that is its argument. Whatever a package prints is nobody's answer.
 
 All are given the same numbers, laid out as layers have them. The time is triton.testing.do_bench's: caches are emptied before
 each pass, behind which launching hides as it does in training; tiles are timed before the other kernel and after it.
@@ -10,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +27,9 @@ Numbers = dict[str, Any]
 
 
 def main() -> None:
-    race = json.load(sys.stdin)
-    layers = [(tuple(kind), count) for kind, count in race["layers"]]
-    print(json.dumps([raced(name, layers, race["bounds"]) for name in race["files"]]))
+    told = json.load(sys.stdin)
+    layers = [(tuple(kind), count) for kind, count in told["layers"]]
+    Path(sys.argv[1]).write_text(json.dumps(raced(told["name"], layers, told["bounds"])))
 
 
 def raced(name: flash.Name, layers: Sequence[tuple[Any, int]], bounds: Sequence[int]) -> dict[str, Any]:
@@ -36,7 +38,11 @@ def raced(name: flash.Name, layers: Sequence[tuple[Any, int]], bounds: Sequence[
     Raises:
         Exception: tiles failed, the memory is full, or the device is broken: the child ends, and that is what is said.
     """
-    if (reason := flash.why_not(name)) is not None:
+    try:
+        reason = flash.why_not(name)
+    except Exception as error:  # its own, while it is imported
+        reason = f"{name} is not usable: {type(error).__name__}: {error}".splitlines()[0]
+    if reason is not None:
         return {"name": name, "said": reason}
     ms, ours_ms = 0.0, 0.0
     for kind, count in layers:
@@ -47,7 +53,7 @@ def raced(name: flash.Name, layers: Sequence[tuple[Any, int]], bounds: Sequence[
                 apart = distances(results(given, by_varlen), wanted)
                 theirs = _ms(by_varlen, given)
         except (torch.AcceleratorError, torch.OutOfMemoryError):
-            raise  # of the first, whatever comes after it in this process would be blamed for it
+            raise  # of others on this GPU, it may be: it is tried again
         except Exception as error:  # a package of its own: whatever it raises is said, and it is not used
             return {"name": name, "said": f"{name} failed: {type(error).__name__}: {error}".splitlines()[0]}
         if not all(distance <= APART for distance in apart.values()):  # a NaN is not

@@ -29,7 +29,8 @@ from typing import Any
 
 import torch
 
-from dumbo.trainer.graph_kinds import Kind, copies_of, key_of, rows_of
+from dumbo.trainer import cudnn
+from dumbo.trainer.graph_kinds import Kind, copies_of, has_long, key_of, rows_of
 from dumbo.trainer.pace import Pace
 
 MOST = 16
@@ -71,7 +72,7 @@ class Graphs:
         self.judged = always
         self._written_ms: float | None = None
         self._pace = Pace()
-        self.replayed = self.passes = 0
+        self.replayed = self.passes = self.in_tiles = 0
         self.said = "on"
         self._shares: list[float] = []
         self._kinds: dict[tuple[Any, ...], Kind] = {}
@@ -95,11 +96,12 @@ class Graphs:
             return self._paced(model, inputs, items)
         self.passes += 1
         self._settle_gradients()
-        rows = rows_of(inputs)
+        long, rows = has_long(inputs), rows_of(inputs)
+        self.in_tiles += long and not rows
         kind = self._kinds.get(key := key_of(inputs, rows))
         if kind is None:
             room = len(self._kinds) < MOST
-            kind = Kind(seen=0 if room else -1, in_cudnn=bool(rows))
+            kind = Kind(seen=0 if room else -1, rows=bool(rows))
             if room:
                 self._kinds[key] = kind
         if kind.proven:
@@ -120,7 +122,8 @@ class Graphs:
         if not self.decided:
             return self.said
         captured = sum(kind.proven for kind in self._kinds.values())
-        return f"{self.said}: {captured} kinds of batch, {self.replayed:,} of {self.passes:,} passes replayed"
+        said = f"{self.said}: {captured} kinds of batch, {self.replayed:,} of {self.passes:,} passes replayed"
+        return f"{said}; {self.in_tiles:,} with long documents in tiles, not in cuDNN" if self.in_tiles else said
 
     # ---- before the graph is used -----------------------------------------------------------------------------
 
@@ -184,7 +187,7 @@ class Graphs:
         if not (torch.isfinite(loss) & torch.isfinite(whole) & (whole > 0)):
             return loss
         of_loss, of_gradients = float(abs(found - loss) / abs(loss)), float(apart / whole)
-        same = SAME_IN_CUDNN if kind.in_cudnn else SAME
+        same = SAME_IN_CUDNN if kind.rows and cudnn.has_a_part() else SAME
         kind.proven = of_loss <= same and of_gradients <= same
         if not kind.proven:
             self._give_up(

@@ -87,16 +87,22 @@ def test_losses_are_those_of_torchs_kernel(fast: str, tmp_path: Path, monkeypatc
         assert tiled_run.facts["cuda_graphs"].startswith("on: "), tiled_run.facts["cuda_graphs"]
 
 
+class Shapes(list[tuple[int, ...]]):
+    """Of queries whose gradients cuDNN computes, and how many of them while a graph was captured."""
+
+    captured = 0
+
+
 @pytest.fixture
-def through_cudnn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of queries whose gradients cuDNN computes."""
+def through_cudnn(monkeypatch: pytest.MonkeyPatch) -> Shapes:
     if (reason := cudnn.lacking()) is not None:
         pytest.skip(reason)
-    seen: list[tuple[int, ...]] = []
+    seen = Shapes()
     theirs = cudnn.attend_rows_backward
 
     def noted(grad: torch.Tensor, *given: Any) -> Any:
         seen.append(tuple(grad.shape))
+        seen.captured += torch.cuda.is_current_stream_capturing()
         return theirs(grad, *given)
 
     monkeypatch.setattr(cudnn, "attend_rows_backward", noted)
@@ -185,6 +191,7 @@ def test_losses_on_long_documents_are_those_of_torchs_kernel(
         assert one == pytest.approx(other, rel=off), key
     if fast == "captured":
         assert tiled_run.facts["cuda_graphs"].startswith("on: 1 kinds of batch"), tiled_run.facts["cuda_graphs"]
+        assert through_cudnn.captured >= 3, "the graph has tiles in it"
 
 
 @pytest.mark.parametrize("longest", [300, 9000])

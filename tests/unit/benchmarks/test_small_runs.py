@@ -161,6 +161,8 @@ def test_answers_alone(tmp_path, data, smollm_folder):
     every, answers = json.loads(file.read_text())["rows"]
     assert (every["loss_on"], answers["loss_on"]) == ("all", "assistant")
     assert every["packing"] == answers["packing"]
+    assert answers["patches"]["chunked_loss"].startswith("applied")
+    assert str(tmp_path) not in answers["command"]
     assert 0.3 < answers["trained_share"] < 0.8 < every["trained_share"]
     assert every["tokens_per_s"] > 0
     assert answers["tokens_per_s"] > 0

@@ -18,7 +18,7 @@ from dumbo.errors import MemoryFull
 from dumbo.outputs.console import Console
 from dumbo.outputs.halvings import give_up_graphs
 from dumbo.outputs.run_dir import RunDir
-from dumbo.trainer import capturable
+from dumbo.trainer import capturable, cudnn, graphs
 from dumbo.trainer.capturable import why_not
 from dumbo.trainer.collate import Collate, Room
 from dumbo.trainer.graph_kinds import Kind, copies_of, key_of
@@ -157,6 +157,35 @@ def test_a_batch_without_a_loss_proves_nothing(monkeypatch: pytest.MonkeyPatch, 
     assert kind.proven == graphs.decided == graphs.hold_memory == held
     assert layer.weight.grad is not None
     assert layer.weight.grad.tolist() == [[1.0, 1.0]]
+
+
+@pytest.mark.parametrize(("rows", "in_cudnn", "held"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_cudnns_gradients_alone_may_be_further_away(
+    monkeypatch: pytest.MonkeyPatch, rows: bool, in_cudnn: bool, held: bool
+) -> None:
+    """The replay's loss is 3% off: between the two limits."""
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(cudnn, "has_a_part", lambda: in_cudnn)
+    layer = torch.nn.Linear(2, 1, bias=False)
+    layer.weight.data.fill_(1.0)
+    graphs = Graphs(layer, one_pass, always=True)
+    graphs._settle_gradients()
+    kind = Kind(2, rows=rows, inputs={"bears": torch.zeros(1, 2)}, items=torch.ones(()), loss=torch.zeros(()))
+    kind.graph = Replayed(layer.weight, kind, 0.06)  # type: ignore[assignment]
+    graphs._prove(kind, layer.weight, {"bears": torch.ones(1, 2)}, torch.ones(()))
+    assert kind.proven is held
+
+
+def test_long_documents_that_go_through_tiles_for_graphs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(Graphs, "_beside", lambda self, work: work())
+    monkeypatch.setattr(Graphs, "_capture", lambda *given: None)
+    monkeypatch.setattr(graphs, "has_long", lambda inputs: inputs["long"])
+    layer = torch.nn.Linear(2, 1, bias=False)
+    found = Graphs(layer, lambda _, *given: one_pass(layer.weight, *given), always=True)
+    for long in (True, False, True):
+        found.run(layer, {"bears": torch.ones(1, 2), "long": long}, torch.ones(()))
+    assert found.facts().endswith("0 of 3 passes replayed; 2 with long documents in tiles, not in cuDNN")
 
 
 class Event:
