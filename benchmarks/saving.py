@@ -8,7 +8,8 @@ two, else one after the other.
 
     first_stall_s      how long training stood still for the first checkpoint, which allocates the memory that is copied to
     stall_s            the longest time for a later one
-    written_s          how long the last checkpoint was written: beside training the one before the end, which has nothing beside it
+    written_s          how long writing the last checkpoint took; of the run that writes beside training, the last one written so
+                       (the one at its end is not)
     step_ms            median of steps during which nothing was being written (the first half of each interval is left out)
     step_ms_writing    median of the two steps after a checkpoint had begun
 """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -90,18 +90,23 @@ class World:
 
         return replace(self, group=dist.new_group(backend="gloo", timeout=timeout))
 
-    @contextmanager
-    def one_first(self) -> Iterator[None]:
-        """The block on the first rank of each machine, then on the others: they find on disk what the first has made.
+    def one_first(self) -> AbstractContextManager[None]:
+        """The block on the first rank of each machine, then on the others: they find on disk what the first has made."""
+        return self._first(self.local_rank == 0)
 
-        A first rank that fails must not leave the others waiting: they go on, and fail for themselves.
-        """
-        if self.local_rank != 0:
+    def main_first(self) -> AbstractContextManager[None]:
+        """The block on rank 0, then on the others: what it finds out may take longer than an exchange."""
+        return self._first(self.main)
+
+    @contextmanager
+    def _first(self, first: bool) -> Iterator[None]:
+        """A first rank that fails must not leave the others waiting: they go on, and fail for themselves."""
+        if not first:
             self.barrier(LONG)
         try:
             yield
         finally:
-            if self.local_rank == 0:
+            if first:
                 self.barrier(LONG)
 
     def agree(self, what: str, value: str) -> None:

@@ -5,6 +5,7 @@ What is computed in them is decided by `trainer/attention.py` for each batch, fr
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -25,17 +26,19 @@ def attention_layers(model: Any) -> list[Any]:
 
 
 def heads_of(model: Any) -> Counter[tuple[int, int, int, int | None]]:
-    """(heads, key-value heads, width, window or None) -> how many layers attend so.
-
-    Layers that have no window of their own are given the config's by their forward pass (Mistral, Phi-3, Starcoder2).
-    """
+    """(heads, key-value heads, width, window or None) -> how many layers attend so."""
     config = base_of(model).config.get_text_config()
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
-    window = getattr(config, "sliding_window", None)
-    return Counter(
-        (heads, shared, layer.head_dim, getattr(layer, "sliding_window", window)) for layer in attention_layers(model)
-    )
+    return Counter((heads, shared, layer.head_dim, _window_of(layer, config)) for layer in attention_layers(model))
+
+
+def _window_of(layer: Any, config: Any) -> int | None:
+    """Its own, or the config's where its forward pass reads that (Mistral, Phi-3, Starcoder2; not PhiMoE, which has one too)."""
+    if hasattr(layer, "sliding_window"):
+        return layer.sliding_window
+    reads = "sliding_window" in inspect.getsource(type(layer).forward)
+    return getattr(config, "sliding_window", None) if reads else None
 
 
 def no_gpu_for_it(lacking: str) -> str | None:

@@ -130,7 +130,9 @@ def _faster_flash(performance: str | list[str], skeleton: Any, data: PreparedSpl
         return None
     from dumbo.patch.flash_race import Raced
 
-    told = run.world.share(_raced(skeleton, data, run) if run.world.main else None)
+    with run.world.main_first():
+        found_out = _raced(skeleton, data, run) if run.world.main else None
+    told = run.world.share(found_out)
     if told is None:
         return None
     run.update(**{RACED: told})

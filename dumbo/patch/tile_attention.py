@@ -62,6 +62,11 @@ class TileAttention:
         return f"{long} in cuDNN's" if reason is None else f"{long} too ({reason})"
 
 
+def in_cudnn(model: PreTrainedModel) -> bool:
+    """Whether long documents of a model that has been patched go through cuDNN."""
+    return marked(model, "tiles") > 0 and not_in_cudnn(model) is None
+
+
 def not_in_cudnn(model: PreTrainedModel) -> str | None:
     """Why long documents of a model with these heads do not go through cuDNN, in bf16; None where they do in all layers without
     a window.

@@ -14,8 +14,6 @@ import torch
 
 MEASURED_FROM = (9, 0)
 """Compute capability of the GPUs on which it is measured to be faster; of newer ones it is assumed."""
-_taken: set[tuple[int, int, int]] = set()
-"""Heads whose trial was right."""
 TRIED = 4096
 """Tokens of the trial: of the shortest document that goes through cuDNN."""
 APART = 2e-2
@@ -88,14 +86,7 @@ def why_not(heads: int, shared: int, width: int, dtype: torch.dtype, device: int
     torch.cuda.empty_cache()  # the launcher of several ranks may have tried it, and keeps nothing
     if reason is not None:
         warnings.warn(f"long documents go through tiles: {reason}", stacklevel=2)
-    else:
-        _taken.add((heads, shared, width))
     return reason
-
-
-def has_a_part() -> bool:
-    """Whether long documents of any heads go through cuDNN in this process."""
-    return bool(_taken) and lacking() is None
 
 
 def _tried(heads: int, shared: int, width: int, dtype: torch.dtype, where: torch.device) -> str | None:

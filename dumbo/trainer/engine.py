@@ -34,6 +34,7 @@ from dumbo.errors import UserError
 from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.patch.modules import base_of
+from dumbo.patch.tile_attention import in_cudnn
 from dumbo.prepare.store import Store
 from dumbo.trainer.ahead import Ahead
 from dumbo.trainer.bad_numbers import Watch, poisoned
@@ -177,7 +178,8 @@ class Engine(Feeding, Measuring, Rows, Saving):
         """Graphs are for training alone: not for the proofs before it, whose batches come once."""
         if self.cuda_graphs is not False:
             model: Any = self.model
-            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs), left=self._passes_left)
+            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs), left=self._passes_left,
+                                 in_cudnn=in_cudnn(model))  # fmt: skip
 
     def _passes_left(self) -> int:
         return (self.state.max_steps - self.state.global_step) * self.args.gradient_accumulation_steps

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dumbo.trainer import cudnn, long_documents
+from dumbo.trainer import long_documents
 
 BOUNDS = "cu_seq_lens_q"
 
@@ -24,7 +24,7 @@ class Kind:
 
     Attributes:
         seen: how many there were; -1: there is no place for its graph.
-        rows: its documents are rows that cuDNN takes.
+        in_cudnn: its documents are rows that go through cuDNN.
         graph: None until it is captured.
         inputs, items: where the graph reads the batch, and its trained tokens.
         loss: where it writes.
@@ -32,7 +32,7 @@ class Kind:
     """
 
     seen: int = 0
-    rows: bool = False
+    in_cudnn: bool = False
     graph: torch.cuda.CUDAGraph | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     items: torch.Tensor | None = None
@@ -42,14 +42,18 @@ class Kind:
 
 def rows_of(inputs: dict[str, Any]) -> list[long_documents.Part]:
     """The rows that cuDNN takes of a batch on the device; none where its documents go through tiles, as from here on they do."""
-    if BOUNDS not in inputs or cudnn.lacking() is not None:
-        return []
-    return long_documents.keep_whole_rows(inputs[BOUNDS], inputs["input_ids"].shape[1])
+    return long_documents.keep_whole_rows(inputs[BOUNDS], inputs["input_ids"].shape[1]) if BOUNDS in inputs else []
 
 
 def has_long(inputs: dict[str, Any]) -> bool:
-    """Whether a batch has documents that would go through cuDNN as written."""
-    return BOUNDS in inputs and cudnn.lacking() is None and bool(long_documents.known(inputs[BOUNDS]))
+    """Whether it is known that a batch has long documents."""
+    return BOUNDS in inputs and bool(long_documents.known(inputs[BOUNDS]))
+
+
+def forget_long(inputs: dict[str, Any]) -> None:
+    """From here on all of a batch's documents go through tiles."""
+    if BOUNDS in inputs:
+        long_documents.forget(inputs[BOUNDS])
 
 
 def key_of(inputs: dict[str, Any], rows: Sequence[long_documents.Part] = ()) -> tuple[Any, ...]:

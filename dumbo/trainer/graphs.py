@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 
-from dumbo.trainer import cudnn
-from dumbo.trainer.graph_kinds import Kind, copies_of, has_long, key_of, rows_of
+from dumbo.trainer.graph_kinds import Kind, copies_of, forget_long, has_long, key_of, rows_of
+from dumbo.trainer.long_documents import Part
 from dumbo.trainer.pace import Pace
 
 MOST = 16
@@ -61,13 +61,15 @@ class Graphs:
         one_pass: (model, inputs, items) -> detached loss; forward and backward, as written.
         always: capture even where launching is not what limits, and every kind.
         left: how many passes are still to come.
+        in_cudnn: the model's long documents go through cuDNN, in all layers without a window.
     """
 
     def __init__(
-        self, model: torch.nn.Module, one_pass: Pass, *, always: bool, left: Callable[[], float] = lambda: math.inf
-    ) -> None:
+        self, model: torch.nn.Module, one_pass: Pass, *, always: bool, left: Callable[[], float] = lambda: math.inf,
+        in_cudnn: bool = False,
+    ) -> None:  # fmt: skip
         self.one_pass = one_pass
-        self.always, self.left = always, left
+        self.always, self.left, self.in_cudnn = always, left, in_cudnn
         self.decided: bool | None = True if always else None
         self.judged = always
         self._written_ms: float | None = None
@@ -96,12 +98,11 @@ class Graphs:
             return self._paced(model, inputs, items)
         self.passes += 1
         self._settle_gradients()
-        long, rows = has_long(inputs), rows_of(inputs)
-        self.in_tiles += long and not rows
+        rows = self._rows(inputs)
         kind = self._kinds.get(key := key_of(inputs, rows))
         if kind is None:
             room = len(self._kinds) < MOST
-            kind = Kind(seen=0 if room else -1, rows=bool(rows))
+            kind = Kind(seen=0 if room else -1, in_cudnn=bool(rows))
             if room:
                 self._kinds[key] = kind
         if kind.proven:
@@ -109,6 +110,15 @@ class Graphs:
             return self._replay(kind, inputs, items) if self.judged else self._judge(kind, inputs, items)
         self._pace.broken()
         return self._beside(lambda: self._towards(kind, model, inputs, items))
+
+    def _rows(self, inputs: dict[str, Any]) -> list[Part]:
+        """Those of a batch that cuDNN takes in passes that are captured; all its other documents go through tiles."""
+        if not self.in_cudnn:
+            forget_long(inputs)
+            return []
+        long, rows = has_long(inputs), rows_of(inputs)
+        self.in_tiles += long and not rows
+        return rows
 
     @property
     def hold_memory(self) -> bool:
@@ -187,7 +197,7 @@ class Graphs:
         if not (torch.isfinite(loss) & torch.isfinite(whole) & (whole > 0)):
             return loss
         of_loss, of_gradients = float(abs(found - loss) / abs(loss)), float(apart / whole)
-        same = SAME_IN_CUDNN if kind.rows and cudnn.has_a_part() else SAME
+        same = SAME_IN_CUDNN if kind.in_cudnn else SAME
         kind.proven = of_loss <= same and of_gradients <= same
         if not kind.proven:
             self._give_up(

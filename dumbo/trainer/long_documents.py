@@ -89,8 +89,13 @@ def keep_whole_rows(bounds: torch.Tensor, tokens: int) -> list[Part]:
     parts = known(bounds)
     if fills(parts, tokens):
         return parts
-    _told.pop(bounds.data_ptr(), None)
+    forget(bounds)
     return []
+
+
+def forget(bounds: torch.Tensor) -> None:
+    """Of this batch it is known no more: its documents go through tiles."""
+    _told.pop(bounds.data_ptr(), None)
 
 
 def fills(parts: list[Part], tokens: int) -> bool:

@@ -18,7 +18,7 @@ from dumbo.errors import MemoryFull
 from dumbo.outputs.console import Console
 from dumbo.outputs.halvings import give_up_graphs
 from dumbo.outputs.run_dir import RunDir
-from dumbo.trainer import capturable, cudnn, graphs
+from dumbo.trainer import capturable, long_documents
 from dumbo.trainer.capturable import why_not
 from dumbo.trainer.collate import Collate, Room
 from dumbo.trainer.graph_kinds import Kind, copies_of, key_of
@@ -159,33 +159,40 @@ def test_a_batch_without_a_loss_proves_nothing(monkeypatch: pytest.MonkeyPatch, 
     assert layer.weight.grad.tolist() == [[1.0, 1.0]]
 
 
-@pytest.mark.parametrize(("rows", "in_cudnn", "held"), [(True, True, True), (True, False, False), (False, True, False)])
-def test_cudnns_gradients_alone_may_be_further_away(
-    monkeypatch: pytest.MonkeyPatch, rows: bool, in_cudnn: bool, held: bool
-) -> None:
+@pytest.mark.parametrize("in_cudnn", [True, False])
+def test_cudnns_gradients_alone_may_be_further_away(monkeypatch: pytest.MonkeyPatch, in_cudnn: bool) -> None:
     """The replay's loss is 3% off: between the two limits."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
-    monkeypatch.setattr(cudnn, "has_a_part", lambda: in_cudnn)
     layer = torch.nn.Linear(2, 1, bias=False)
     layer.weight.data.fill_(1.0)
     graphs = Graphs(layer, one_pass, always=True)
     graphs._settle_gradients()
-    kind = Kind(2, rows=rows, inputs={"bears": torch.zeros(1, 2)}, items=torch.ones(()), loss=torch.zeros(()))
+    kind = Kind(2, in_cudnn=in_cudnn, inputs={"bears": torch.zeros(1, 2)}, items=torch.ones(()), loss=torch.zeros(()))
     kind.graph = Replayed(layer.weight, kind, 0.06)  # type: ignore[assignment]
     graphs._prove(kind, layer.weight, {"bears": torch.ones(1, 2)}, torch.ones(()))
-    assert kind.proven is held
+    assert kind.proven is in_cudnn
 
 
-def test_long_documents_that_go_through_tiles_for_graphs_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("in_cudnn", [True, False])
+def test_what_graphs_keep_from_cudnn_is_counted(monkeypatch: pytest.MonkeyPatch, in_cudnn: bool) -> None:
+    """Three batches: one with a long document somewhere, one with none, one that is a long row. Where the model's do not go
+    through cuDNN, nothing is kept from it, and all its kinds are held to the narrower limit."""
     monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     monkeypatch.setattr(Graphs, "_beside", lambda self, work: work())
     monkeypatch.setattr(Graphs, "_capture", lambda *given: None)
-    monkeypatch.setattr(graphs, "has_long", lambda inputs: inputs["long"])
+    monkeypatch.setattr(long_documents, "_was_moved", lambda bounds, own: own is not bounds)
     layer = torch.nn.Linear(2, 1, bias=False)
-    found = Graphs(layer, lambda _, *given: one_pass(layer.weight, *given), always=True)
-    for long in (True, False, True):
-        found.run(layer, {"bears": torch.ones(1, 2), "long": long}, torch.ones(()))
-    assert found.facts().endswith("0 of 3 passes replayed; 2 with long documents in tiles, not in cuDNN")
+    graphs = Graphs(layer, lambda _, *given: one_pass(layer.weight, *given), always=True, in_cudnn=in_cudnn)
+    for numbers in ([0, 5000, 6000], [0, 3000, 6000], [0, 6000, 6000]):
+        batch = {"cu_seq_lens_q": torch.tensor(numbers)}
+        there = {"cu_seq_lens_q": batch["cu_seq_lens_q"].clone()}
+        long_documents.tell(batch, there)
+        graphs.run(layer, {"bears": torch.ones(1, 2), "input_ids": torch.zeros(1, 6000), **there}, torch.ones(()))
+        whole_row = numbers == [0, 6000, 6000]
+        assert bool(long_documents.known(there["cu_seq_lens_q"])) is (in_cudnn and whole_row)
+    said = "; 1 with long documents in tiles, not in cuDNN" if in_cudnn else ""
+    assert graphs.facts().endswith(f"0 of 3 passes replayed{said}")
+    assert sorted(kind.in_cudnn for kind in graphs._kinds.values()) == ([False, True] if in_cudnn else [False])
 
 
 class Event:

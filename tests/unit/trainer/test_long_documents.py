@@ -195,10 +195,9 @@ def test_which_go_through_cudnn(moved: None, monkeypatch: pytest.MonkeyPatch) ->
     assert long_attention.parts_for(q, k, bounds, 0) == []
 
 
-def test_graphs_are_for_rows_that_fill_the_batch(moved: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graphs_are_for_rows_that_fill_the_batch(moved: None) -> None:
     """Rows of 5,000 and of 7,500 tokens fill 15,000 both: where they lie is read while launching, and a graph has it in it.
     Documents that lie anywhere go through tiles, so that they come in no more kinds than before."""
-    monkeypatch.setattr(cudnn, "lacking", lambda: None)
     keys = []
     for numbers in ([0, 50, 100, 150], [0, 75, 150], [0, 50, 100, 150], [0, 40, 150], [0, 60, 150]):
         numbers = [*numbers, *[150] * (4 - len(numbers))]
@@ -219,15 +218,6 @@ def test_graphs_are_for_rows_that_fill_the_batch(moved: None, monkeypatch: pytes
     assert len({keys[0], keys[1], keys[3]}) == 3
 
 
-def test_without_cudnn_there_are_no_rows_and_no_kinds_of_them(moved: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch, there = _batch([0, 50, 100, 150])
-    long_documents.tell(batch, there)
-    inputs = {**there, "input_ids": torch.zeros(1, 150)}
-    monkeypatch.setattr(cudnn, "lacking", lambda: "not measured on A100")
-    assert graph_kinds.rows_of(inputs) == []
-    assert not graph_kinds.has_long(inputs)
-
-
 def test_whoever_moves_a_batch_tells_of_its_documents(moved: None) -> None:
     """A batch ahead of training."""
     batch, _ = _batch([0, 40, 50])
@@ -244,17 +234,14 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(cudnn, "attend_rows_backward", _attend_backward)
     monkeypatch.setattr(cudnn, "TRIED", 60)
     monkeypatch.setattr(torch, "device", lambda kind, index=0: device("cpu"))
-    monkeypatch.setattr(cudnn, "_taken", set())
     cudnn.why_not.cache_clear()
     yield
     cudnn.why_not.cache_clear()
 
 
 def test_the_trial_lets_right_numbers_pass_inside_an_operator_too(here: None) -> None:
-    assert not cudnn.has_a_part()
     with torch._C._AutoDispatchBelowAutograd():
         assert cudnn.why_not(4, 2, 8, torch.float32, 0) is None
-    assert cudnn.has_a_part()
 
 
 @pytest.mark.parametrize("wrong", [1.1, float("nan")])
@@ -266,7 +253,6 @@ def test_the_trial_finds_wrong_gradients(wrong: float, here: None, monkeypatch: 
     monkeypatch.setattr(cudnn, "attend_rows_backward", off)
     with pytest.warns(UserWarning, match=f"long documents go through tiles: cuDNN's attention is {wrong - 1:.1g} from"):
         assert "from that in float32" in str(cudnn.why_not(4, 2, 8, torch.float32, 0))
-    assert not cudnn.has_a_part()
 
 
 def test_the_trial_says_what_cudnn_says(here: None, monkeypatch: pytest.MonkeyPatch) -> None:
