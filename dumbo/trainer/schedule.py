@@ -50,12 +50,17 @@ def require_schedule(args: TrainingArguments, steps: int) -> str | None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     try:
         own: Any = args.lr_scheduler_kwargs
-        get_scheduler(name, optimizer, warmup, steps, scheduler_specific_kwargs=own)
+        schedule = get_scheduler(name, optimizer, warmup, steps, scheduler_specific_kwargs=own)
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(
             f"trainer.lr_scheduler={name} cannot be made: {error}.\n"
             "  Its own arguments go into trainer.extra.lr_scheduler_kwargs={name: value}"
         ) from error
+    if steps == 1 and not any(schedule.get_last_lr()):
+        return (
+            "the only step has a learning rate of 0, with which warm-up begins: NOTHING IS LEARNED "
+            "(trainer.warmup_steps=0, more trainer.num_epochs, or a smaller trainer.global_batch_size)"
+        )
     if warmup >= steps:
         return f"warm-up takes {warmup} steps: this run of {steps} ends before its peak learning rate"
     return None

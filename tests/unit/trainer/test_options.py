@@ -98,6 +98,19 @@ def test_a_warm_up_longer_than_the_run_is_said(shared: Any, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize(("scheduler", "learns"), [("cosine", False), ("constant", True)])
+def test_a_run_whose_only_step_is_warm_up_says_that_nothing_is_learned(
+    scheduler: str, learns: bool, shared: Any, tmp_path: Path
+) -> None:
+    model = model_of()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    options = {"max_steps": 1, "warmup_steps": 1, "lr_scheduler": scheduler}
+    run = small_run(tmp_path / "run", shared, model=model, **options)
+    changed = any(not torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert changed is learns
+    assert ("NOTHING IS LEARNED" in run.said) is not learns
+
+
 def test_weight_decay_is_for_matrices(shared: Any, tmp_path: Path) -> None:
     """With a learning rate whose gradient is nil, only decayed weights shrink, by (1 - lr x decay) a step."""
     model = model_of()
