@@ -29,7 +29,10 @@ from benchmarks.one_run import seen, speed, warm_up
 FAST = ["compile", "chunked_loss"]
 TILES = [*FAST, "tile_attention"]
 AHEAD, MASTERS = "trainer.prefetch=true", "trainer.master_weights=true"
+AUTO = "performance=auto"
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
+    "auto": ([], [AUTO]),
+    "auto_masters": ([], [AUTO, MASTERS]),
     "plain": ([], []),
     "liger": (["liger"], []),
     "chunked": (["chunked_loss"], []),
@@ -50,17 +53,18 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
         for layers in (8, 16, 24)
     },
 }
-"""Name -> patches beside LoRA's, further words."""
+"""Name -> patches beside LoRA's, further words. `auto` compiles from 7,000 layers times steps on, so it needs as many --steps."""
 PEERS = {"trl": "packed", "trl_checkpointed": "checkpointed", "trl_default": "default"}
 """Name -> how `peer_trl.py` is to run."""
 FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.lr=1e-4",
-         "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single", "performance=off"]  # fmt: skip
+         "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single"]  # fmt: skip
 
 
 def words_of(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> list[str]:
     """One row's command line, without how many steps and where."""
     own, more = VARIANTS[variant]
     patches = [*own, *asked.patches, *(["lora"] if work == "lora" else [])]
+    more = more if AUTO in more else ["performance=off", *more]
     return [
         "model=pretrained", f"model.path={folder}", "dataset=files",
         f"dataset.path={folder / 'docs.jsonl'}", *FIXED, f"patch=[{','.join(patches)}]",

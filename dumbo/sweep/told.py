@@ -67,7 +67,9 @@ def _say_best(console: Console, rows: Sequence[Row], metric: str, direction: str
     found = [(row.result, row.name) for row in done if row.result is not None]
     if found:
         value, name = (min if direction == "minimize" else max)(found)
-        console.row("best", f"{name}  {metric} {value:.4f}")
+        same = [other for result, other in found if other != name and f"{result:.4f}" == f"{value:.4f}"]
+        tied = f"   (no better than {_listed(same)}, to these digits)" if same else ""
+        console.row("best", f"{name}  {metric} {value:.4f}{tied}")
     elif done:
         console.row("best", f"no job has {metric}: name another metric of run.json with sweep.metric=…")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -53,6 +54,20 @@ def test_a_row_of_it(tmp_path: Path) -> None:
     assert 0 < to["data"] <= to["model"] <= to["proofs"] <= to["training"] <= to["result"] <= row["wall_s"]
     assert to["proofs"] <= row["seconds_to_it"] <= to["result"]
     assert peer["variant"] == "trl"
+
+
+@pytest.mark.parametrize(("variant", "auto"), [("auto", True), ("auto_masters", True), ("tiles", False)])
+def test_patches_are_named_by_hand_or_left_to_auto(variant: str, auto: bool) -> None:
+    from benchmarks.gpu import words_of
+
+    asked = argparse.Namespace(patches=[], longest=None, packs=2, log_every=1, words=[])
+    words = words_of(Path("folder"), "tiny", "lora", variant, asked)
+    assert [word for word in words if word.startswith("performance=")] == [f"performance={'auto' if auto else 'off'}"]
+    assert ("patch=[lora]" in words) is auto
+    done = subprocess.run(
+        [sys.executable, "-m", "dumbo", *words, "--cfg", "job"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_speed_is_of_the_steps_after_the_warm_up() -> None:
