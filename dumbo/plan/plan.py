@@ -9,6 +9,7 @@ What does not fit ends with exit code 2 and what to write instead, after the pla
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,7 @@ def plan(plugins: Plugins, composed: Composed, command: Command) -> int:
     asked = plugins.options.run_dir
     folder = writable_folder(asked) if asked is not None else None
     text = plugins.plan.format == "text"
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # of one to the other
     console = Console() if text else Console(stream=_nowhere())
     found, smaller = made(plugins, composed, console)
     if folder is not None:  # an earlier plan.json goes: a plan is made again at any time
