@@ -9,10 +9,8 @@ Each kind goes the same way, and every pass on it trains:
     the third time    both, on a batch that it was not captured on: gradients and loss must be the same (`SAME`)
     from then on      tensors are copied to where the graph reads them, and it is replayed
 
-Where it is left open whether they are used, they have to pay: launching takes most of a pass (`PAYS`), and, since a
-launch also takes long where it waits for a full queue, the GPU gets from one pass to the next in less time by replays
-than it did as written (`SAVES`), while nobody waits for it. Otherwise their memory is given back. A kind that will hardly
-come again in what is left of the run goes as it is written (`REPLAYS`).
+Where it is left open whether they are used, they have to pay (`paying.py`), and otherwise their memory is given back. A kind
+that will hardly come again in what is left of the run goes as it is written (`REPLAYS`).
 
 Gradients live in one place each for as long as training lasts, since a graph writes where it was captured to. What needs
 new random numbers or a decision on the CPU in every pass (dropout, checkpointing) is not captured (`capturable.py`).
@@ -22,8 +20,6 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +27,7 @@ import torch
 
 from dumbo.trainer.graph_kinds import Kind, copies_of, forget_long, has_long, key_of, rows_of
 from dumbo.trainer.long_documents import Part
-from dumbo.trainer.pace import Pace
+from dumbo.trainer.paying import Paying
 
 MOST = 16
 """Kinds that are captured; batches of further ones go as they are written. Each keeps its inputs, all share one pool."""
@@ -40,12 +36,6 @@ SAME = 1e-2
 (8 bits). A wrong input or a number frozen at capture gives another batch's gradients: about 1."""
 SAME_IN_CUDNN = 5e-2
 """The same where documents go through cuDNN: measured was 0.01 at 8B, 32 layers, where the loss was the same number."""
-WATCHED = 4
-"""Micro batches whose launching is timed, to decide whether graphs pay."""
-PAYS = 0.7
-"""Launching takes so large a share of a pass, or more: below it the GPU is busy while Python is done early."""
-SAVES = 0.03
-"""From one pass to the next takes so much less time by replays, or more."""
 REPLAYS = 8
 """So many replays of a kind are to be expected before it is captured. By reckoning, not by measurement: capturing and proving
 take three or four passes, what eight replays save where they take half of the time."""
@@ -70,13 +60,8 @@ class Graphs:
     ) -> None:  # fmt: skip
         self.one_pass = one_pass
         self.always, self.left, self.in_cudnn = always, left, in_cudnn
-        self.decided: bool | None = True if always else None
-        self.judged = always
-        self._written_ms: float | None = None
-        self._pace = Pace()
+        self.paying = Paying(always=always)
         self.replayed = self.passes = self.in_tiles = 0
-        self.said = "on"
-        self._shares: list[float] = []
         self._kinds: dict[tuple[Any, ...], Kind] = {}
         self._pool: Any = None
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -90,12 +75,9 @@ class Graphs:
             inputs: on the device.
             items: trained tokens of the global batch, a scalar on the device.
         """
-        if self.decided is None:
-            return self._watched(model, inputs, items)
-        if not self.decided:
-            return self.one_pass(model, inputs, items)
-        if not self.judged and self._written_ms is None:
-            return self._paced(model, inputs, items)
+        written = self.paying.as_written(lambda: self.one_pass(model, inputs, items))
+        if written is not None:
+            return written
         self.passes += 1
         self._settle_gradients()
         rows = self._rows(inputs)
@@ -107,8 +89,11 @@ class Graphs:
                 self._kinds[key] = kind
         if kind.proven:
             self.replayed += 1
-            return self._replay(kind, inputs, items) if self.judged else self._judge(kind, inputs, items)
-        self._pace.broken()
+            loss = self._replay(kind, inputs, items)
+            if not self.paying.replays_pay():
+                self._let_go()
+            return loss
+        self.paying.towards_a_graph()
         return self._beside(lambda: self._towards(kind, model, inputs, items))
 
     def _rows(self, inputs: dict[str, Any]) -> list[Part]:
@@ -127,37 +112,15 @@ class Graphs:
 
     def facts(self) -> str:
         """For run.json."""
-        if self.decided is None:
+        if self.paying.used is None:
             return "off: too few passes to see what launching takes"
-        if not self.decided:
-            return self.said
+        if not self.paying.used:
+            return self.paying.said
         captured = sum(kind.proven for kind in self._kinds.values())
-        said = f"{self.said}: {captured} kinds of batch, {self.replayed:,} of {self.passes:,} passes replayed"
+        said = f"{self.paying.said}: {captured} kinds of batch, {self.replayed:,} of {self.passes:,} passes replayed"
         return f"{said}; {self.in_tiles:,} with long documents in tiles, not in cuDNN" if self.in_tiles else said
 
     # ---- before the graph is used -----------------------------------------------------------------------------
-
-    def _watched(self, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
-        """As written, the launching timed; after some passes it is decided. The first one compiles, and does not count."""
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        loss = self.one_pass(model, inputs, items)
-        launched = time.perf_counter()
-        torch.cuda.synchronize()
-        self._shares.append((launched - began) / (time.perf_counter() - began))
-        if len(self._shares) > WATCHED:
-            share = statistics.median(self._shares[1:])
-            self.decided = share >= PAYS
-            self.said = f"{'on' if self.decided else 'off'}, launching takes {100 * share:.0f}% of a pass"
-        return loss
-
-    def _paced(self, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
-        """As written, and nobody waits: what replays are held against."""
-        loss = self.one_pass(model, inputs, items)
-        if self._pace.mark():
-            self._written_ms = self._pace.ms()
-            self._pace.broken()
-        return loss
 
     def _towards(self, kind: Kind, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
         kind.seen += kind.seen >= 0
@@ -200,28 +163,14 @@ class Graphs:
         same = SAME_IN_CUDNN if kind.in_cudnn else SAME
         kind.proven = of_loss <= same and of_gradients <= same
         if not kind.proven:
-            self._give_up(
+            self.paying.give_up(
                 f"off: a graph's gradients are {of_gradients:.1g} away from those as written, its loss {of_loss:.1g}"
             )
+            self._let_go()
         return loss
 
-    def _judge(self, kind: Kind, inputs: dict[str, Any], items: torch.Tensor) -> torch.Tensor:
-        """A replay; after some in a row it is decided whether graphs save anything."""
-        assert self._written_ms is not None
-        loss = self._replay(kind, inputs, items)
-        if self._pace.mark():
-            self.judged = True
-            replayed = self._pace.ms()
-            said = f"a pass each {self._written_ms:.1f} ms as written, {replayed:.1f} replayed"
-            if replayed <= (1 - SAVES) * self._written_ms:
-                self.said += f", {said}"
-            else:
-                self._give_up(f"off, {said}")
-        return loss
-
-    def _give_up(self, said: str) -> None:
-        """Passes go as written from here; graphs, their pool and the gradients' places are let go of."""
-        self.decided, self.said = False, said
+    def _let_go(self) -> None:
+        """Of graphs, their pool and the gradients' places."""
         for kind in self._kinds.values():
             kind.graph = kind.loss = None
         self._kinds.clear()

@@ -151,10 +151,10 @@ def test_a_batch_without_a_loss_proves_nothing(monkeypatch: pytest.MonkeyPatch, 
     )
     kind.graph = Replayed(layer.weight, kind, wrong)  # type: ignore[assignment]
     graphs._prove(kind, layer.weight, {"bears": torch.zeros(1, 2)}, torch.ones(()))
-    assert graphs.decided
+    assert graphs.paying.used
     assert not kind.proven
     graphs._prove(kind, layer.weight, {"bears": torch.ones(1, 2)}, torch.ones(()))
-    assert kind.proven == graphs.decided == graphs.hold_memory == held
+    assert kind.proven == graphs.paying.used == graphs.hold_memory == held
     assert layer.weight.grad is not None
     assert layer.weight.grad.tolist() == [[1.0, 1.0]]
 
@@ -223,7 +223,7 @@ def test_graphs_that_save_nothing_are_given_up(monkeypatch: pytest.MonkeyPatch, 
         return one_pass(layer.weight, inputs, items)
 
     graphs = Graphs(layer, slow, always=False)
-    graphs.decided = True
+    graphs.paying.used = True
     inputs = {"bears": torch.ones(1, 2)}
 
     def capture(self: Graphs, kind: Any, *others: Any) -> None:
@@ -238,8 +238,8 @@ def test_graphs_that_save_nothing_are_given_up(monkeypatch: pytest.MonkeyPatch, 
         graphs.run(layer, inputs, torch.ones(()))
         assert layer.weight.grad is not None
         assert layer.weight.grad.tolist() == [[float(number), float(number)]]
-        assert graphs.judged == (number >= passes - 2), "neither earlier nor later"
-    assert graphs.decided == graphs.hold_memory == pays
+        assert graphs.paying.judged == (number >= passes - 2), "neither earlier nor later"
+    assert graphs.paying.used == graphs.hold_memory == pays
     assert graphs.facts().startswith("on, a pass each 2" if pays else "off, a pass each 2"), graphs.facts()
     if pays:
         assert graphs.facts().endswith(f"1 kinds of batch, {PACED + 3} of {PACED + 6} passes replayed")
@@ -262,7 +262,7 @@ def test_what_hardly_comes_again_is_not_captured(
 
     monkeypatch.setattr(Graphs, "_capture", capture)
     graphs = Graphs(layer, lambda _, *given: one_pass(layer.weight, *given), always=always, left=lambda: left)
-    graphs.decided, graphs.judged = True, True
+    graphs.paying.used, graphs.paying.judged = True, True
     for longest in (256, 256, 512, 512):
         graphs.run(layer, {"bears": torch.ones(1, 2), "max_length_q": longest}, torch.ones(()))
     assert len(made) == captured
