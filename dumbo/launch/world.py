@@ -9,9 +9,9 @@ Source: torch.distributed, https://docs.pytorch.org/docs/stable/distributed.html
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,14 @@ class World:
         size: how many.
         local_rank: this one among those of its machine.
         group: torch's process group over the CPU; None in a world of one.
+        patient: a time -> a group in which a rank may wait so long.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     group: Any = None
+    patient: Mapping[timedelta, Any] = field(default_factory=dict)
 
     @property
     def main(self) -> bool:
@@ -76,11 +78,17 @@ class World:
         return numbers
 
     def barrier(self, timeout: timedelta | None = None) -> None:
-        """Waits for all ranks; None: as long as any exchange may take."""
+        """Waits for all ranks.
+
+        Args:
+            timeout: LONG or DISK; None: as long as any exchange may take. What gloo is told here holds on rank 0 alone, the
+                others wait for as long as their group may: so each of these times has a group of its own.
+        """
         if self.size > 1:
             import torch.distributed as dist
 
-            dist.monitored_barrier(self.group, timeout=timeout)
+            group = self.group if timeout is None else self.patient.get(timeout, self.group)
+            dist.monitored_barrier(group, timeout=timeout)
 
     def apart(self, timeout: timedelta = DISK) -> World:
         """The same ranks over a CPU group of its own, for a second thread. Called on every rank."""
@@ -88,7 +96,7 @@ class World:
             return self
         import torch.distributed as dist
 
-        return replace(self, group=dist.new_group(backend="gloo", timeout=timeout))
+        return replace(self, group=dist.new_group(backend="gloo", timeout=timeout), patient={})
 
     def one_first(self) -> AbstractContextManager[None]:
         """The block on the first rank of each machine, then on the others: they find on disk what the first has made."""
@@ -141,4 +149,5 @@ def join(timeout: float) -> World:
     # transformers' Trainer finds this group already there, with this timeout.
     state = PartialState(cpu=not cuda, backend=None if cuda else "gloo", timeout=timedelta(seconds=timeout))
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if cuda else dist.group.WORLD
-    return World(state.process_index, state.num_processes, state.local_process_index, group)
+    patient = {time: dist.new_group(backend="gloo", timeout=time) for time in (LONG, DISK)}
+    return World(state.process_index, state.num_processes, state.local_process_index, group, patient)

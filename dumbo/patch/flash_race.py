@@ -35,7 +35,7 @@ TOKENS = 65_536
 SAVES = 0.03
 """So much less time, or more, makes another kernel the faster one."""
 PATIENCE = 300.0
-"""Seconds for all children together, most of which compiling takes."""
+"""Seconds for a child, most of which compiling takes."""
 AGAIN = 86_400.0
 """Seconds after which one that failed is tried again."""
 FORM = 2
@@ -104,17 +104,16 @@ class Race:
         with one_at_a_time(file):
             before = [Raced(**one) for one in json.loads(file.read_text())] if file.is_file() else []
             found = {one.name: one for one in before if one.failed_at is None or time.time() - one.failed_at < AGAIN}
-            until = time.monotonic() + PATIENCE
             for name in self.files:
                 if name in found:
                     continue
-                found[name] = self._measured(name, file, max(1.0, until - time.monotonic()))
+                found[name] = self._measured(name, file)
                 staging = file.with_suffix(f".{os.getpid()}")
                 staging.write_text(json.dumps([asdict(one) for one in found.values()]))
                 staging.replace(file)  # what is known stays known, whatever becomes of the next child
             return [found[name] for name in self.files]
 
-    def _measured(self, name: Name, file: Path, patience: float) -> Raced:
+    def _measured(self, name: Name, file: Path) -> Raced:
         from dumbo.plan.measure import child_environment
 
         answer, told = (
@@ -123,13 +122,13 @@ class Race:
         )
         try:
             done = subprocess.run([*CHILD, str(answer)], input=json.dumps(told), capture_output=True, text=True,
-                                  env=child_environment(os.environ), timeout=patience, check=False)  # fmt: skip
+                                  env=child_environment(os.environ), timeout=PATIENCE, check=False)  # fmt: skip
             if done.returncode == 0 and answer.is_file():
                 return Raced(**json.loads(answer.read_text()))
             last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
             why = f"failed, exit code {done.returncode}: {last}"
         except subprocess.TimeoutExpired:
-            why = f"took more than {patience:.0f} s"
+            why = f"took more than {PATIENCE:.0f} s"
         finally:
             answer.unlink(missing_ok=True)
         return Raced(

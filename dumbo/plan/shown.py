@@ -64,8 +64,8 @@ def show(plan: Plan, console: Console) -> None:
 
 def _memory(plan: Plan, console: Console) -> None:
     memory = plan.memory
-    free = f" of {size(memory.available)} free" if memory.available is not None else ""
-    where, over = ("of a GPU", "") if memory.device == "cuda" else ("of the CPU", ", over what imports take,")
+    where, over = ("of a GPU", "") if memory.device == "cuda" else ("of the CPU", ", over what imports take")
+    free = f"{',' if over else ''} of {size(memory.available)} free" if memory.available is not None else ""
     rank = " a rank" if plan.arithmetic.batch.ranks > 1 else ""
     console.row("memory", f"{size(memory.peak)}{rank} {where} at the peak{over}{free}: the longest batch, predicted")
     for name, count in memory.parts.items():

@@ -56,7 +56,7 @@ def require_schedule(args: TrainingArguments, steps: int) -> str | None:
             f"trainer.lr_scheduler={name} cannot be made: {error}.\n"
             "  Its own arguments go into trainer.extra.lr_scheduler_kwargs={name: value}"
         ) from error
-    if steps == 1 and not any(schedule.get_last_lr()):
+    if steps == 1 and warmup > 0 and not any(schedule.get_last_lr()) and args.learning_rate > 0:
         return (
             "the only step has a learning rate of 0, with which warm-up begins: NOTHING IS LEARNED "
             "(trainer.warmup_steps=0, more trainer.num_epochs, or a smaller trainer.global_batch_size)"
