@@ -42,11 +42,16 @@ class Place:
         return found.stdout.strip() == "RUNNING"
 
     def again(self) -> str | None:
-        """Puts the job back into the queue; what SLURM said, when it would not."""
+        """Puts the job back into the queue; what SLURM said, when it would not.
+
+        Once SLURM has agreed it ends all that runs in the job, which may be scontrol before it has: by a signal, then.
+        """
         if not self.in_slurm:
             return None
         asked = subprocess.run(["scontrol", "requeue", self.job], capture_output=True, text=True, check=False)
-        return (asked.stderr or asked.stdout).strip() or "no reason given" if asked.returncode else None
+        if asked.returncode <= 0:
+            return None
+        return (asked.stderr or asked.stdout).strip() or "no reason given"
 
     @property
     def code_for_again(self) -> int:

@@ -19,6 +19,7 @@ from dumbo.errors import Stopped, UserError
 from dumbo.launch.slurm import refuse_other_shape, several_nodes
 from dumbo.outputs.console import Console
 from dumbo.slurm.note import Note
+from dumbo.slurm.place import Place
 from dumbo.slurm.pool import LOCAL_AT_ONCE, SlurmPool
 from dumbo.slurm.queue import _code, _indices, cancel
 from dumbo.slurm.rows import job_of, runs_here
@@ -221,3 +222,25 @@ def test_a_warning_that_comes_before_anybody_listens_is_kept() -> None:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, kept)
         signal.signal(signal.SIGUSR2, before)
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("exit 0", None),
+        ("kill -TERM $$", None),
+        ("kill -KILL $$", None),
+        ("echo 'Requested operation is presently disabled' >&2; exit 1", "Requested operation is presently disabled"),
+        ("exit 1", "no reason given"),
+    ],
+)
+def test_a_job_that_slurm_puts_back_is_ended_by_it(
+    does: str, said: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, at times scontrol before it has said that it is done: that is no refusal."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\n[ \"$*\" = 'requeue 12_3' ] || exit 9\n{does}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert Place("12_3", 0, 1, in_slurm=True).again() == said
+    assert Place("12_3", 0, 1, in_slurm=False).again() is None
