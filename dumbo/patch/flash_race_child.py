@@ -19,6 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from dumbo.trainer import flash, long_documents, tiles, varlen
 
+OF_THE_DEVICE = (torch.AcceleratorError, torch.OutOfMemoryError)
+"""Others on this GPU may be the cause: they end the child, and it is tried again another day."""
 APART = 2e-2
 """Relative distance of norms between two kernels in bf16 (8 bits)."""
 
@@ -40,7 +42,9 @@ def raced(name: flash.Name, layers: Sequence[tuple[Any, int]], bounds: Sequence[
     """
     try:
         reason = flash.why_not(name)
-    except Exception as error:  # its own, while it is imported
+    except OF_THE_DEVICE:
+        raise
+    except Exception as error:  # its own, while it is imported: said, and it is not used
         reason = f"{name} is not usable: {type(error).__name__}: {error}".splitlines()[0]
     if reason is not None:
         return {"name": name, "said": reason}
@@ -52,8 +56,8 @@ def raced(name: flash.Name, layers: Sequence[tuple[Any, int]], bounds: Sequence[
             with switched(name):
                 apart = distances(results(given, by_varlen), wanted)
                 theirs = _ms(by_varlen, given)
-        except (torch.AcceleratorError, torch.OutOfMemoryError):
-            raise  # of others on this GPU, it may be: it is tried again
+        except OF_THE_DEVICE:
+            raise
         except Exception as error:  # a package of its own: whatever it raises is said, and it is not used
             return {"name": name, "said": f"{name} failed: {type(error).__name__}: {error}".splitlines()[0]}
         if not all(distance <= APART for distance in apart.values()):  # a NaN is not

@@ -290,11 +290,20 @@ def test_what_is_wrong_is_not_taken(what: str, value: Any, said: str, stands: St
 @pytest.mark.parametrize(
     "error", [torch.AcceleratorError("illegal memory access", 700), torch.OutOfMemoryError("CUDA out of memory")]
 )
-def test_what_breaks_the_device_or_fills_it_ends_the_child(error: Exception, stands: Stands) -> None:
+def test_what_breaks_the_device_or_fills_it_ends_the_child(
+    error: Exception, stands: Stands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stands.error = error  # type: ignore[assignment]
     with pytest.raises(type(error)):
         child.raced("FA3", KINDS, BOUNDS)
     assert stands.now is None
+
+    def imported(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(flash, "why_not", imported)
+    with pytest.raises(type(error)):
+        child.raced("FA3", KINDS, BOUNDS)
 
 
 def test_whatever_a_package_raises_while_it_is_imported_is_said(
