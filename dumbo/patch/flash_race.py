@@ -116,10 +116,8 @@ class Race:
     def _measured(self, name: Name, file: Path) -> Raced:
         from dumbo.plan.measure import child_environment
 
-        answer, told = (
-            file.with_suffix(f".{name}.{os.getpid()}"),
-            {"name": name, "layers": self.layers, "bounds": self.bounds},
-        )
+        answer = file.with_suffix(f".{name}.{os.getpid()}")
+        told = {"name": name, "layers": self.layers, "bounds": self.bounds}
         try:
             done = subprocess.run([*CHILD, str(answer)], input=json.dumps(told), capture_output=True, text=True,
                                   env=child_environment(os.environ), timeout=PATIENCE, check=False)  # fmt: skip
