@@ -8,7 +8,9 @@ Source: torch.distributed, https://docs.pytorch.org/docs/stable/distributed.html
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,8 @@ LONG = timedelta(days=2)
 """For waiting while another process prepares the data; a dead process is noticed otherwise."""
 DISK = timedelta(hours=1)
 """For waiting while another process writes."""
+SETTLES = 0.2
+"""Seconds in which gloo's threads let go of the last exchange."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,9 @@ def join(timeout: float) -> World:
     import torch.distributed as dist
     from accelerate import PartialState
 
+    # A thread of gloo frees an exchange's tensors after the exchange, with Python's lock. If the interpreter is being taken
+    # down by then, that aborts a process that has done everything right (seen with torch 2.13): sleeping passes the lock on.
+    atexit.register(time.sleep, SETTLES)
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else it starts no process group on a machine without a GPU

@@ -13,7 +13,7 @@ from test_speed import OPTIONS, SHAPE, rows
 from dumbo.patch.chunked_loss import ChunkedLoss
 from dumbo.patch.compile import Compile
 from dumbo.patch.lora import LoRA
-from dumbo.trainer import graphs
+from dumbo.trainer import graphs, paying
 
 pytestmark = pytest.mark.gpu
 
@@ -108,7 +108,7 @@ def test_memory_that_runs_out_in_a_capture(real: bool, tmp_path: Path, monkeypat
 
         session._trainer = made
 
-    monkeypatch.setattr(graphs, "PAYS", 0.0)  # captured whatever launching takes
+    monkeypatch.setattr(paying, "PAYS", 0.0)  # captured whatever launching takes
     broken = run_of(tmp_path / "broken", fast(), cuda_graphs=None, before=before)
     torch.compiler.reset()
     written = run_of(tmp_path / "written", fast(), cuda_graphs=False)
