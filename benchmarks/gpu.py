@@ -1,12 +1,14 @@
 """Tokens per second on one GPU through the normal command, and of TRL beside it in the same run.
 
+    python -m benchmarks.gpu --table --out benchmarks/results/NAME.json                         # the README's, an hour
     python -m benchmarks.gpu --shapes smollm135 llama1b --work full lora --out benchmarks/results/NAME.json
     python -m benchmarks.gpu --shapes tiny --steps 4 --warmup 2 --out /tmp/smoke.json           # works on a CPU
 
 Random weights and documents (`made_up.py`). Every row is a command line that a user could type, run in a process of its
 own; of it, the steps after the warm-up count, of which there should be 20 or more: tokens, real ones only, over
 seconds, the median of the logged intervals (a step that captures a graph is in few of them). TRL packed with Liger
-(`peer_trl.py`) is measured between ours, where it is installed.
+(`peer_trl.py`) is measured between ours, where it is installed. Each row says on what and when it was measured, from which
+commit, and with which others in one run; its losses are means of ten steps each, as the peer's are, at one learning rate.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.made_up import SHAPES, write
-from benchmarks.one_run import seen, speed, warm_up
+from benchmarks.cases import Case, cases, steps
+from benchmarks.made_up import SHAPES, write_documents, write_model
+from benchmarks.one_run import by_tens, seen, speed, warm_up
+from benchmarks.record import commit
 
 FAST = ["compile", "chunked_loss"]
 TILES = [*FAST, "tile_attention"]
@@ -33,6 +36,7 @@ AUTO = "performance=auto"
 VARIANTS: dict[str, tuple[list[str], list[str]]] = {
     "auto": ([], [AUTO]),
     "auto_masters": ([], [AUTO, MASTERS]),
+    "auto_checkpointed": (["gradient_checkpointing"], [AUTO]),
     "plain": ([], []),
     "liger": (["liger"], []),
     "chunked": (["chunked_loss"], []),
@@ -57,7 +61,8 @@ VARIANTS: dict[str, tuple[list[str], list[str]]] = {
 PEERS = {"trl": "packed", "trl_checkpointed": "checkpointed", "trl_default": "default"}
 """Name -> how `peer_trl.py` is to run."""
 FIXED = ["formatter=text", "dataset.eval_fraction=0", "trainer.num_answers=0", "trainer.num_samples=0", "trainer.lr=1e-4",
-         "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "launch=single"]  # fmt: skip
+         "trainer.eval_every=null", "trainer.save_every=null", "trainer.warmup_steps=0", "trainer.lr_scheduler=constant",
+         "launch=single"]  # fmt: skip
 
 
 def words_of(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> list[str]:
@@ -75,7 +80,7 @@ def words_of(folder: Path, shape: str, work: str, variant: str, asked: argparse.
 
 def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
     """One row of ours: what it left in run.json and metrics.jsonl."""
-    run = folder / f"{work}-{variant}"
+    run = folder / f"{work}-{variant}-{asked.packs}"
     own = words_of(folder, shape, work, variant, asked)
     words = [*own, f"trainer.max_steps={asked.steps}", f"run_dir={run}"]
     at = seen([sys.executable, "-m", "dumbo", *words])
@@ -86,7 +91,7 @@ def ours(folder: Path, shape: str, work: str, variant: str, asked: argparse.Name
         "command": "python -m dumbo " + " ".join(word for word in words if not word.startswith("run_dir=")),
         **speed(training, asked.warmup),
         **warm_up(training, asked.warmup, at),
-        "losses": [round(row["loss"], 4) for row in training],
+        "losses": by_tens(training),
         "peak_memory_gib": training[-1]["peak_memory_gib"],
         "seconds": facts["metrics"]["seconds"],
         **{key: facts.get(key) for key in ("patches", "cuda_graphs", "packing", "proofs", "hardware", "versions")},
@@ -115,15 +120,18 @@ def _done(command: list[str], capture: bool = False) -> str:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["smollm135"], choices=list(SHAPES))
-    parser.add_argument("--work", nargs="+", default=["full", "lora"], choices=["full", "lora"])
-    parser.add_argument("--variants", nargs="+", default=["tiles", "trl"], choices=[*VARIANTS, *PEERS])
+    parser.add_argument(
+        "--table", action="store_true", help="the README's rows, or those of them that other words name"
+    )
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="default: smollm135")
+    parser.add_argument("--work", nargs="+", choices=["full", "lora"], help="default: both")
+    parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *PEERS], help="default: tiles and trl")
     parser.add_argument("--packs", type=int, default=8, help="packs of max_seq_len tokens a step")
     parser.add_argument("--longest", type=int, help="tokens of a pack, instead of the shape's own")
     parser.add_argument("--full-rows", action="store_true", help="documents that fill their pack")
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--warmup", type=int, default=40)
-    parser.add_argument("--log-every", type=int, default=5)
+    parser.add_argument("--log-every", type=int, default=1)
     parser.add_argument("--patches", nargs="*", default=[], help="further patches for our rows")
     parser.add_argument("--words", nargs="*", default=[], help="further words for dumbo's command line")
     parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile; a disk in memory is quickest")
@@ -131,18 +139,16 @@ def main(words: list[str] | None = None) -> None:
     asked = parser.parse_args(words)
     asked.log_every = min(asked.log_every, asked.warmup)
     results: list[dict[str, Any]] = []
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
-        for shape in asked.shapes:
-            folder = Path(temporary) / shape
-            longest = _longest(shape, asked)
-            tokens = int(1.02 * (asked.steps + 2) * asked.packs * longest)
-            write(folder, replace(SHAPES[shape], longest=longest), tokens, full_rows=asked.full_rows)
-            for work in asked.work:
-                for variant in asked.variants:
-                    results.append(_row(folder, shape, work, variant, asked))
-                    asked.out.parent.mkdir(parents=True, exist_ok=True)
-                    asked.out.write_text(json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n")
+        for case in cases(asked):
+            folder = Path(temporary) / case.shape
+            _prepare(folder, case, asked)
+            for variant in case.variants:
+                results.append({**_row(folder, case, variant, asked), "run": began, **commit()})
+                asked.out.parent.mkdir(parents=True, exist_ok=True)
+                asked.out.write_text(json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n")
     for row in results:
         speed = f"{row['tokens_per_s']:>12,.0f} tokens/s" if "tokens_per_s" in row else f"   {row['failed']}"
         print(
@@ -152,21 +158,34 @@ def main(words: list[str] | None = None) -> None:
         )
 
 
-def _row(folder: Path, shape: str, work: str, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
+def _prepare(folder: Path, case: Case, asked: argparse.Namespace) -> None:
+    """The shape's model, once, and the documents that the longest of the case's rows needs."""
+    if not folder.exists():
+        write_model(folder, case.documents)
+    last = max(steps(case, variant, asked)[0] for variant in case.variants)
+    tokens = int(1.02 * (last + 2) * case.packs * case.documents.longest)
+    write_documents(folder, case.documents, tokens, full_rows=case.full_rows)
+
+
+def _row(folder: Path, case: Case, variant: str, asked: argparse.Namespace) -> dict[str, Any]:
     """A row that fails says why and leaves the others standing."""
+    last, warmup = steps(case, variant, asked)
+    own = argparse.Namespace(
+        **{**vars(asked), "packs": case.packs, "longest": case.longest, "steps": last, "warmup": warmup}
+    )
     head = {
-        "shape": shape,
-        "work": work,
+        "shape": case.shape,
+        "work": case.work,
         "variant": variant,
-        "packs": asked.packs,
-        "max_seq_len": _longest(shape, asked),
-        "documents": "all as long as a pack" if asked.full_rows else "lognormal lengths",
+        "packs": case.packs,
+        "max_seq_len": case.documents.longest,
+        "documents": "all as long as a pack" if case.full_rows else "lognormal lengths",
     }
     began = time.perf_counter()
     if variant in PEERS and importlib.util.find_spec("trl") is None:
         return {**head, "failed": "trl is not installed"}
     try:
-        found = (trl if variant in PEERS else ours)(folder, shape, work, variant, asked)
+        found = (trl if variant in PEERS else ours)(folder, case.shape, case.work, variant, own)
     except RuntimeError as error:
         return {**head, "failed": str(error)}
     return {**head, **found, "wall_s": round(time.perf_counter() - began, 1)}

@@ -69,3 +69,14 @@ def warm_up(training: list[dict[str, Any]], warmup: int, seen: dict[str, float])
             break
         at, step = at + (row["step"] - step) * row["step_ms"] / 1000, row["step"]
     return {"first_fast_step": step + 1, "seconds_to_it": round(at, 1), "seconds_to": seen}
+
+
+def by_tens(training: list[dict[str, Any]]) -> list[float]:
+    """Mean losses of steps 1 to 10, 11 to 20, …: as a peer logs them that does so each ten steps.
+
+    Rows of several steps count in the ten that they end in.
+    """
+    tens: dict[int, list[float]] = {}
+    for row in training:
+        tens.setdefault((row["step"] - 1) // 10, []).append(row["loss"])
+    return [round(statistics.fmean(losses), 4) for losses in tens.values()]

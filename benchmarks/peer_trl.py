@@ -34,6 +34,7 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
     from trl import SFTConfig, SFTTrainer
 
     from benchmarks.made_up import read
+    from dumbo.outputs.surroundings import hardware
 
     gpu = torch.cuda.is_available()
     torch.manual_seed(0)
@@ -43,7 +44,7 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
     packed: dict[str, Any] = {"packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": packs}
     arguments = SFTConfig(
         output_dir=str(folder / "trl"), max_length=longest, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",
-        logging_steps=max(1, warmup), learning_rate=1e-4, optim="adamw_torch_fused", gradient_checkpointing=mode != "packed",
+        logging_steps=10, learning_rate=1e-4, lr_scheduler_type="constant", optim="adamw_torch_fused", gradient_checkpointing=mode != "packed",
         use_liger_kernel=gpu, use_cpu=not gpu, **({"per_device_train_batch_size": ROWS} if mode == "default" else packed),
     )  # fmt: skip
     ends: list[Any] = []
@@ -83,6 +84,7 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
         "mean_tokens_per_s": round(sum(tokens) / sum(seconds), 1) if speeds else None,
         "rows_a_batch": arguments.per_device_train_batch_size,
         "versions": {name: version(name) for name in ("trl", "torch", "transformers", "liger-kernel")},
+        "hardware": hardware(),
         "losses": [round(loss, 4) for loss in losses],
         "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
     }

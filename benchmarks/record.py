@@ -59,13 +59,19 @@ class Record:
             "load_before_and_after": [round(self.load_before, 2), round(os.getloadavg()[0], 2)],
             "hardware": hardware(),
             "versions": own,
-            "git": git_state(),
+            **commit(),
             **self.facts,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"{self.name}.json"
         file.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
         return file
+
+
+def commit() -> dict[str, Any]:
+    """What is measured: {"git": …}; of a copy without its history what GIT_COMMIT says."""
+    named = os.environ.get("GIT_COMMIT")
+    return {"git": git_state() or ({"commit": named, "changed": None} if named else None)}
 
 
 def nothing_held() -> None:

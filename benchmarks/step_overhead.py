@@ -2,6 +2,7 @@
 
     python -m benchmarks.step_overhead                          # a small shape on the CPU
     python -m benchmarks.step_overhead --shape 135m 1b          # on a GPU
+    python -m benchmarks.step_overhead --shape 135m --packs 64 --patches chunked_loss tile_attention compile
     python -m benchmarks.step_overhead --small                  # seconds
 
 Two numbers a shape. `percent_over_bare`: time of our steps over time of the bare loop's, blocks of steps in turn, the
@@ -9,7 +10,8 @@ median over rounds; the bare loop has its batches made before, on the device, an
 clipping and the optimizer's step (AdamW, fused), without looking at a loss in between. `percent_outside`: share of our
 step that no forward, backward, clipping or optimizer step was running, by the clock of this process; on a GPU, which
 works behind the process's back, that is the time in which nothing new was launched, so there only the first number
-counts. Both start from the same weights and train on the same batches: their losses must agree.
+counts. Patches are on both sides, CUDA graphs on neither: a bare loop has none. Both start from the same weights and
+train on the same batches: their losses must agree.
 
 Random weights, documents of random tokens with lognormal lengths, whole and isolated in packs.
 """
@@ -36,7 +38,12 @@ from dumbo.batch import Batch
 from dumbo.interfaces import Source
 from dumbo.outputs.console import Console
 from dumbo.outputs.run_dir import RunDir
+from dumbo.patch.chunked_loss import ChunkedLoss, takes_places
+from dumbo.patch.compile import Compile, compiled_layers
+from dumbo.patch.order import why_unavailable
+from dumbo.patch.tile_attention import TileAttention
 from dumbo.prepare.store import PreparedSplits, Split, Store, StoreWriter
+from dumbo.trainer.collate import leave_documents_free
 from dumbo.trainer.session import Session, SftTrainer
 from dumbo.trainer.sft import Sft
 
@@ -52,6 +59,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Llama's architecture in SmolLM2-135M's and Llama-3.2-1B's sizes, and two for a CPU; embeddings tied."""
 LEARNING_RATE = 1e-4
+PATCHES: dict[str, Callable[[], Any]] = {
+    "chunked_loss": ChunkedLoss, "tile_attention": TileAttention, "compile": Compile,
+}  # fmt: skip
+"""In the order in which `performance=auto` applies them."""
 
 
 def main() -> None:
@@ -63,19 +74,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--packs", type=int, default=8 if on_gpu else 2, help="packs a step")
     parser.add_argument("--capacity", type=int, default=2048 if on_gpu else 512, help="tokens a pack")
+    parser.add_argument("--patches", nargs="*", default=[], choices=list(PATCHES), help="on both sides")
     parser.add_argument("--small", action="store_true", help="the tiny shape, 3 steps, one round")
     parser.add_argument("--out", type=Path, help="folder for the result; default: benchmarks/results")
     asked = parser.parse_args()
     if asked.small:
         asked.shape, asked.steps, asked.warm, asked.rounds, asked.capacity = ["tiny"], 3, 1, 1, 128
     name = "step_overhead_" + (torch.cuda.get_device_name().split()[1].lower() if on_gpu else "cpu")
+    name += "_patched" if asked.patches else ""
     record = Record(name, "a step of trainer=sft against a bare loop: same model, kernels, batches, optimizer")
     if asked.out:
         record.folder = asked.out
     record.facts["table"] = []
     nothing_saved()
     for shape in asked.shape:
-        print(f"{shape}: {asked.packs} packs of {asked.capacity} tokens a step", flush=True)
+        print(f"{shape}: {asked.packs} packs of {asked.capacity} tokens a step  {' '.join(asked.patches)}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             record.facts["table"].append(_measured(shape, asked, Path(folder)))
         print(json.dumps(record.facts["table"][-1], indent=1))
@@ -88,11 +101,11 @@ def _measured(shape: str, asked: argparse.Namespace, folder: Path) -> dict[str, 
     data = _documents(
         folder / "store", SHAPES[shape]["vocab_size"], (steps + 2) * asked.packs * asked.capacity, asked.capacity
     )
-    model = _model(shape)
+    model = _model(shape, asked.patches)
     start = copy.deepcopy({name: tensor.cpu() for name, tensor in model.state_dict().items()})
     sft = Sft(lr=LEARNING_RATE, lr_scheduler="constant", warmup_steps=0, global_batch_size=asked.packs,
               micro_batch_size=asked.packs, max_seq_len=asked.capacity, max_steps=steps, eval_every=None, save_every=None,
-              num_samples=0, num_answers=0)  # fmt: skip
+              num_samples=0, num_answers=0, cuda_graphs=False)  # fmt: skip
     number = iter(range(10**6))
 
     def ours() -> dict[str, Any]:
@@ -113,6 +126,7 @@ def _measured(shape: str, asked: argparse.Namespace, folder: Path) -> dict[str, 
     assert difference < 1e-2 * abs(losses["bare loop"]), f"the two did not train alike: {losses}"
     return {
         "shape": shape,
+        "patches": asked.patches,
         "packs_a_step": asked.packs,
         "tokens_a_pack": asked.capacity,
         "steps": asked.steps,
@@ -125,14 +139,20 @@ def _measured(shape: str, asked: argparse.Namespace, folder: Path) -> dict[str, 
     }
 
 
-def _model(shape: str) -> Any:
+def _model(shape: str, patches: list[str]) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(**SHAPES[shape], tie_word_embeddings=True, max_position_embeddings=8192, bos_token_id=None,
                          eos_token_id=None, pad_token_id=None, use_cache=False)  # fmt: skip
     torch.manual_seed(0)
     model: Any = LlamaForCausalLM(config)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    for name in (name for name in PATCHES if name in patches):
+        patch = PATCHES[name]()
+        if (reason := why_unavailable(name, patch)) is not None:
+            raise SystemExit(f"{name}: {reason}")
+        model = patch.apply(model)
+    return model
 
 
 def _documents(folder: Path, vocab_size: int, tokens: int, longest: int) -> PreparedSplits:
@@ -224,12 +244,15 @@ def _session(sft: Sft, model: Any, data: PreparedSplits, path: Path, kind: type[
 
 
 def _ours(sft: Sft, model: Any, data: PreparedSplits, path: Path, warm: int) -> dict[str, Any]:
+    patched = vars(model).get("forward")
     session = _session(sft, model, data, path, _Timed)
     session.warm = warm
     try:
         session.train()
     finally:
-        del model.forward  # the timed one; the class has its own
+        del model.forward  # the timed one; the class, or a patch, has its own
+        if patched is not None:
+            model.forward = patched
         model._is_accelerate_prepared = False  # else accelerate leaves the next round without autocast
     steps = (sft.max_steps or 0) - warm
     seconds = session.clock.ended - session.clock.began
@@ -249,6 +272,10 @@ def _bare(sft: Sft, model: Any, data: PreparedSplits, path: Path, warm: int, ste
     batches = [_on(device, trainer.collate([trainer.examples[number] for number in trainer.order.step(step).tolist()]))
                for step in range(steps)]  # fmt: skip
     counts = [(batch["labels"][:, 1:] != -100).sum() for batch in batches]
+    if takes_places(model):
+        batches = [{**batch, "skip_logits": True} for batch in batches]
+    for batch in batches if compiled_layers(model) else ():
+        leave_documents_free(batch)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=sft.weight_decay, fused=True)
     model.train()

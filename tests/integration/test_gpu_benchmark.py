@@ -54,6 +54,36 @@ def test_a_row_of_it(tmp_path: Path) -> None:
     assert 0 < to["data"] <= to["model"] <= to["proofs"] <= to["training"] <= to["result"] <= row["wall_s"]
     assert to["proofs"] <= row["seconds_to_it"] <= to["result"]
     assert peer["variant"] == "trl"
+    assert row["run"] == peer["run"]
+    if "failed" not in peer:
+        assert peer["hardware"]
+    if (ROOT / ".git").exists():
+        assert len(row["git"]["commit"]) == 40
+
+
+def test_the_table_has_its_rows_and_only_those_that_are_named() -> None:
+    from benchmarks.cases import TABLE, cases, steps
+    from benchmarks.gpu import PEERS, VARIANTS
+
+    asked = argparse.Namespace(table=True, shapes=None, work=None, variants=None)
+    assert cases(asked) == list(TABLE)
+    assert {name for case in TABLE for name in case.variants} <= {*VARIANTS, *PEERS}
+    asked = argparse.Namespace(
+        table=True, shapes=["llama1b", "llama8b"], work=["lora"], variants=["auto", "trl_default"]
+    )
+    found = cases(asked)
+    assert [(case.shape, case.packs, case.variants) for case in found] == [
+        ("llama1b", 16, ("auto", "trl_default")), ("llama8b", 4, ("auto", "trl_default")), ("llama8b", 2, ("auto",)),
+    ]  # fmt: skip
+    assert steps(found[0], "trl_default", asked) == (44, 20)
+    assert steps(found[0], "auto", asked) == (438, 414)  # 16 layers: 7,008 layers times steps, so that auto compiles
+
+
+def test_losses_are_means_of_ten_steps() -> None:
+    from benchmarks.one_run import by_tens
+
+    assert by_tens([{"step": step, "loss": float(step)} for step in range(1, 24)]) == [5.5, 15.5, 22.0]
+    assert by_tens([{"step": step, "loss": float(step)} for step in (5, 10, 15)]) == [7.5, 15.0]
 
 
 @pytest.mark.parametrize(("variant", "auto"), [("auto", True), ("auto_masters", True), ("tiles", False)])

@@ -84,6 +84,13 @@ def test_step_overhead(tmp_path):
     assert 0 < row["percent_outside"] < 100
 
 
+def test_step_overhead_with_a_patch_on_both_sides(tmp_path):
+    [row] = run("step_overhead", tmp_path, "--patches", "chunked_loss")["table"]
+    assert (tmp_path / "step_overhead_cpu_patched.json").exists()
+    assert row["patches"] == ["chunked_loss"]
+    assert row["last_loss"]["dumbo"] == pytest.approx(row["last_loss"]["bare loop"], rel=1e-4)
+
+
 def test_chart(tmp_path):
     import xml.etree.ElementTree
 
