@@ -88,6 +88,8 @@ def _once(model: PreTrainedModel, asker: Asker, chosen: ChatOptions, name: str) 
         print(json_line({"run": name, "prompt": chosen.prompt, "answer": str(reply).strip()}))
     else:
         print(printable(str(reply).strip(), keep="\n"))
+        if not str(reply).strip():
+            print("(the model answered nothing)", file=sys.stderr)
     return 0
 
 

@@ -106,9 +106,19 @@ def _compose_and_run(command: Command) -> int:
     return _run_verb(command, composed_for(command))
 
 
+IN_RANKS = ("train", "plan", "doctor")
+"""Verbs that may be started as one of several processes."""
+
+
 def _run_verb(command: Command, composed: Any) -> int:
     from dumbo.check import check
+    from dumbo.launch.world import asked_by_environment
 
+    if command.verb not in IN_RANKS and asked_by_environment():
+        verb = "preview" if command.verb == "look" else command.verb
+        raise UserError(
+            f"{verb} runs in one process, but WORLD_SIZE is above 1.\n  Start it with python -m dumbo {verb}"
+        )
     plugins = check(composed.cfg, composed.choices, command.config_dirs)
     if command.verb == "look":
         from dumbo.look import look

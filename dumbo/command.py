@@ -80,7 +80,8 @@ class Command:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"The command line: {message}.\n  dumbo --help shows what can be typed.")
+        keys = " Keys are typed as KEY=VALUE: trainer.lr=1e-4." if "unrecognized arguments" in message else ""
+        raise UserError(f"The command line: {message}.{keys}\n  dumbo --help shows what can be typed.")
 
 
 def parse(argv: Sequence[str]) -> Command:

@@ -34,15 +34,27 @@ def unknown_key(path: str, key: str, valid: Sequence[str]) -> str:
     """The fault for a key that a node does not have."""
     near = nearest(key, valid)
     prefix = f"{path}." if path else ""
-    hint = f" Did you mean {prefix}{near}?" if near else ""
+    hint = f" Did you mean {prefix}{near}?" if near else _elsewhere(path, key, valid)
     group = path.split(".")[0] if path else ""
     more = f" (dumbo --info {group})" if group in GROUPS else ""
-    if not near and path in GROUPS and path not in LIST_GROUPS and (others := _choices_with(path, key)):
+    if not hint and path in GROUPS and path not in LIST_GROUPS and (others := _choices_with(path, key)):
         known = [name for name in ("files", "pretrained", "jinja") if name in others] or others
         hint = f" {path}={known[0]} has one: {path}={known[0]} {path}.{key}=…"
     if not valid:
         return f"{path} has no keys at all, and so no '{key}'.{hint}"
     return f"{path or 'The config'} has no key '{key}'.{hint}\n  keys{f' of {path}' if path else ''}: {', '.join(valid)}{more}"
+
+
+def _elsewhere(path: str, key: str, valid: Sequence[str]) -> str:
+    """Where a key is that is typed without its group, or called as TrainingArguments call it."""
+    from dumbo.legacy.names import TRAINER_KEYS
+
+    named = TRAINER_KEYS.get(key, key)
+    if path == "trainer" and named in valid:
+        return f" Did you mean trainer.{named}?"
+    groups = sorted(set(GROUPS) - set(LIST_GROUPS), key=lambda group: (group != "trainer", group)) if path == "" else []
+    found = (group for group in groups if _choices_with(group, named))
+    return next((f" Did you mean {group}.{named}?" for group in found), "")
 
 
 def _choices_with(group: str, key: str) -> list[str]:

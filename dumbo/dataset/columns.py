@@ -89,10 +89,12 @@ def recognise(raws: Iterable[Any], data_format: DataFormat, names: Mapping[str, 
         _require_used(data_format, names, where)
         return Columns(data_format, names)
     seen: set[str] = set()
+    stand: set[str] = set()
     for raw in raws:
         if isinstance(raw, Mapping):
             present = set(raw) | {known for known, own in names.items() if own in raw}
-            seen |= present
+            seen |= set(raw)
+            stand |= present
             found = [shape for shape, options in SHAPES.items() if any(set(option) <= present for option in options)]
             if found:
                 shape = max(found, key=lambda shape: _named(shape, present, names))
@@ -101,9 +103,16 @@ def recognise(raws: Iterable[Any], data_format: DataFormat, names: Mapping[str, 
     columns = ", ".join(sorted(seen)) or "none"
     shapes = "; ".join(f"{shape} ({', '.join(options[0])})" for shape, options in SHAPES.items())
     raise UserError(
-        f"{where}: the columns are not recognised: {columns}.\n  known: {shapes}\n"
-        "  Name yours: dataset.columns.question=COLUMN dataset.columns.answer=COLUMN"
+        f"{where}: the columns are not recognised: {columns}.\n  known: {shapes}\n  Name yours: {_to_name(stand, names)}"
     )
+
+
+def _to_name(present: set[str], names: Mapping[str, str]) -> str:
+    """What to type: the columns that the shape lacks of which most are there already."""
+    options = [option for options in SHAPES.values() for option in options if set(option) & present]
+    nearest = max(options, key=lambda option: len(set(option) & present) / len(option), default=("question", "answer"))
+    typed = [f"dataset.columns.{known}={names[known]}" for known in nearest if known in names]
+    return " ".join([*typed, *(f"dataset.columns.{known}=COLUMN" for known in nearest if known not in present)])
 
 
 def _named(shape: str, present: set[str], names: Mapping[str, str]) -> int:

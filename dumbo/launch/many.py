@@ -112,6 +112,7 @@ class Many:
             Stopped, ProofFailed, RunFailed: as a rank raised it.
         """
         if job.run.world.size > 1:
+            self._say(job.run, "started by another launcher")
             with interruptible(), told_by_hand(job.run):
                 return job.here()
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is loaded
@@ -130,12 +131,17 @@ class Many:
                 "  For ranks on the CPU: CUDA_VISIBLE_DEVICES= and launch.num_processes=2"
             )
         run = job.run
-        several = f", {self.nodes} machines" if self.nodes > 1 else ""
-        run.console.row("ranks", f"{self.ranks} on {'GPUs' if gpus else 'the CPU'}{several}")
+        self._say(run, f"{self.nodes} machines" if self.nodes > 1 else "")
         if self.nodes > 1:  # the other machines' ranks would have to be started again too
             with told_by_hand(run):
                 return self._in_ranks(job, gpus)
         return with_less_memory(run, lambda: self._in_ranks(job, gpus))
+
+    def _say(self, run: RunDir, how: str) -> None:
+        import torch
+
+        where = "GPUs" if torch.cuda.is_available() else "the CPU"
+        run.console.row("ranks", f"{self.ranks} on {where}{', ' * bool(how)}{how}")
 
     def _meeting(self) -> Meeting | None:
         if self.nodes == 1:

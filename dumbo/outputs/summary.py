@@ -20,7 +20,8 @@ def show_end(run: RunDir) -> dict[str, Any]:
     """The summary: losses, samples before and after, what to type next. Returns the metrics."""
     metrics: dict[str, Any] = run.facts.get("metrics", {})
     console = run.console
-    console.row("result", "   ".join(_result(metrics)))
+    logged = sum("loss" in row for row in run.metrics()) or TRAIN_LOSS_OVER
+    console.row("result", "   ".join(_result(metrics, min(TRAIN_LOSS_OVER, logged))))
     if said := run.facts.get("repeat", {}).get("losses"):
         console.row("repeat", said)
     for question, before, after in run.samples:
@@ -40,10 +41,11 @@ def show_end(run: RunDir) -> dict[str, Any]:
     return metrics
 
 
-def _result(metrics: Mapping[str, Any]) -> list[str]:
+def _result(metrics: Mapping[str, Any], over: int = TRAIN_LOSS_OVER) -> list[str]:
+    """The result's parts; `over`: so many logged losses its training loss is the mean of."""
     parts = []
     if "train_loss" in metrics:
-        of = f"mean of the last {TRAIN_LOSS_OVER} logged"
+        of = f"mean of the last {over} logged" if over > 1 else "last"
         first, of = (f"{metrics['first_loss']:.3f} -> ", f"first, {of}") if "first_loss" in metrics else ("", of)
         parts.append(f"loss {first}{metrics['train_loss']:.3f} ({of})")
     if "eval_loss" in metrics:

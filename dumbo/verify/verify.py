@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 import dumbo
 from dumbo.errors import ProofFailed, RunFailed, Stopped, UserError
 from dumbo.launch.single import one_process
-from dumbo.launch.world import asked_by_environment
 from dumbo.outputs.console import Console
 from dumbo.suggest import did_you_mean
 
@@ -73,10 +72,6 @@ def verify(plugins: Plugins, composed: Composed, command: Command) -> int:
     from dumbo.verify.report import LOG, report_folder, write_report
     from dumbo.verify.table import Table
 
-    if asked_by_environment():
-        raise UserError(
-            "verify runs in one process, but WORLD_SIZE is above 1.\n  Start it with python -m dumbo verify"
-        )
     text = plugins.verify.format == "text"
     console = Console() if text else Console(stream=_nowhere())
     console.heading(f"dumbo {dumbo.__version__}   verify")

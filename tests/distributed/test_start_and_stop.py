@@ -261,6 +261,7 @@ def test_torchrun_and_accelerate_launch_by_hand(tmp_path: Path) -> None:
         assert facts(tmp_path / name)["parallel"] == "DDP"
         assert facts(tmp_path / name)["status"] == "finished"
         assert (tmp_path / name / "model" / "README.md").is_file()
+        assert "2 on the CPU" in (tmp_path / name / "dumbo.log").read_text()
 
 
 @pytest.mark.full

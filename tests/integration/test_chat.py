@@ -192,8 +192,15 @@ def test_a_space_before_the_answer_belongs_to_it(ask, place):
 def test_a_formatter_of_ones_own_runs_when_its_folder_is_typed(ask, place):
     code, _, err, asked = ask("--config-dir", "conf", "run=own", "chat.prompt='Spell cat.'", "chat.max_new_tokens=2")
     *_, guessed = ask("run=own", "chat.prompt='Spell cat.'", "chat.max_new_tokens=2")
-    assert (code, err) == (0, "")
+    assert (code, err.removesuffix("(the model answered nothing)\n")) == (0, "")
     assert asked == guessed, "its prompt is the chat template's"
+
+
+def test_an_answer_of_nothing_is_said_beside_it(ask, place, monkeypatch):
+    from dumbo import generate
+
+    monkeypatch.setattr(generate, "answers", lambda model, tokenizer, prompts, how: [[] for _ in prompts])
+    assert ask("run=full", "chat.prompt='Spell cat.'")[:3] == (0, "\n", "(the model answered nothing)\n")
 
 
 def test_control_tokens_in_a_question_are_treated_as_the_run_treated_them(ask, place):

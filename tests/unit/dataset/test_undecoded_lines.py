@@ -69,6 +69,24 @@ def test_columns_of_no_shape_are_an_error_in_both(tmp_path):
             list(batches)
 
 
+@pytest.mark.parametrize(
+    ("columns", "advice"),
+    [
+        ({}, "dataset.columns.question=COLUMN dataset.columns.answer=COLUMN"),
+        ({"question": "frage"}, "dataset.columns.question=frage dataset.columns.answer=COLUMN"),
+        ({"instruction": "frage"}, "dataset.columns.instruction=frage dataset.columns.output=COLUMN"),
+    ],
+)
+def test_columns_that_are_named_in_part(columns, advice, tmp_path):
+    """The file's own columns are listed, and what is still to be named is said."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"frage": "a", "antwort": "b"}\n' * 3)
+    with pytest.raises(UserError) as raised:
+        list(batches_of(file, columns=columns))
+    assert "the columns are not recognised: antwort, frage.\n" in str(raised.value)
+    assert str(raised.value).endswith(f"Name yours: {advice}")
+
+
 def test_what_is_no_text_is_an_error_in_both(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_bytes(GOOD.encode() + b'\n{"question": "\xe9", "answer": "b"}\n')
