@@ -120,9 +120,8 @@ def _done(command: list[str], capture: bool = False) -> str:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--table", action="store_true", help="the README's rows, or those of them that other words name"
-    )
+    named = "the README's rows, or those of them that --shapes, --work and --variants name; rows that the file has stay"
+    parser.add_argument("--table", action="store_true", help=named)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="default: smollm135")
     parser.add_argument("--work", nargs="+", choices=["full", "lora"], help="default: both")
     parser.add_argument("--variants", nargs="+", choices=[*VARIANTS, *PEERS], help="default: tiles and trl")
@@ -137,8 +136,13 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile; a disk in memory is quickest")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     asked = parser.parse_args(words)
+    own = ("packs", "longest", "full_rows", "steps", "warmup")
+    if asked.table and (ignored := [name for name in own if getattr(asked, name) != parser.get_default(name)]):
+        parser.error(f"--table has its own --{ignored[0].replace('_', '-')}")
+    if not cases(asked):
+        parser.error("the table has no such row")
     asked.log_every = min(asked.log_every, asked.warmup)
-    results: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = json.loads(asked.out.read_text()) if asked.table and asked.out.exists() else []
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
@@ -146,7 +150,8 @@ def main(words: list[str] | None = None) -> None:
             folder = Path(temporary) / case.shape
             _prepare(folder, case, asked)
             for variant in case.variants:
-                results.append({**_row(folder, case, variant, asked), "run": began, **commit()})
+                row = {**_row(folder, case, variant, asked), "run": began, **commit()}
+                results = [*(other for other in results if any(other[key] != row[key] for key in HEAD)), row]
                 asked.out.parent.mkdir(parents=True, exist_ok=True)
                 asked.out.write_text(json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n")
     for row in results:
@@ -156,6 +161,10 @@ def main(words: list[str] | None = None) -> None:
             row.get("mfu"),
             row.get("peak_memory_gib"),
         )
+
+
+HEAD = ("shape", "work", "variant", "packs", "max_seq_len", "documents")
+"""What says which row it is: a file has the one of them that was measured last."""
 
 
 def _prepare(folder: Path, case: Case, asked: argparse.Namespace) -> None:

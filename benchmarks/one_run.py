@@ -74,9 +74,11 @@ def warm_up(training: list[dict[str, Any]], warmup: int, seen: dict[str, float])
 def by_tens(training: list[dict[str, Any]]) -> list[float]:
     """Mean losses of steps 1 to 10, 11 to 20, …: as a peer logs them that does so each ten steps.
 
-    Rows of several steps count in the ten that they end in.
+    Rows of several steps count in the ten that they end in. A ten that the run did not come to the end of is left out, unless it
+    is the only one.
     """
+    whole = training[-1]["step"] // 10 * 10 or 10
     tens: dict[int, list[float]] = {}
-    for row in training:
+    for row in (row for row in training if row["step"] <= whole):
         tens.setdefault((row["step"] - 1) // 10, []).append(row["loss"])
     return [round(statistics.fmean(losses), 4) for losses in tens.values()]

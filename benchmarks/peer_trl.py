@@ -44,7 +44,8 @@ def measured(folder: Path, work: str, steps: int, warmup: int, packs: int, longe
     packed: dict[str, Any] = {"packing": True, "packing_strategy": "wrapped", "per_device_train_batch_size": packs}
     arguments = SFTConfig(
         output_dir=str(folder / "trl"), max_length=longest, max_steps=steps, bf16=gpu, report_to="none", save_strategy="no",
-        logging_steps=10, learning_rate=1e-4, lr_scheduler_type="constant", optim="adamw_torch_fused", gradient_checkpointing=mode != "packed",
+        logging_steps=min(10, steps), learning_rate=1e-4, lr_scheduler_type="constant", optim="adamw_torch_fused",
+        gradient_checkpointing=mode != "packed",
         use_liger_kernel=gpu, use_cpu=not gpu, **({"per_device_train_batch_size": ROWS} if mode == "default" else packed),
     )  # fmt: skip
     ends: list[Any] = []

@@ -43,6 +43,7 @@ from dumbo.patch.compile import Compile, compiled_layers
 from dumbo.patch.order import why_unavailable
 from dumbo.patch.tile_attention import TileAttention
 from dumbo.prepare.store import PreparedSplits, Split, Store, StoreWriter
+from dumbo.trainer import long_documents
 from dumbo.trainer.collate import leave_documents_free
 from dumbo.trainer.session import Session, SftTrainer
 from dumbo.trainer.sft import Sft
@@ -81,7 +82,7 @@ def main() -> None:
     if asked.small:
         asked.shape, asked.steps, asked.warm, asked.rounds, asked.capacity = ["tiny"], 3, 1, 1, 128
     name = "step_overhead_" + (torch.cuda.get_device_name().split()[1].lower() if on_gpu else "cpu")
-    name += "_patched" if asked.patches else ""
+    name += "_patched_" + "_".join(asked.shape) if asked.patches else ""
     record = Record(name, "a step of trainer=sft against a bare loop: same model, kernels, batches, optimizer")
     if asked.out:
         record.folder = asked.out
@@ -272,7 +273,9 @@ def _bare(sft: Sft, model: Any, data: PreparedSplits, path: Path, warm: int, ste
     batches = [_on(device, trainer.collate([trainer.examples[number] for number in trainer.order.step(step).tolist()]))
                for step in range(steps)]  # fmt: skip
     counts = [(batch["labels"][:, 1:] != -100).sum() for batch in batches]
-    if takes_places(model):
+    chunked = takes_places(model)
+    assert trainer.fused_loss == chunked, "the two would not have the same loss"
+    if chunked:
         batches = [{**batch, "skip_logits": True} for batch in batches]
     for batch in batches if compiled_layers(model) else ():
         leave_documents_free(batch)
@@ -285,7 +288,9 @@ def _bare(sft: Sft, model: Any, data: PreparedSplits, path: Path, warm: int, ste
             _wait_for_gpu()
             began = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=trainer.args.bf16):
-            loss = model(**batch, num_items_in_batch=count).loss
+            out = model(**batch, num_items_in_batch=count)
+        assert (out.logits is None) == chunked
+        loss = out.loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, sft.max_grad_norm)
         optimizer.step()
@@ -297,7 +302,9 @@ def _bare(sft: Sft, model: Any, data: PreparedSplits, path: Path, warm: int, ste
 
 def _on(device: torch.device, batch: dict[str, Any]) -> dict[str, Any]:
     batch.pop("documents")
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    there = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    long_documents.tell(batch, there)
+    return there
 
 
 def _wait_for_gpu() -> None:

@@ -94,6 +94,7 @@ def _compose_and_run(command: Command) -> int:
     from dumbo.recorded import composed_for, with_recorded_values
     from dumbo.repeat import with_recorded
 
+    _refuse_ranks(command)
     command = with_recorded(command)
     if command.multirun or command.flags:
         command = with_recorded_values(command)
@@ -106,19 +107,27 @@ def _compose_and_run(command: Command) -> int:
     return _run_verb(command, composed_for(command))
 
 
+def _refuse_ranks(command: Command) -> None:
+    """Raises UserError where one of several processes was started for what is one process's work."""
+    from dumbo.launch.world import asked_by_environment
+
+    if not asked_by_environment() or (command.verb in IN_RANKS and not command.multirun):
+        return
+    verb = "preview" if command.verb == "look" else command.verb
+    what, how = ("a sweep", "-m …") if command.multirun else (verb, verb)
+    raise UserError(
+        f"{what} runs in one process, but WORLD_SIZE is above 1.\n"
+        f"  Start it with python -m dumbo {how}, without torchrun (or unset WORLD_SIZE)"
+    )
+
+
 IN_RANKS = ("train", "plan", "doctor")
 """Verbs that may be started as one of several processes."""
 
 
 def _run_verb(command: Command, composed: Any) -> int:
     from dumbo.check import check
-    from dumbo.launch.world import asked_by_environment
 
-    if command.verb not in IN_RANKS and asked_by_environment():
-        verb = "preview" if command.verb == "look" else command.verb
-        raise UserError(
-            f"{verb} runs in one process, but WORLD_SIZE is above 1.\n  Start it with python -m dumbo {verb}"
-        )
     plugins = check(composed.cfg, composed.choices, command.config_dirs)
     if command.verb == "look":
         from dumbo.look import look

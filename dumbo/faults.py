@@ -32,12 +32,12 @@ class Report:
 
 def unknown_key(path: str, key: str, valid: Sequence[str]) -> str:
     """The fault for a key that a node does not have."""
-    near = nearest(key, valid)
     prefix = f"{path}." if path else ""
-    hint = f" Did you mean {prefix}{near}?" if near else _elsewhere(path, key, valid)
+    near = _elsewhere(path, key, valid) or (f"{prefix}{name}" if (name := nearest(key, valid)) else "")
+    hint = f" Did you mean {near}?" if near else ""
     group = path.split(".")[0] if path else ""
     more = f" (dumbo --info {group})" if group in GROUPS else ""
-    if not hint and path in GROUPS and path not in LIST_GROUPS and (others := _choices_with(path, key)):
+    if not near and path in GROUPS and path not in LIST_GROUPS and (others := _choices_with(path, key)):
         known = [name for name in ("files", "pretrained", "jinja") if name in others] or others
         hint = f" {path}={known[0]} has one: {path}={known[0]} {path}.{key}=…"
     if not valid:
@@ -51,17 +51,19 @@ def _elsewhere(path: str, key: str, valid: Sequence[str]) -> str:
 
     named = TRAINER_KEYS.get(key, key)
     if path == "trainer" and named in valid:
-        return f" Did you mean trainer.{named}?"
+        return f"trainer.{named}"
     groups = sorted(set(GROUPS) - set(LIST_GROUPS), key=lambda group: (group != "trainer", group)) if path == "" else []
     found = (group for group in groups if _choices_with(group, named))
-    return next((f" Did you mean {group}.{named}?" for group in found), "")
+    return next((f"{group}.{named}" for group in found), "")
 
 
 def _choices_with(group: str, key: str) -> list[str]:
     """Choices of a group whose YAML has a key."""
     from dumbo.search_path import files_of
 
-    found = [name for name, file in files_of(group).items() if re.search(rf"(?m)^{key}:", file.read_text("utf-8"))]
+    found = [
+        name for name, file in files_of(group).items() if re.search(rf"(?m)^{re.escape(key)}:", file.read_text("utf-8"))
+    ]
     return sorted(found)
 
 

@@ -14,7 +14,7 @@ a file's own column names are mapped with `dataset.columns.question=frage`, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,12 +89,15 @@ def recognise(raws: Iterable[Any], data_format: DataFormat, names: Mapping[str, 
         _require_used(data_format, names, where)
         return Columns(data_format, names)
     seen: set[str] = set()
-    stand: set[str] = set()
+    nearest: tuple[str, ...] = ("question", "answer")
+    lacking = 1.0
     for raw in raws:
         if isinstance(raw, Mapping):
             present = set(raw) | {known for known, own in names.items() if own in raw}
             seen |= set(raw)
-            stand |= present
+            for option in (option for options in SHAPES.values() for option in options):
+                if (lacks := len(set(option) - present) / len(option)) < lacking:
+                    nearest, lacking = option, lacks
             found = [shape for shape, options in SHAPES.items() if any(set(option) <= present for option in options)]
             if found:
                 shape = max(found, key=lambda shape: _named(shape, present, names))
@@ -103,16 +106,16 @@ def recognise(raws: Iterable[Any], data_format: DataFormat, names: Mapping[str, 
     columns = ", ".join(sorted(seen)) or "none"
     shapes = "; ".join(f"{shape} ({', '.join(options[0])})" for shape, options in SHAPES.items())
     raise UserError(
-        f"{where}: the columns are not recognised: {columns}.\n  known: {shapes}\n  Name yours: {_to_name(stand, names)}"
+        f"{where}: the columns are not recognised: {columns}.\n  known: {shapes}\n  {_to_name(nearest, seen, names)}"
     )
 
 
-def _to_name(present: set[str], names: Mapping[str, str]) -> str:
-    """What to type: the columns that the shape lacks of which most are there already."""
-    options = [option for options in SHAPES.values() for option in options if set(option) & present]
-    nearest = max(options, key=lambda option: len(set(option) & present) / len(option), default=("question", "answer"))
-    typed = [f"dataset.columns.{known}={names[known]}" for known in nearest if known in names]
-    return " ".join([*typed, *(f"dataset.columns.{known}=COLUMN" for known in nearest if known not in present)])
+def _to_name(option: Sequence[str], seen: set[str], names: Mapping[str, str]) -> str:
+    """What to type for the columns of a shape: as it was typed where the file has that column, and what is still lacking."""
+    own = {known: names[known] if names.get(known) in seen else "COLUMN" for known in option if known not in seen}
+    if not own:
+        return f"No row has {' and '.join(option)} together."
+    return "Name yours: " + " ".join(f"dataset.columns.{known}={name}" for known, name in own.items())
 
 
 def _named(shape: str, present: set[str], names: Mapping[str, str]) -> int:

@@ -15,7 +15,7 @@ NOT_NUMBERS = (
 )  # fmt: skip
 """Keys that change where and how a run goes, and none of its numbers."""
 
-CAME_LATER = {"performance": "off", "trainer.master_weights": False}
+CAME_LATER = {"performance": "off", "trainer.master_weights": False, "patch.chunked_loss.kernel": False}
 """Keys that older runs do not have, and what they did: such a value is as good as none."""
 
 

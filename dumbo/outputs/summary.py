@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ def show_end(run: RunDir) -> dict[str, Any]:
     """The summary: losses, samples before and after, what to type next. Returns the metrics."""
     metrics: dict[str, Any] = run.facts.get("metrics", {})
     console = run.console
-    logged = sum("loss" in row for row in run.metrics()) or TRAIN_LOSS_OVER
+    logged = sum(math.isfinite(row.get("loss", math.nan)) for row in run.metrics()) or TRAIN_LOSS_OVER
     console.row("result", "   ".join(_result(metrics, min(TRAIN_LOSS_OVER, logged))))
     if said := run.facts.get("repeat", {}).get("losses"):
         console.row("repeat", said)

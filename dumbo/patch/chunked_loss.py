@@ -53,6 +53,8 @@ class ChunkedLoss:
         chunk_size: tokens a chunk, whose logits take chunk_size x vocabulary x 2 bytes in bf16. null: what 1 GiB has room
             for, 2 GiB where the head trains, at most 8,192.
         compiled: a chunk's loss goes through torch.compile where patch=[compile] could run.
+        kernel: it goes through a kernel of our own there (`trainer/row_loss.py`), in place of a compiled one. Its numbers are
+            those of torch by Triton's interpreter; it has not been timed on a GPU yet, so that it is off.
 
     Raises:
         UserError: a model that does more between its layers and its loss, or has another loss (compared on random numbers).
@@ -60,6 +62,7 @@ class ChunkedLoss:
 
     chunk_size: int | None = None
     compiled: bool = True
+    kernel: bool = False
 
     stage: ClassVar[Stage] = Stage.KERNELS
     conflicts: ClassVar[tuple[str, ...]] = ()
@@ -125,8 +128,12 @@ class ChunkedLoss:
 
         from dumbo.trainer.chunks import chunk_loss
 
-        if not self.compiled or Compile().unavailable() is not None:
+        if not (self.compiled or self.kernel) or Compile().unavailable() is not None:
             return chunk_loss
+        if self.kernel:
+            from dumbo.trainer.row_loss import RowLoss
+
+            return RowLoss()
         torch.compiler.reset()  # graphs of an earlier run's vocabulary and width would count against the limit of variants
         return _within_limit(torch.compile(chunk_loss))
 
@@ -139,10 +146,14 @@ class ChunkedLoss:
         base: Any = base_of(model)
         if not takes_places(base):
             raise RuntimeError(f"the chunked loss did not take on {type(base).__name__}")
-        compiled = self.compiled and Compile().unavailable() is None
+        how = ", in a kernel of our own" if self.kernel else ", compiled" if self.compiled else ""
         frozen, training = self.tokens(_rows(base), False), self.tokens(_rows(base), True)
         said = f"head and loss over {training:,} tokens at a time"
-        return said + f", {frozen:,} where the head is frozen" * (frozen != training) + ", compiled" * compiled
+        return (
+            said
+            + f", {frozen:,} where the head is frozen" * (frozen != training)
+            + how * (Compile().unavailable() is None)
+        )
 
 
 def unlike(base: Any) -> str | None:
@@ -236,7 +247,7 @@ def _forward(own: Any, size: Callable[[bool], int], of_chunk: Any) -> Any:
     Args:
         own: the model's bound method.
         size: tokens a chunk, by whether the head trains.
-        of_chunk: `chunk_loss`, or the same compiled.
+        of_chunk: `chunk_loss`, the same compiled, or `RowLoss`.
     """
 
     def forward(

@@ -104,7 +104,7 @@ def _rehearsed(patch: Any, model: Any) -> tuple[Any, str]:
         if isinstance(patch, Liger) and patch.fused_linear_cross_entropy:
             model = _Chunks(chunk_size=LIGERS_CHUNK).apply(model)
         return model, "its kernels are predicted by what they keep"
-    if isinstance(patch, ChunkedLoss) and patch.compiled:
+    if isinstance(patch, ChunkedLoss) and (patch.compiled or patch.kernel):
         patch = _Chunks(chunk_size=patch.chunk_size)
     model = patch.apply(model)
     return model, order.evidence(patch, model)

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from dumbo.interfaces import IGNORE
+from dumbo.trainer.row_loss import RowLoss
 from dumbo.trainer.sharded import is_sharded
 
 ROWS_IN = 64
@@ -56,7 +57,7 @@ def summed_loss(
         targets: (N,).
         at: (n,) the places in N that bear a loss, each once: only these are given to the head. None: all N are.
         size: tokens a chunk.
-        of_chunk: `chunk_loss`, or the same compiled.
+        of_chunk: `chunk_loss`, the same compiled, or `RowLoss`.
     """
     if is_sharded(head):
         return _as_one_call(
@@ -137,12 +138,16 @@ class _Chunks(torch.autograd.Function):
         to_parameters: list[torch.Tensor] = []
         begin = 0
         for rows, their_targets in _chunks(picked, wanted, size):
-            with torch.enable_grad():
-                leaf = rows.detach().requires_grad_(to_hidden is not None)
-                loss = of_chunk(head, softcap, leaf, their_targets)
+            leaf = rows.detach().requires_grad_(to_hidden is not None)
             leaves = [*([leaf] if to_hidden is not None else []), *parameters]
-            with torch.autocast(hidden.device.type, enabled=False):
-                found = list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+            if isinstance(of_chunk, RowLoss):
+                loss, gradients = of_chunk.with_gradients(head, softcap, leaf, their_targets, leaves)
+            else:
+                with torch.enable_grad():
+                    loss = of_chunk(head, softcap, leaf, their_targets)
+                with torch.autocast(hidden.device.type, enabled=False):
+                    gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+            found = list(gradients)
             if to_hidden is not None:
                 to_hidden[begin : begin + len(rows)] = found.pop(0)
             if to_parameters:

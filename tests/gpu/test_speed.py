@@ -112,7 +112,10 @@ def test_nothing_is_compiled_after_the_first_steps(tmp_path: Path) -> None:
     ("bf16", "loss_off", "gradient_off"), [(False, 1e-5, 1e-3), (True, 5e-3, 5e-2)], ids=["fp32", "bf16"]
 )
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_chunked_loss_is_the_plain_one(bf16: bool, loss_off: float, gradient_off: float, tied: bool) -> None:
+@pytest.mark.parametrize("kernel", [False, True], ids=["compiled", "kernel"])
+def test_the_chunked_loss_is_the_plain_one(
+    kernel: bool, bf16: bool, loss_off: float, gradient_off: float, tied: bool
+) -> None:
     """Compiled, on trained places only; every gradient, relative to its norm, against fp32 logits."""
     generator = torch.Generator("cuda").manual_seed(1)
     ids = torch.randint(0, 512, (3, 300), device="cuda", generator=generator)
@@ -128,8 +131,9 @@ def test_the_chunked_loss_is_the_plain_one(bf16: bool, loss_off: float, gradient
 
     made = {**SHAPE, "tie_word_embeddings": tied, "attn_implementation": "sdpa"}
     wanted, gradients = numbers(model_of(**made).cuda().train(), False)
-    chunked = ChunkedLoss(chunk_size=256).apply(model_of(**made).cuda().train())
-    assert ChunkedLoss(chunk_size=256).evidence(chunked).endswith("compiled")
+    patch = ChunkedLoss(chunk_size=256, kernel=kernel)
+    chunked = patch.apply(model_of(**made).cuda().train())
+    assert patch.evidence(chunked).endswith("in a kernel of our own" if kernel else "compiled")
     found, theirs = numbers(chunked, bf16, skip_logits=True, loss_at=places)
     assert found == pytest.approx(wanted, rel=loss_off)
     for name, gradient in gradients.items():
@@ -181,3 +185,12 @@ def test_checkpointed_layers_keep_their_input_alone(fused: bool) -> None:
     assert kept[True] < 16 * 2**20, kept
     apart = torch.linalg.vector_norm(gradients[True] - gradients[False]) / torch.linalg.vector_norm(gradients[False])
     assert apart < 2e-2, apart
+
+
+def test_step_overhead_has_its_patches_on_both_sides(tmp_path: Path) -> None:
+    words = ["--small", "--patches", "chunked_loss", "compile", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "benchmarks.step_overhead", *words]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [row] = json.loads(Path(done.stdout.strip().splitlines()[-1]).read_text())["table"]
+    assert row["last_loss"]["dumbo"] == pytest.approx(row["last_loss"]["bare loop"], rel=1e-3)

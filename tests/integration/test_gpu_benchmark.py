@@ -55,8 +55,10 @@ def test_a_row_of_it(tmp_path: Path) -> None:
     assert to["proofs"] <= row["seconds_to_it"] <= to["result"]
     assert peer["variant"] == "trl"
     assert row["run"] == peer["run"]
+    assert len(row["losses"]) == 1
     if "failed" not in peer:
         assert peer["hardware"]
+        assert len(peer["losses"]) == 1
     if (ROOT / ".git").exists():
         assert len(row["git"]["commit"]) == 40
 
@@ -79,11 +81,26 @@ def test_the_table_has_its_rows_and_only_those_that_are_named() -> None:
     assert steps(found[0], "auto", asked) == (438, 414)  # 16 layers: 7,008 layers times steps, so that auto compiles
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--table", "--steps", "9"], "--table has its own --steps"), (["--table", "--variants", "tiles"], "no such row")],
+)
+def test_the_table_takes_no_word_without_a_meaning(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.gpu import main
+
+    with pytest.raises(SystemExit):
+        main([*words, "--out", str(tmp_path / "out.json")])
+    assert said in capsys.readouterr().err
+
+
 def test_losses_are_means_of_ten_steps() -> None:
     from benchmarks.one_run import by_tens
 
-    assert by_tens([{"step": step, "loss": float(step)} for step in range(1, 24)]) == [5.5, 15.5, 22.0]
-    assert by_tens([{"step": step, "loss": float(step)} for step in (5, 10, 15)]) == [7.5, 15.0]
+    assert by_tens([{"step": step, "loss": float(step)} for step in range(1, 24)]) == [5.5, 15.5]
+    assert by_tens([{"step": step, "loss": float(step)} for step in (5, 10, 15)]) == [7.5]
+    assert by_tens([{"step": step, "loss": float(step)} for step in (1, 2, 3)]) == [2.0]
 
 
 @pytest.mark.parametrize(("variant", "auto"), [("auto", True), ("auto_masters", True), ("tiles", False)])

@@ -86,7 +86,7 @@ def test_step_overhead(tmp_path):
 
 def test_step_overhead_with_a_patch_on_both_sides(tmp_path):
     [row] = run("step_overhead", tmp_path, "--patches", "chunked_loss")["table"]
-    assert (tmp_path / "step_overhead_cpu_patched.json").exists()
+    assert (tmp_path / "step_overhead_cpu_patched_tiny.json").exists()
     assert row["patches"] == ["chunked_loss"]
     assert row["last_loss"]["dumbo"] == pytest.approx(row["last_loss"]["bare loop"], rel=1e-4)
 

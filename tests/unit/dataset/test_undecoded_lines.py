@@ -74,6 +74,7 @@ def test_columns_of_no_shape_are_an_error_in_both(tmp_path):
     [
         ({}, "dataset.columns.question=COLUMN dataset.columns.answer=COLUMN"),
         ({"question": "frage"}, "dataset.columns.question=frage dataset.columns.answer=COLUMN"),
+        ({"question": "fragge"}, "dataset.columns.question=COLUMN dataset.columns.answer=COLUMN"),
         ({"instruction": "frage"}, "dataset.columns.instruction=frage dataset.columns.output=COLUMN"),
     ],
 )
@@ -85,6 +86,16 @@ def test_columns_that_are_named_in_part(columns, advice, tmp_path):
         list(batches_of(file, columns=columns))
     assert "the columns are not recognised: antwort, frage.\n" in str(raised.value)
     assert str(raised.value).endswith(f"Name yours: {advice}")
+
+
+def test_columns_of_different_rows_do_not_make_a_shape(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a"}\n{"other": "b"}\n')
+    with pytest.raises(UserError, match=r"other, prompt\.\n[\s\S]*Name yours: dataset\.columns\.completion=COLUMN$"):
+        list(batches_of(file))
+    file.write_text('{"prompt": "a"}\n{"completion": "b"}\n')
+    with pytest.raises(UserError, match=r"No row has prompt and completion together\.$"):
+        list(batches_of(file))
 
 
 def test_what_is_no_text_is_an_error_in_both(tmp_path):

@@ -20,6 +20,7 @@ from dumbo.patch.lora import LoRA
 from dumbo.patch.modules import base_of
 from dumbo.trainer import chunks
 from dumbo.trainer.collate import Collate
+from dumbo.trainer.row_loss import RowLoss
 
 SIZES = [1, 7, 64, 10_000]
 """Tokens a chunk: one, one that leaves a rest, one that divides, and more than there are."""
@@ -81,6 +82,47 @@ def test_loss_and_gradients_are_those_from_the_logits(head: str, size: int, batc
         for name, gradient in gradients.items():
             assert (theirs[name] - gradient).abs().max() <= 2e-6 * gradient.abs().max().clamp(min=1e-3), name
     assert numbers(model, {**batch, "loss_at": places})[0] == pytest.approx(wanted, rel=1e-6), "logits asked for"
+
+
+class InTorch(RowLoss):
+    """The kernel's work in torch's operations: gradients where the logits were."""
+
+    def rows(self, logits, targets, softcap, *, gradients):
+        with torch.enable_grad():
+            own = logits.detach().float().clone().requires_grad_()
+            capped = own if softcap is None else softcap * torch.tanh(own / softcap)
+            losses = torch.nn.functional.cross_entropy(capped, targets, ignore_index=-100, reduction="none")
+            total = losses.sum()
+        if gradients:
+            logits.copy_(torch.autograd.grad(total, own)[0])
+        return losses.detach()
+
+
+@pytest.mark.parametrize("size", [7, 10_000])
+@pytest.mark.parametrize("head", HEADS)
+def test_gradients_that_come_with_the_loss_are_the_same(
+    head: str, size: int, batch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kernel gives them (tests/gpu has the kernel); without gradients the loss alone, and the logits stay."""
+    model = model_with(head).train()
+    wanted, gradients = numbers(model, {name: value for name, value in batch.items() if name != "loss_at"})
+    monkeypatch.setattr(ChunkedLoss, "_function", lambda self: InTorch())
+    model = ChunkedLoss(chunk_size=size, kernel=True).apply(model)
+    found, theirs = numbers(model, batch, skip_logits=True)
+    assert found == pytest.approx(wanted, rel=1e-6)
+    for name, gradient in gradients.items():
+        assert (theirs[name] - gradient).abs().max() <= 2e-6 * gradient.abs().max().clamp(min=1e-3), name
+    with torch.no_grad():
+        loss = model(**batch, use_cache=False, num_items_in_batch=torch.tensor(37), skip_logits=True).loss
+    assert float(loss) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_without_a_gpu_the_kernel_is_left_to_torch() -> None:
+    if Compile().unavailable() is not None:
+        assert ChunkedLoss(kernel=True)._function() is chunks.chunk_loss
+        assert (
+            ChunkedLoss(kernel=True).evidence(ChunkedLoss(kernel=True).apply(model_of())).endswith("tokens at a time")
+        )
 
 
 def test_places_are_the_tokens_before_the_labelled_ones(batch: dict[str, Any]) -> None:

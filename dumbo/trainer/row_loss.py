@@ -1,0 +1,62 @@
+"""The loss of a chunk by a kernel of our own (`loss_kernel.py`), in the place of `chunks.chunk_loss` on a GPU.
+
+Used by `chunks.py`, put there by `patch/chunked_loss.py` (`kernel: true`). The gradients of the logits come with the loss and lie
+where the logits lay: of a chunk there is one tensor of C x vocabulary, which is read from memory once and written once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dumbo.interfaces import IGNORE
+
+BLOCK, WARPS = 16384, 16
+"""Logits that a program takes at a time, and its warps: 60 registers a thread, none spilt; two programs fit a multiprocessor, whose
+rows are still in the GPU's cache when they are read again (compiled for Hopper; not timed yet)."""
+
+
+class RowLoss:
+    """A `ChunkLoss` whose gradients come with it."""
+
+    def __call__(self, head: Any, softcap: float | None, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """As `chunks.chunk_loss`, without gradients."""
+        return self.rows(head(hidden).detach(), targets, softcap, gradients=False).sum()
+
+    def with_gradients(
+        self,
+        head: Any,
+        softcap: float | None,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        leaves: list[torch.Tensor],
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The sum of the losses, and its gradients by `leaves` (zeros where one has no part).
+
+        Args:
+            head, softcap, hidden, targets: as `chunks.chunk_loss`; `hidden` is one of the leaves where it wants a gradient.
+        """
+        with torch.enable_grad():
+            logits = head(hidden)
+        with torch.no_grad():
+            own = logits.detach()
+            gradients = own if own.stride(1) == 1 else own.contiguous()
+            losses = self.rows(gradients, targets, softcap, gradients=True)
+        with torch.autocast(hidden.device.type, enabled=False):
+            found = torch.autograd.grad(logits, leaves, gradients, allow_unused=True, materialize_grads=True)
+        return losses.sum(), found
+
+    def rows(
+        self, logits: torch.Tensor, targets: torch.Tensor, softcap: float | None, *, gradients: bool
+    ) -> torch.Tensor:
+        """(C,) float32, each row's loss; with `gradients` the (C, vocabulary) logits become the gradients of their sum."""
+        from dumbo.trainer.loss_kernel import row_losses
+
+        rows, vocabulary = logits.shape
+        losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+        row_losses[(rows,)](
+            logits, targets, losses, logits.stride(0), vocabulary, softcap or 1.0,
+            IGNORE=IGNORE, CAPPED=softcap is not None, GRADIENT=gradients, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+        return losses
