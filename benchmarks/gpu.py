@@ -139,10 +139,13 @@ def main(words: list[str] | None = None) -> None:
     own = ("packs", "longest", "full_rows", "steps", "warmup")
     if asked.table and (ignored := [name for name in own if getattr(asked, name) != parser.get_default(name)]):
         parser.error(f"--table has its own --{ignored[0].replace('_', '-')}")
+    before: Any = json.loads(asked.out.read_text()) if asked.table and asked.out.exists() else []
+    if not isinstance(before, list):
+        parser.error(f"{asked.out} holds something else than rows")
     if not cases(asked):
         parser.error("the table has no such row")
     asked.log_every = min(asked.log_every, asked.warmup)
-    results: list[dict[str, Any]] = json.loads(asked.out.read_text()) if asked.table and asked.out.exists() else []
+    results: list[dict[str, Any]] = before
     began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with tempfile.TemporaryDirectory(dir=asked.folder) as temporary:
         os.environ["DUMBO_CACHE"] = str(Path(temporary) / "cache")
@@ -151,7 +154,7 @@ def main(words: list[str] | None = None) -> None:
             _prepare(folder, case, asked)
             for variant in case.variants:
                 row = {**_row(folder, case, variant, asked), "run": began, **commit()}
-                results = [*(other for other in results if any(other[key] != row[key] for key in HEAD)), row]
+                results = with_row(results, row)
                 asked.out.parent.mkdir(parents=True, exist_ok=True)
                 asked.out.write_text(json.dumps(results, indent=1, ensure_ascii=False, default=str) + "\n")
     for row in results:
@@ -163,8 +166,18 @@ def main(words: list[str] | None = None) -> None:
         )
 
 
-HEAD = ("shape", "work", "variant", "packs", "max_seq_len", "documents")
-"""What says which row it is: a file has the one of them that was measured last."""
+HEAD = ("shape", "work", "variant", "packs", "max_seq_len", "documents", "more")
+"""What says which row it is."""
+
+
+def with_row(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The table with a row measured anew in the place of what an earlier run had; one that failed takes no other's place."""
+    earlier = [
+        other for other in rows if other.get("run") != row["run"] and all(other.get(k) == row.get(k) for k in HEAD)
+    ]
+    if "failed" in row and any("failed" not in other for other in earlier):
+        return rows
+    return [*(other for other in rows if other not in earlier), row]
 
 
 def _prepare(folder: Path, case: Case, asked: argparse.Namespace) -> None:
@@ -189,6 +202,7 @@ def _row(folder: Path, case: Case, variant: str, asked: argparse.Namespace) -> d
         "packs": case.packs,
         "max_seq_len": case.documents.longest,
         "documents": "all as long as a pack" if case.full_rows else "lognormal lengths",
+        **({"more": more} if (more := [*asked.patches, *asked.words]) else {}),
     }
     began = time.perf_counter()
     if variant in PEERS and importlib.util.find_spec("trl") is None:

@@ -4,7 +4,7 @@
     python -m benchmarks.loss --tune --out /tmp/tuned.json                 # which blocks are fastest here
     python -m benchmarks.loss --small --out /tmp/small.json                # on a CPU, where torch's operations alone can run
 
-Chunks, dtypes and autocast are those of training. Ways are timed in turn, each until the device is done, the median of the rounds;
+Chunks and dtypes are those of training with master weights. Ways are timed in turn, each until the device is done, the median of the rounds;
 losses and gradients are compared with those of torch's operations.
 """
 
@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.record import Record
 from dumbo.patch.chunked_loss import ChunkedLoss
+from dumbo.patch.compile import Compile
 from dumbo.trainer import row_loss
 from dumbo.trainer.chunks import chunk_loss, summed_loss
 
@@ -34,13 +35,15 @@ SHAPES = {
     "small": (32, 512, True, 256),
 }
 """Width, vocabulary, whether the head trains, tokens a step."""
+TIMES = 20
+"""Launches between two waits, so that waiting does not count."""
 BLOCKS, WARPS = (4096, 8192, 16384, 32768), (8, 16, 32)
 
 
 def ways() -> dict[str, Any]:
     """Name -> what does a chunk."""
     own = {"torch": chunk_loss}
-    if torch.cuda.is_available():
+    if Compile().unavailable() is None:
         own |= {"compiled": ChunkedLoss()._function(), "kernel": row_loss.RowLoss()}
     return own
 
@@ -112,9 +115,9 @@ def tuned(shape: str, rounds: int) -> list[dict[str, Any]]:
     found = []
     for block, warps in itertools.product(BLOCKS, WARPS):
         row_loss.BLOCK, row_loss.WARPS = block, warps
-        work = partial(row_loss.RowLoss().rows, logits, targets, None, gradients=True)
-        work()
-        ms = statistics.median(took(work) for _ in range(rounds))
+        once = partial(row_loss.RowLoss().rows, logits, targets, None, gradients=True)
+        once()
+        ms = statistics.median(took(lambda: [once() for _ in range(TIMES)]) / TIMES for _ in range(rounds))  # noqa: B023
         found.append({"shape": shape, "block": block, "warps": warps, "ms": round(ms, 3),
                       "tb_per_s": round(2 * logits.numel() * 2 / ms / 1e9, 2)})  # fmt: skip
         print(found[-1], flush=True)
@@ -131,6 +134,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="the small shape, three rounds")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     asked = parser.parse_args()
+    if asked.tune and (reason := Compile().unavailable()) is not None:
+        parser.error(f"--tune: {reason}")
     if asked.small:
         asked.shapes, asked.rounds = ["small"], 3
     record = Record(asked.out.stem, "head and loss with their gradients, in turn", asked.out.parent, ("triton",))

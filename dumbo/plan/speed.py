@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from dumbo.outputs.config_hash import config_hash, flattened
+from dumbo.outputs.config_hash import CAME_LATER, config_hash, flattened
 from dumbo.outputs.places import short
 from dumbo.outputs.runs import RUNS, facts_if_whole
 
@@ -92,7 +92,9 @@ def _shape(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in flattened(config).items()
-        if any(key == name or key.startswith(f"{name}.") for name in SHAPE) and key not in NOT_SPEED
+        if not (key in CAME_LATER and value == CAME_LATER[key])
+        and any(key == name or key.startswith(f"{name}.") for name in SHAPE)
+        and key not in NOT_SPEED
     }
 
 

@@ -105,7 +105,7 @@ def _rehearsed(patch: Any, model: Any) -> tuple[Any, str]:
             model = _Chunks(chunk_size=LIGERS_CHUNK).apply(model)
         return model, "its kernels are predicted by what they keep"
     if isinstance(patch, ChunkedLoss) and (patch.compiled or patch.kernel):
-        patch = _Chunks(chunk_size=patch.chunk_size)
+        patch = _Chunks(chunk_size=patch.chunk_size, compiled=patch.compiled, kernel=patch.kernel)
     model = patch.apply(model)
     return model, order.evidence(patch, model)
 

@@ -20,7 +20,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def _capped(logits, cap, CAPPED: tl.constexpr):
     """cap * tanh(logits / cap), by exponentials that cannot overflow."""
     if CAPPED:
-        small = tl.exp2(-2 * LOG2E * tl.abs(logits) / cap)
+        small = tl.exp2(tl.abs(logits) * (-2 * LOG2E) / cap)
         size = cap * (1 - small) / (1 + small)
         logits = tl.where(logits < 0, -size, size)
     return logits
@@ -50,6 +50,8 @@ def row_losses(
                 zeros = tl.zeros((BLOCK,), tl.float32).to(logits.dtype.element_ty)
                 tl.store(begin + start + places, zeros, mask=start + places < vocabulary)
     else:
+        # Before the loop, whose reductions all warps wait for: behind it another warp may have written the gradient there.
+        wanted = _capped(tl.load(begin + target).to(tl.float32), cap, CAPPED)
         highest = LOWEST
         total = 0.0
         for start in range(0, vocabulary, BLOCK):
@@ -60,7 +62,6 @@ def row_losses(
             total = total * tl.exp2((highest - higher) * LOG2E) + tl.sum(tl.exp2((own - higher) * LOG2E), 0)
             highest = higher
         lse = highest + tl.log2(total) / LOG2E
-        wanted = _capped(tl.load(begin + target).to(tl.float32), cap, CAPPED)
         tl.store(losses + row, lse - wanted)
         if GRADIENT:
             for start in range(0, vocabulary, BLOCK):

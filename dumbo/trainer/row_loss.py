@@ -22,7 +22,8 @@ class RowLoss:
 
     def __call__(self, head: Any, softcap: float | None, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """As `chunks.chunk_loss`, without gradients."""
-        return self.rows(head(hidden).detach(), targets, softcap, gradients=False).sum()
+        logits = head(hidden).detach()
+        return self.rows(_in_rows(logits), targets, softcap, gradients=False).sum()
 
     def with_gradients(
         self,
@@ -40,9 +41,9 @@ class RowLoss:
         with torch.enable_grad():
             logits = head(hidden)
         with torch.no_grad():
-            own = logits.detach()
-            gradients = own if own.stride(1) == 1 else own.contiguous()
+            gradients = _in_rows(logits.detach())
             losses = self.rows(gradients, targets, softcap, gradients=True)
+            torch.autograd.graph.increment_version(gradients)  # a head that needs its own output again is told of it
         with torch.autocast(hidden.device.type, enabled=False):
             found = torch.autograd.grad(logits, leaves, gradients, allow_unused=True, materialize_grads=True)
         return losses.sum(), found
@@ -60,3 +61,8 @@ class RowLoss:
             IGNORE=IGNORE, CAPPED=softcap is not None, GRADIENT=gradients, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
         return losses
+
+
+def _in_rows(logits: torch.Tensor) -> torch.Tensor:
+    """As the kernel reads them, one beside the other; a copy where they are not."""
+    return logits if logits.stride(1) == 1 else logits.contiguous()

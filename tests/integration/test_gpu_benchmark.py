@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,21 @@ def test_the_table_takes_no_word_without_a_meaning(
     with pytest.raises(SystemExit):
         main([*words, "--out", str(tmp_path / "out.json")])
     assert said in capsys.readouterr().err
+
+
+def test_a_row_measured_anew_takes_the_place_of_an_earlier_one() -> None:
+    from benchmarks.gpu import HEAD, with_row
+
+    row: dict[str, Any] = {key: "x" for key in HEAD if key != "more"} | {"run": "monday", "tokens_per_s": 1}
+    again, failed = {**row, "run": "tuesday", "tokens_per_s": 2}, {**row, "run": "tuesday", "failed": "memory"}
+    assert with_row([row], again) == [again]
+    assert with_row([row], failed) == [row]
+    assert with_row([{**row, "failed": "memory"}], failed) == [failed]
+    assert with_row([row], {**row, "tokens_per_s": 2}) == [row, {**row, "tokens_per_s": 2}], (
+        "asked for twice in one run"
+    )
+    assert with_row([row], {**again, "more": ["a=b"]}) == [row, {**again, "more": ["a=b"]}]
+    assert with_row([{"shape": "x"}], again) == [{"shape": "x"}, again]
 
 
 def test_losses_are_means_of_ten_steps() -> None:

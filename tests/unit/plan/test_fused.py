@@ -174,6 +174,24 @@ def test_a_chunk_of_the_loss_has_its_logits_once() -> None:
     assert logits <= ledger.peak <= logits + 3 * weights
 
 
+def test_a_plan_says_what_is_going_to_do_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dumbo.plan.stand_in import _rehearsed
+
+    monkeypatch.setattr(Compile, "unavailable", lambda self: None)
+    said = [_rehearsed(patch, model_of())[1] for patch in (ChunkedLoss(kernel=True), ChunkedLoss())]
+    assert [text.rpartition(", ")[2] for text in said] == ["in a kernel of our own", "compiled"]
+
+
+def test_a_speed_of_before_a_key_is_still_of_the_same_shape() -> None:
+    from dumbo.plan.speed import _shape
+
+    before = {"patch": {"chunked_loss": {"chunk_size": None}}}
+    now = {"patch": {"chunked_loss": {"chunk_size": None, "kernel": False}}}
+    assert _shape(before) == _shape(now)
+    now["patch"]["chunked_loss"]["kernel"] = True
+    assert _shape(before) != _shape(now)
+
+
 @pytest.mark.parametrize(
     "patches",
     [
