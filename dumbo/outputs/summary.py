@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,8 @@ def show_end(run: RunDir) -> dict[str, Any]:
     """The summary: losses, samples before and after, what to type next. Returns the metrics."""
     metrics: dict[str, Any] = run.facts.get("metrics", {})
     console = run.console
-    logged = sum(math.isfinite(row.get("loss", math.nan)) for row in run.metrics()) or TRAIN_LOSS_OVER
-    console.row("result", "   ".join(_result(metrics, min(TRAIN_LOSS_OVER, logged))))
+    logged = sum(row.get("loss") is not None for row in run.metrics())  # null: no loss that is finite
+    console.row("result", "   ".join(_result(metrics, min(TRAIN_LOSS_OVER, logged or TRAIN_LOSS_OVER))))
     if said := run.facts.get("repeat", {}).get("losses"):
         console.row("repeat", said)
     for question, before, after in run.samples:

@@ -45,5 +45,7 @@ def test_losses_say_what_they_are_of(tmp_path: Path) -> None:
     assert "loss 0.500 (mean of the last 10 logged)" in said(tmp_path, [], train_loss=0.5)
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}, "loss": 1.0}}\n' for step in (1, 2, 3)))
     assert "loss 0.500 (mean of the last 3 logged)" in said(tmp_path, [], train_loss=0.5)
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 1, "eval_loss": 1.0}\n')
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": null}\n{"step": 2, "eval_loss": 1.0}\n'
+    )
     assert "loss 1.000 -> 0.500 (first, last)" in said(tmp_path, [], first_loss=1.0, train_loss=0.5)
