@@ -17,6 +17,9 @@ from dumbo import __version__
 from dumbo.command import Command, parse
 from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
 
+IN_RANKS = ("train", "plan", "doctor")
+"""Verbs that may be started as one of several processes."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns the exit code."""
@@ -119,10 +122,6 @@ def _refuse_ranks(command: Command) -> None:
         f"{what} runs in one process, but WORLD_SIZE is above 1.\n"
         f"  Start it with python -m dumbo {how}, without torchrun (or unset WORLD_SIZE)"
     )
-
-
-IN_RANKS = ("train", "plan", "doctor")
-"""Verbs that may be started as one of several processes."""
 
 
 def _run_verb(command: Command, composed: Any) -> int:

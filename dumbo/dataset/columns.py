@@ -113,8 +113,8 @@ def recognise(raws: Iterable[Any], data_format: DataFormat, names: Mapping[str, 
 def _to_name(option: Sequence[str], seen: set[str], names: Mapping[str, str]) -> str:
     """What to type for the columns of a shape: as it was typed where the file has that column, and what is still lacking."""
     own = {known: names[known] if names.get(known) in seen else "COLUMN" for known in option if known not in seen}
-    if not own:
-        return f"No row has {' and '.join(option)} together."
+    if "COLUMN" not in own.values():
+        return f"No row has {' and '.join(own.get(known, known) for known in option)} together."
     return "Name yours: " + " ".join(f"dataset.columns.{known}={name}" for known, name in own.items())
 
 

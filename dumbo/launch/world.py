@@ -137,6 +137,13 @@ def asked_by_environment() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def _settle() -> None:
+    """A thread of gloo frees an exchange's tensors after the exchange, with Python's lock. If the interpreter is being taken
+    down by then, that aborts a process that has done everything right (seen with torch 2.13): sleeping passes the lock on.
+    """
+    time.sleep(SETTLES)
+
+
 def join(timeout: float) -> World:
     """Joins the other processes that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, …).
 
@@ -147,9 +154,8 @@ def join(timeout: float) -> World:
     import torch.distributed as dist
     from accelerate import PartialState
 
-    # A thread of gloo frees an exchange's tensors after the exchange, with Python's lock. If the interpreter is being taken
-    # down by then, that aborts a process that has done everything right (seen with torch 2.13): sleeping passes the lock on.
-    atexit.register(time.sleep, SETTLES)
+    atexit.unregister(_settle)  # of an earlier run in this process
+    atexit.register(_settle)
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # else it starts no process group on a machine without a GPU

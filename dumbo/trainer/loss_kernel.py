@@ -1,8 +1,8 @@
 """Cross-entropy of rows of logits in one kernel, which leaves their gradients where the logits were.
 
 Used by `chunks.py` where Triton runs. A program takes one row: it reads it once for the largest logit and the sum of exponentials,
-kept up to date while the blocks go by (Milakov & Gimelshein 2018, arXiv:1805.02867), and once more, from the GPU's cache, to write
-softmax minus target. The arithmetic is float32, whatever the logits' dtype. No atomics: the same input always has the same
+kept up to date while the blocks go by (Milakov & Gimelshein 2018, arXiv:1805.02867), and once more to write softmax
+minus target. The arithmetic is float32, whatever the logits' dtype. No atomics: the same input always has the same
 gradients, bit for bit.
 """
 

@@ -1,7 +1,7 @@
 """The loss of a chunk by a kernel of our own (`loss_kernel.py`), in the place of `chunks.chunk_loss` on a GPU.
 
 Used by `chunks.py`, put there by `patch/chunked_loss.py` (`kernel: true`). The gradients of the logits come with the loss and lie
-where the logits lay: of a chunk there is one tensor of C x vocabulary, which is read from memory once and written once.
+where the logits lay: of a chunk there is one tensor of C x vocabulary.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from dumbo.interfaces import IGNORE
 
 BLOCK, WARPS = 16384, 16
-"""Logits that a program takes at a time, and its warps: 60 registers a thread, none spilt; two programs fit a multiprocessor, whose
-rows are still in the GPU's cache when they are read again (compiled for Hopper; not timed yet)."""
+"""Logits that a program takes at a time, and its warps: compiled for Hopper, 60 registers a thread and none spilt, so that two programs
+fit a multiprocessor. Chosen so that their rows should still be in the GPU's cache when they are read again; not timed yet."""
 
 
 class RowLoss:

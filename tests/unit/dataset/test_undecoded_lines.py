@@ -96,6 +96,9 @@ def test_columns_of_different_rows_do_not_make_a_shape(tmp_path):
     file.write_text('{"prompt": "a"}\n{"completion": "b"}\n')
     with pytest.raises(UserError, match=r"No row has prompt and completion together\.$"):
         list(batches_of(file))
+    file.write_text('{"frage": "a"}\n{"answer": "b"}\n')
+    with pytest.raises(UserError, match=r"No row has frage and answer together\.$"):
+        list(batches_of(file, columns={"question": "frage"}))
 
 
 def test_what_is_no_text_is_an_error_in_both(tmp_path):

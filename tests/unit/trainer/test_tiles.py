@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import interpreted
 import pytest
 import torch
 from small_runs import model_of
@@ -15,17 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dumbo.patch.tile_attention import TileAttention
 from dumbo.trainer import attention, tiles
 
-INTERPRETED = Path(__file__).with_name("tiles_interpreted.py")
-CASES = 9
-
 
 def test_its_numbers_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(INTERPRETED)]
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(command, env={**own, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{CASES} passed" in done.stdout
+    interpreted.passes(Path(__file__).with_name("tiles_interpreted.py"), cases=9)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""Tests whose Triton kernels run in its interpreter, on the CPU: in a process of their own, as Triton chooses it when imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def passes(file: Path, cases: int) -> None:
+    """Runs a file of tests so; all of its cases have to pass."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(file)]
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(command, env={**own, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{cases} passed" in done.stdout
