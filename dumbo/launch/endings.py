@@ -74,7 +74,8 @@ def cause(found: Mapping[int, Ending], exit_codes: Mapping[int, int]) -> Excepti
     """
     silent = {rank: code for rank, code in exit_codes.items() if rank not in found and code != 0}
     if silent:
-        rank, code = next(iter(silent.items()))
+        # When one is gone, torch's launcher ends the others by SIGTERM, those that hear nothing yet as well.
+        rank, code = min(silent.items(), key=lambda died: died[1] == -signal.SIGTERM)
         return RunFailed(_died(rank, code))
     ended = sorted((ending.at, rank) for rank, ending in found.items() if ending.kind != "done")
     if not ended:

@@ -33,6 +33,8 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     frozen = frozen_from_environment()
     _speak_into(Path(frozen.folder) / f"rank-{rank}.log", also_out=rank != 0)
+    for number in (signal.SIGINT, signal.SIGTERM):  # after the block below: how it ended must be written by then
+        signal.signal(number, signal.SIG_IGN)
     try:
         with interruptible():
             _write_pid(folder, rank)
