@@ -51,7 +51,11 @@ def test_the_rank_that_died_first_is_named(codes: dict[int, int]) -> None:
 def test_a_rank_that_is_told_to_end_while_it_fails_says_why(tmp_path: Path) -> None:
     own = {"DUMBO_LAUNCH_FOLDER": str(tmp_path), "DUMBO_LAUNCHER": str(os.getpid()), "RANK": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FAILS)], env={**os.environ, **own}, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(FAILS)],
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 1, done.stderr
     assert endings(tmp_path)[1].kind == "failed"
