@@ -1,8 +1,7 @@
 """`performance=auto`: the patches that make a step faster and change none of its numbers, where that is proven and pays.
 
 Pipeline: the data is prepared -> here, which of them are added to those that were chosen -> the model is loaded, patched.
-On a GPU each one that is not added is named with the reason; without a GPU there is nothing to choose between, and
-run.json says so.
+On a GPU each one that is not added is named with the reason; without a GPU there is nothing to choose between: one line says so.
 """
 
 from __future__ import annotations
@@ -64,6 +63,8 @@ def added(
             run.left_out(name, reason)
     if not wanted or reason is not None:
         run.update(performance=f"nothing added: {reason}" if reason else "nothing to add")
+        if reason is not None and plugins.options.performance == "auto":
+            run.console.row("speed", f"performance=auto adds no patch: {reason}")
         return dict(patches)
     skeleton = plugins.model.load_skeleton(tokenizer) if hasattr(plugins.model, "load_skeleton") else None
     found = dict(patches)

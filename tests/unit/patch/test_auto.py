@@ -145,7 +145,9 @@ def test_steps_are_about_those_that_will_be_made() -> None:
     assert auto.steps_of(trainer, data) == 7
 
 
-def test_nothing_changes_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nothing_changes_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -153,6 +155,7 @@ def test_nothing_changes_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
                "trainer.eval_at_start=false", "trainer.save_every=null", "verify.mode=off", "run_dir=run"])  # fmt: skip
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["performance"] == "nothing added: no CUDA device"
+    assert capsys.readouterr().out.count("speed     performance=auto adds no patch: no CUDA device\n") == 1
     assert facts.get("patches", {}) == {}
 
 
