@@ -1,7 +1,8 @@
 """How each rank of a run ended: written by the rank, read by the process that started it.
 
 One file a rank in the run's folder of the node. What ended first is the cause; what the other ranks say afterwards
-(a connection closed, a signal from us) is its consequence.
+(a connection closed, a signal from us) is its consequence. Where several are seen at one look, what tells the two apart is how
+they ended.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from typing import Any
 
 from dumbo.batch import Batch
 from dumbo.errors import GateFailed, MemoryFull, ProofFailed, RunFailed, Stopped, UserError
+from dumbo.outputs.failure import NO_ANSWER
 
 KINDS: dict[str, type[Exception]] = {"user": UserError, "gate": GateFailed, "proof": ProofFailed, "failed": RunFailed}
+HARD = [-number for number in (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)]
+"""Exit codes of a process that no other rank's end has ended."""
 
 
 @dataclass(frozen=True)
@@ -72,30 +76,44 @@ def cause(found: Mapping[int, Ending], exit_codes: Mapping[int, int]) -> Excepti
         found: what the ranks wrote.
         exit_codes: of ranks that failed, as the launcher saw them; negative: the signal that killed it.
     """
-    silent = {rank: code for rank, code in exit_codes.items() if rank not in found and code != 0}
-    if silent:
-        # When one is gone, torch's launcher ends the others by SIGTERM, those that hear nothing yet as well.
-        rank, code = min(silent.items(), key=lambda died: died[1] == -signal.SIGTERM)
-        return RunFailed(_died(rank, code))
-    ended = sorted((ending.at, rank) for rank, ending in found.items() if ending.kind != "done")
-    if not ended:
+    silent = sorted((_place(code), rank, code) for rank, code in exit_codes.items() if rank not in found and code != 0)
+    told = [rank for _, rank in sorted((ending.at, rank) for rank, ending in found.items() if ending.kind != "done")]
+    own = [rank for rank in told if _is_own(found[rank])]
+    if silent and (silent[0][0] == 0 or not own):
+        return RunFailed(_died(*silent[0][1:]))
+    if not told:
         return None
-    rank = ended[0][1]
+    rank = next((rank for rank in told if rank in own or found[rank].kind == "stopped"), told[0])
     first = found[rank]
     if first.kind == "stopped":
         return Stopped(first.text, first.code)
     if first.kind == "memory":
         assert first.result is not None
         where = f"rank {rank}: " if len(found) > 1 else ""
-        told = {**first.result, "batch": Batch(**first.result["batch"])}
-        return MemoryFull(where + first.text, **told)
+        return MemoryFull(where + first.text, **{**first.result, "batch": Batch(**first.result["batch"])})
     several = len(found) > 1 and first.kind == "failed"
     return KINDS[first.kind](f"{first.text}\n  (rank {rank})" if several else first.text)
 
 
+def _place(code: int) -> int:
+    """How likely a silent death is the first one: 0 most. NCCL's watchdog and gloo abort where another rank is lost, and torch's
+    launcher ends those that are left by SIGTERM.
+    """
+    return 0 if code in HARD else 2 if code == -signal.SIGTERM else 1
+
+
+def _is_own(ending: Ending) -> bool:
+    """Whether a rank failed by itself, and not because it lost another one."""
+    return ending.kind not in ("done", "stopped") and not (
+        ending.kind == "failed" and ending.text.startswith(NO_ANSWER)
+    )
+
+
 def _died(rank: int, code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        why = " The machine may be out of memory." if name == "SIGKILL" else ""
-        return f"Rank {rank} was killed by {name}.{why}"
-    return f"Rank {rank} ended with exit code {code} and said nothing."
+    log = f"\n  What it printed last is in rank-{rank}.log."
+    if code >= 0:
+        return f"Rank {rank} ended with exit code {code} and said nothing.{log}"
+    known = {number.value: number.name for number in signal.Signals}
+    if code == -signal.SIGKILL:
+        return f"Rank {rank} was killed by SIGKILL. The machine may be out of memory."
+    return f"Rank {rank} was killed by {known.get(-code, f'signal {-code}')}.{log}"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dumbo.compose import Composed
 
 VARIABLE = "DUMBO_FROZEN_CONFIG"
+AT_MOST = 30_000
+"""Characters of a variable: Linux takes 128 KiB each, and UTF-8 up to four bytes a character."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class Frozen:
     folder: str
 
     def to_environment(self) -> dict[str, str]:
-        return {VARIABLE: json.dumps(vars(self))}
+        """In as many variables as it takes."""
+        text = json.dumps(vars(self))
+        return {
+            f"{VARIABLE}_{begin // AT_MOST}": text[begin : begin + AT_MOST] for begin in range(0, len(text), AT_MOST)
+        }
 
     def plugins(self) -> Plugins:
         """The plugins, as in the process that composed."""
@@ -68,4 +74,6 @@ def freeze(composed: Composed, config_dirs: tuple[Path, ...], folder: Path) -> F
 
 def frozen_from_environment() -> Frozen:
     """Takes it out of the environment, so that what a rank starts does not see it."""
-    return Frozen(**json.loads(os.environ.pop(VARIABLE)))
+    parts = [name for name in os.environ if name.startswith(f"{VARIABLE}_")]
+    text = "".join(os.environ.pop(name) for name in sorted(parts, key=lambda name: int(name.rpartition("_")[2])))
+    return Frozen(**json.loads(text))

@@ -154,17 +154,11 @@ class Many:
         from dumbo.launch.ranks import Ranks
 
         run = job.run
-        ranks = Ranks(
-            node_folder(),
-            self.here,
-            self.nodes,
-            self._meeting(),
-            self.start_timeout,
-            gpus > 0,
-        )
         run.write(ATTACHMENT, json.dumps(run.attachment(), default=str))
         try:
-            ending = ranks.run(job.freeze())
+            with node_folder() as folder:
+                ranks = Ranks(folder, self.here, self.nodes, self._meeting(), self.start_timeout, gpus > 0)
+                ending = ranks.run(job.freeze())
         finally:
             if run.writes:
                 (run.path / ATTACHMENT).unlink(missing_ok=True)

@@ -6,28 +6,51 @@ process with that folder in its environment.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 FOLDERS = "dumbo-launch-"
+YOUNG = 60.0
+"""Seconds in which whoever made a folder has locked it."""
 
 
-def node_folder() -> Path:
-    """Where this process keeps what it needs while its ranks run: not in the run's folder, whose disk may be full.
+@contextmanager
+def node_folder() -> Iterator[Path]:
+    """An empty folder of this process while its ranks run: not in the run's folder, whose disk may be full.
 
-    What a killed one left is removed.
+    It is locked, so that whoever shares the place (other containers, with process numbers of their own) can tell it
+    from what a killed process left, which is removed here.
     """
-    place = Path(tempfile.gettempdir())
-    for left in place.glob(f"{FOLDERS}*"):
-        pid = left.name.removeprefix(FOLDERS)
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return place / f"{FOLDERS}{os.getpid()}"
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
+        with suppress(OSError):  # it is another user's, or somebody else removes it
+            if time.time() - left.stat().st_mtime > YOUNG:
+                with _locked(left):
+                    shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-"))
+    with _locked(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Raises OSError when somebody else has it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -44,20 +67,27 @@ class Processes:
                 found[int(file.name.removeprefix("pid-"))] = int(file.read_text())
         return found
 
-    def gone(self) -> list[int]:
+    def gone(self, known: Mapping[int, int]) -> list[int]:
         """Ranks whose process has ended."""
-        return [rank for rank, pid in self.pids().items() if not alive(pid)]
+        return [rank for rank, pid in known.items() if not alive(pid)]
 
-    def living(self) -> list[int]:
-        """Processes that were started for this run and live, also those that have not said their number yet."""
-        found = [pid for pid in self.pids().values() if alive(pid)]
+    def children(self) -> dict[int, int]:
+        """Rank -> process, of those that were started for this run and live, also if they have not said their number yet."""
+        found = {}
         mark = f"DUMBO_LAUNCH_FOLDER={self.folder}".encode()
         for entry in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it ended meanwhile, or is another user's
                 parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                if int(parent) == os.getpid() and mark in (entry / "environ").read_bytes() and alive(int(entry.name)):
-                    found.append(int(entry.name))
+                if int(parent) != os.getpid():
+                    continue
+                values = (entry / "environ").read_bytes().split(b"\0")
+                if mark in values and alive(int(entry.name)):
+                    found[next(int(value[5:]) for value in values if value.startswith(b"RANK="))] = int(entry.name)
         return found
+
+    def living(self) -> list[int]:
+        """Processes that were started for this run and live, also those that have not said their number yet."""
+        return [pid for pid in {*self.pids().values(), *self.children().values()} if alive(pid)]
 
     def kill(self) -> None:
         """All of them, with what they started."""

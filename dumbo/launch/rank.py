@@ -44,6 +44,8 @@ def main() -> int:
             traceback.print_exc()
         ending = ending_of(error)
     ending.write(folder, rank)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     if ending.kind in ("done", "stopped"):
         return 0
     os._exit(1)  # at once: the others may never answer the goodbye of the process group

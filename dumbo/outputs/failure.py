@@ -20,6 +20,7 @@ LOST = (
     "No route to host", "Socket Timeout", "collective operation timeout", "remote process exited", "NCCL",
 )  # fmt: skip
 """What gloo and NCCL say when they lose another rank."""
+NO_ANSWER = "Another rank did not answer"
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def _why(error: Exception, run: RunDir) -> str:
         )
     if run.ranks > 1 and (lost := next((word for word in LOST if word in str(error)), None)):
         return (
-            f"Another rank did not answer ({lost}): it is gone, or stuck for longer than launch.timeout.\n"
+            f"{NO_ANSWER} ({lost}): it is gone, or stuck for longer than launch.timeout.\n"
             f"  Checkpoints are whole, go on: {typed('resume', run.path)}  {log}"
         )
     last = traceback.format_exception_only(error)[-1].strip()

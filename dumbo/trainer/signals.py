@@ -5,7 +5,7 @@
     SIGUSR1, SIGUSR2, max_time       status preempted, exit code 0
 
 In the training loop a handler only sets a flag: the step is finished, saved, and the loop left (`stop.py`); a
-second SIGINT gives up on saving. Before and after the loop there is nothing to finish: the run stops at once.
+second SIGINT, a second later, gives up on saving. Before and after the loop there is nothing to finish: the run stops at once.
 Imports nothing heavy: `launch` listens before transformers is loaded.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,6 +22,9 @@ from dumbo.errors import Stopped
 from dumbo.launch.world import World
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0, "SIGUSR2": 0, "max_time": 0}
+AGAIN = 1.0
+"""Seconds after a SIGINT from which on another one is a second one: a scheduler tells every process of a job, and each process
+passes on what it hears."""
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 """What a scheduler sends some time before it ends a job."""
 
@@ -36,7 +40,7 @@ class StopRequests:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.agreed: str | None = None
-        self._interrupts = 0
+        self._interrupted: float | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -47,9 +51,12 @@ class StopRequests:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         self.reason = name
-        self._interrupts += name == "SIGINT"
-        if self._interrupts > 1:
-            raise KeyboardInterrupt
+        if name == "SIGINT":
+            now = time.monotonic()
+            if self._interrupted is None:
+                self._interrupted = now
+            elif now - self._interrupted >= AGAIN:
+                raise KeyboardInterrupt
 
     def settle(self, world: World) -> None:
         """After the loop: what any rank heard, all of them act on."""

@@ -23,15 +23,21 @@ LIMIT = 15.0
 class Started:
     """`python -m dumbo` with two ranks."""
 
-    def __init__(self, folder: Path, *words: str, launch: str = "ddp", path: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        launch: str = "ddp",
+        path: Path | None = None,
+        start: tuple[str, ...] = ("-m", "dumbo"),
+    ) -> None:
         self.run = folder / "run"
         own = environment()
         if path is not None:
             own["PYTHONPATH"] = os.pathsep.join([str(path), own["PYTHONPATH"]])
         command = [
             sys.executable,
-            "-m",
-            "dumbo",
+            *start,
             *FAST,
             f"run_dir={self.run}",
             f"launch={launch}",
@@ -54,8 +60,17 @@ class Started:
             time.sleep(0.1)
         raise TimeoutError(self.said)
 
+    def until_said(self, words: str) -> None:
+        for _ in range(1200):
+            assert self.process.poll() is None, self.said
+            if words in self.said:
+                return
+            time.sleep(0.1)
+        raise TimeoutError(self.said)
+
     def pid(self, rank: int) -> int:
-        return int((Path(tempfile.gettempdir()) / f"dumbo-launch-{self.process.pid}" / f"pid-{rank}").read_text())
+        (file,) = Path(tempfile.gettempdir()).glob(f"dumbo-launch-{self.process.pid}-*/pid-{rank}")
+        return int(file.read_text())
 
     def ends(self) -> tuple[int, float]:
         """(exit code, seconds from now)."""
@@ -163,6 +178,74 @@ def test_a_killed_rank_ends_the_run(tmp_path: Path) -> None:
     assert started.said.rstrip().endswith("Rank 1 was killed by SIGKILL. The machine may be out of memory.")
     assert facts(started.run)["status"] == "failed"
     nothing_left(started.run)
+
+
+def at_start_of_ranks(folder: Path, code: str) -> None:
+    """What every rank's Python runs before anything of ours; `rank` is its number."""
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal, threading, time\n"
+        "rank = os.environ.get('RANK')\n"
+        f"if rank is not None and 'DUMBO_LAUNCH_FOLDER' in os.environ:\n    {code}\n"
+    )
+
+
+def test_ranks_that_die_before_they_can_say_a_word(tmp_path: Path) -> None:
+    at_start_of_ranks(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    started = Started(tmp_path, path=tmp_path)
+    assert started.ends()[0] == 1
+    assert started.said.rstrip().endswith("was killed by SIGKILL. The machine may be out of memory.")
+    assert facts(started.run)["status"] == "failed"
+    nothing_left(started.run)
+
+
+@pytest.mark.full
+def test_one_rank_dies_before_it_can_say_a_word(tmp_path: Path) -> None:
+    """The other waits for it, and hears nothing meanwhile."""
+    at_start_of_ranks(tmp_path, "rank == '1' and (time.sleep(3), os.kill(os.getpid(), signal.SIGKILL))")
+    started = Started(tmp_path, path=tmp_path)
+    code, seconds = started.ends()
+    assert code == 1
+    assert seconds < 3 + 10 + LIMIT, "torch's launcher alone would take half a minute more"
+    assert started.said.rstrip().endswith("Rank 1 was killed by SIGKILL. The machine may be out of memory.")
+    nothing_left(started.run)
+
+
+@pytest.mark.full
+def test_a_rank_that_is_done_and_does_not_leave(tmp_path: Path) -> None:
+    at_start_of_ranks(tmp_path, "rank == '1' and threading.Thread(target=time.sleep, args=(10_000,)).start()")
+    sooner = (
+        "import dumbo.launch.ranks as ranks; ranks.LEAVING = 4.0; from dumbo.cli import main; raise SystemExit(main())"
+    )
+    started = Started(tmp_path, "trainer.max_steps=3", path=tmp_path, start=("-c", sooner))
+    code, _ = started.ends()
+    assert code == 0, started.said
+    assert facts(started.run)["status"] == "finished"
+    nothing_left(started.run)
+
+
+@pytest.mark.full
+def test_ctrl_c_to_all_processes_at_once_saves(tmp_path: Path) -> None:
+    """As a scheduler does it; what the parent passes on is no second one."""
+    started = Started(tmp_path)
+    started.until_step(5)
+    for pid in (started.pid(0), started.pid(1), started.process.pid):
+        os.kill(pid, signal.SIGINT)
+    assert started.ends()[0] == 130
+    assert "stopped   SIGINT: step-" in started.said
+    nothing_left(started.run)
+
+
+def test_ctrl_c_while_the_other_machine_has_not_come(tmp_path: Path) -> None:
+    started = Started(
+        tmp_path, "launch.num_nodes=2", "launch.rdzv_endpoint=localhost:29671", "launch.start_timeout=100"
+    )
+    started.until_said("4 on the CPU, 2 machines")
+    time.sleep(1)
+    started.process.send_signal(signal.SIGINT)
+    code, seconds = started.ends()
+    assert code == 130, started.said
+    assert seconds < LIMIT
+    assert facts(started.run)["status"] == "preempted"
 
 
 @pytest.mark.full

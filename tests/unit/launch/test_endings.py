@@ -1,4 +1,4 @@
-"""How a rank ended is written whatever reaches it meanwhile, and the rank that died first is the one that is named."""
+"""How a rank ended is written whatever reaches it meanwhile, and what ended first is what is said."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dumbo.errors import RunFailed
-from dumbo.launch.endings import cause, endings
+from dumbo.errors import MemoryFull, RunFailed, Stopped, UserError
+from dumbo.launch.endings import Ending, cause, endings
+from dumbo.outputs.failure import NO_ANSWER
+
+KILL, ABRT, TERM = -signal.SIGKILL, -signal.SIGABRT, -signal.SIGTERM
+OWN = Ending("failed", "RuntimeError: its own", 1)
+LOST = Ending("failed", f"{NO_ANSWER} (Connection closed by peer)", 1)
+STOPPED = Ending("stopped", "SIGTERM", 143)
+USER = Ending("user", "no such column", 2)
+FULL = Ending(
+    "memory", "CUDA out of memory", 1,
+    result={"step": 4, "batch": {"global_": 8, "micro": 4, "ranks": 2, "accumulation": 1}, "asked": 4, "graphs": False},
+)  # fmt: skip
 
 FAILS = """
     import os, signal, sys
@@ -39,13 +51,37 @@ FAILS = """
 """
 
 
-@pytest.mark.parametrize("codes", [{0: -signal.SIGTERM, 1: -signal.SIGKILL}, {0: -signal.SIGKILL, 1: -signal.SIGTERM}])
-def test_the_rank_that_died_first_is_named(codes: dict[int, int]) -> None:
-    """Both are seen to be gone at one look: torch's launcher has told the other to end."""
-    died = next(rank for rank, code in codes.items() if code == -signal.SIGKILL)
-    why = cause({}, codes)
-    assert isinstance(why, RunFailed)
-    assert str(why) == f"Rank {died} was killed by SIGKILL. The machine may be out of memory."
+@pytest.mark.parametrize(
+    ("found", "codes", "kind", "said"),
+    [
+        ({}, {0: TERM, 1: KILL}, RunFailed, "Rank 1 was killed by SIGKILL. The machine may be out of memory."),
+        ({}, {0: KILL, 1: TERM}, RunFailed, "Rank 0 was killed by SIGKILL"),
+        ({}, {0: ABRT, 1: KILL}, RunFailed, "Rank 1 was killed by SIGKILL"),
+        ({}, {0: 1, 1: -signal.SIGSEGV}, RunFailed, "Rank 1 was killed by SIGSEGV.\n  What it printed last is in rank-1.log."),
+        ({}, {0: TERM, 1: 7}, RunFailed, "Rank 1 ended with exit code 7 and said nothing.\n  What it printed last is in rank-1"),
+        ({}, {1: -40}, RunFailed, "Rank 1 was killed by signal 40."),
+        ({0: LOST}, {1: KILL}, RunFailed, "Rank 1 was killed by SIGKILL"),
+        ({0: STOPPED}, {1: ABRT}, RunFailed, "Rank 1 was killed by SIGABRT"),
+        ({0: LOST}, {1: ABRT}, RunFailed, "Rank 1 was killed by SIGABRT"),
+        ({0: OWN}, {1: ABRT}, RunFailed, "its own"),
+        ({0: FULL}, {1: ABRT}, MemoryFull, "CUDA out of memory"),
+        ({0: USER}, {1: TERM}, UserError, "no such column"),
+        ({0: OWN}, {1: KILL}, RunFailed, "Rank 1 was killed by SIGKILL"),
+        ({0: LOST, 1: FULL}, {}, MemoryFull, "rank 1: CUDA out of memory"),
+        ({0: LOST, 1: STOPPED}, {}, Stopped, "SIGTERM"),
+        ({0: Ending("done"), 1: LOST}, {}, RunFailed, NO_ANSWER),
+    ],
+)  # fmt: skip
+def test_what_ended_first(found: dict[int, Ending], codes: dict[int, int], kind: type[Exception], said: str) -> None:
+    """Seen at one look, or written in the order of the ranks."""
+    at = {rank: Ending(**{**vars(ending), "at": float(rank)}) for rank, ending in found.items()}
+    why: Any = cause(at, codes)
+    assert type(why) is kind
+    assert said in (why.signal_name if kind is Stopped else str(why))
+
+
+def test_nothing_failed() -> None:
+    assert cause({0: Ending("done"), 1: Ending("done")}, {1: KILL}) is None, "it was done, whatever ended it after that"
 
 
 def test_a_rank_that_is_told_to_end_while_it_fails_says_why(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from dumbo.errors import Stopped
 from dumbo.launch.world import World
-from dumbo.trainer.signals import EXIT_CODES, StopRequests, interruptible
+from dumbo.trainer.signals import AGAIN, EXIT_CODES, StopRequests, interruptible
 from dumbo.trainer.stop import StopCallback
 
 
@@ -54,14 +54,33 @@ def test_in_the_loop_a_signal_is_only_noted(name: str) -> None:
             requests.raise_if_any()
 
 
-def test_a_second_ctrl_c_and_only_that() -> None:
+def test_a_second_ctrl_c_and_only_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler tells all processes of a job, and they each other: what comes within a second is the same Ctrl-C."""
+    import dumbo.trainer.signals as module
+
+    clock = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     requests = StopRequests()
     heard = []
     with pytest.raises(KeyboardInterrupt), requests.listening():  # noqa: PT012
-        for name in ("SIGTERM", "SIGTERM", "SIGINT", "SIGUSR1", "SIGINT", "SIGTERM"):
+        for name in (
+            "SIGTERM",
+            "SIGTERM",
+            "SIGINT",
+            "SIGINT",
+            "SIGINT",
+            "SIGUSR1",
+            "later",
+            "SIGTERM",
+            "SIGINT",
+            "SIGTERM",
+        ):
+            if name == "later":
+                clock[0] += AGAIN
+                continue
             send(name)
             heard.append(name)
-    assert heard == ["SIGTERM", "SIGTERM", "SIGINT", "SIGUSR1"]
+    assert heard == ["SIGTERM", "SIGTERM", "SIGINT", "SIGINT", "SIGINT", "SIGUSR1", "SIGTERM"]
 
 
 def test_another_thread_changes_nothing() -> None:

@@ -1,0 +1,75 @@
+"""The signals that the process hears which started the ranks: it passes them on, and the ranks act on them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from dumbo.errors import Stopped
+from dumbo.trainer.signals import AGAIN, EXIT_CODES
+
+FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+
+
+class Forwarding:
+    """What was heard so far, and who was told.
+
+    Attributes:
+        insisted: time.monotonic() of a SIGINT that came after another one; None: there was none.
+    """
+
+    def __init__(self) -> None:
+        self.insisted: float | None = None
+        self._heard: list[int] = []
+        self._interrupted: float | None = None
+        self._told: set[tuple[int, int]] = set()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals for the length of the block; in another thread than the main one nothing changes."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kept = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # as it is
+        before = {getattr(signal, name): signal.signal(getattr(signal, name), self._hear) for name in FORWARDED}
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._heard.append(number)
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted is None:
+                self._interrupted = now
+            elif now - self._interrupted >= AGAIN:
+                self.insisted = self.insisted or now
+
+    def pass_on(self, pids: Iterable[int]) -> None:
+        """Every signal heard so far to every one of these processes, once."""
+        for pid in pids:
+            for place, number in enumerate(self._heard):
+                if (place, pid) not in self._told:
+                    self._told.add((place, pid))
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, number)
+
+    def stopped(self) -> Stopped | None:
+        """What the last one asks for; None: nothing was heard."""
+        if not self._heard:
+            return None
+        name = signal.Signals(self._heard[-1]).name
+        return Stopped(name, EXIT_CODES[name])
+
+    def ended(self, code: int) -> bool:
+        """Whether a process with this exit code died of one that this process heard too, before it could listen."""
+        return -code in self._heard
