@@ -1,4 +1,5 @@
-"""What plugins of one experiment must agree on: patches that exclude each other, the batch over the ranks.
+"""What plugins of one experiment must agree on: patches that exclude each other or the trainer's options,
+the batch over the ranks.
 
 Last step of check.py, when every plugin by itself is right.
 """
@@ -26,6 +27,17 @@ def conflicts(patches: Mapping[str, Any]) -> list[str]:
         if (ask := getattr(patch, "conflicts_with", None)) is not None:
             faults += ask({other: one for other, one in patches.items() if other != name})
     return faults
+
+
+def masters(trainer: Any, patches: Mapping[str, Any]) -> list[str]:
+    """Master weights asked for where all that trains is in float32 already."""
+    adapters = [name for name, patch in patches.items() if getattr(patch, "trains_in_float32", False)]
+    if not adapters or not getattr(trainer, "master_weights", False):
+        return []
+    return [
+        f"trainer.master_weights keeps float32 masters of bf16 weights; what patch.{adapters[0]} trains is in float32 itself.\n"
+        "  Leave trainer.master_weights out."
+    ]
 
 
 def _without(patches: Mapping[str, Any], name: str) -> str:

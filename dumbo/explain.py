@@ -77,6 +77,9 @@ def _explain_value(text: str, overrides: Sequence[str]) -> str:
 
 def _explain_missing(error: MissingConfigException) -> str:
     path = str(error.missing_cfg_file)
+    for group, choice in (("model", "pretrained"), ("dataset", "hub")):
+        if path.startswith(f"{group}/") and "/" in (name := path.removeprefix(f"{group}/")):
+            return f"{group}={name}: a name on the hub, or a path, goes into {group}.path.\n  Write {group}={choice} {group}.path={name}"
     group, _, name = path.rpartition("/")
     if not group:
         return f"There is no config '{path}'."

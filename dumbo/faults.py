@@ -35,6 +35,8 @@ def unknown_key(path: str, key: str, valid: Sequence[str]) -> str:
     prefix = f"{path}." if path else ""
     near = _elsewhere(path, key, valid) or (f"{prefix}{name}" if (name := nearest(key, valid)) else "")
     hint = f" Did you mean {near}?" if near else ""
+    if path == "trainer" and (instead := _set_elsewhere(key)) is not None:
+        near, hint = instead, f" {instead}"
     group = path.split(".")[0] if path else ""
     more = f" (dumbo --info {group})" if group in GROUPS else ""
     if not near and path in GROUPS and path not in LIST_GROUPS and (others := _choices_with(path, key)):
@@ -47,14 +49,26 @@ def unknown_key(path: str, key: str, valid: Sequence[str]) -> str:
 
 def _elsewhere(path: str, key: str, valid: Sequence[str]) -> str:
     """Where a key is that is typed without its group, or called as TrainingArguments call it."""
-    from dumbo.legacy.names import TRAINER_KEYS
+    from dumbo.legacy.names import LORA_KEYS, TRAINER_KEYS
+    from dumbo.trainer.extra import OWN_KEYS
 
-    named = TRAINER_KEYS.get(key, key)
+    named = TRAINER_KEYS.get(key) or OWN_KEYS.get(key, key)
+    if path == "patch.lora" and LORA_KEYS.get(key) in valid:
+        return f"{path}.{LORA_KEYS[key]}"
     if path == "trainer" and named in valid:
         return f"trainer.{named}"
     groups = sorted(set(GROUPS) - set(LIST_GROUPS), key=lambda group: (group != "trainer", group)) if path == "" else []
     found = (group for group in groups if _choices_with(group, named))
     return next((f"{group}.{named}" for group in found), "")
+
+
+def _set_elsewhere(key: str) -> str | None:
+    """What to write for one of transformers' names that is no key of `trainer` here."""
+    from dumbo.trainer.extra import ELSEWHERE
+
+    if key == "gradient_accumulation_steps":
+        return "It is derived: trainer.global_batch_size / (trainer.micro_batch_size x ranks)."
+    return next((f"It is set elsewhere: {instead}" for instead, names in ELSEWHERE.items() if key in names), None)
 
 
 def _choices_with(group: str, key: str) -> list[str]:

@@ -107,7 +107,12 @@ def look(plugins: Any, command: Command) -> int:
     skipped = data.audit["skipped"]
     for problem in data.train.store.meta["skipped"][:PROBLEMS]:
         console.plain(f"  {problem}")
-    console.plain(f"  {skipped:,} rows cannot be used" if skipped else "  none found")
+    if skipped:
+        console.plain(f"  {skipped:,} rows cannot be used")
+    if shared := data.audit["eval_rows_in_train"]:
+        console.plain(f"  {shared:,} held-out rows are in train too: the held-out loss will look better than it is")
+    if not skipped and not shared:
+        console.plain("  none found")
     console.heading("train on it")
     console.plain(f"  {_suggestion(command, shape, rows, data.audit)}")
     return 0

@@ -106,7 +106,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     }
     run.before = Unpatched(plugins, usable, data, run) if run.verify_quick else None
     model = patched_model(plugins, usable, tokenizer, run.note_patch, watch=run.before)
-    note_model(run, plugins.model, model)
+    note_model(run, plugins.model, model, plugins.trainer)
 
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)
     return metrics

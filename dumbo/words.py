@@ -108,6 +108,12 @@ def unknown_word(word: str) -> str:
         return f"'{word}' has keys of its own: {word}.KEY=VALUE (dumbo {shows} shows them)."
     if word in KEYS:
         return f"'{word}' lacks its choice: {word}=NAME (dumbo --info {word})."
+    if Path(word).expanduser().is_file():
+        known = ", ".join((".yaml", *DATA_SUFFIXES))
+        return (
+            f"'{word}' is a file, but neither data nor an experiment by its name ({known}; also packed: {', '.join(PACKED_SUFFIXES)}).\n"
+            "  Rename it, or name its kind: dataset=files dataset.path=FILE dataset.kind=jsonl"
+        )
     return (
         f"'{word}' is neither a verb, nor a file, nor an override.{did_you_mean(word, VERBS)}\n"
         f"  verbs: {', '.join(VERBS)}; overrides are KEY=VALUE (dumbo --help)"

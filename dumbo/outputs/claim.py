@@ -27,7 +27,7 @@ from dumbo.outputs.console import Console
 from dumbo.outputs.places import now, short
 from dumbo.outputs.run_dir import RunDir
 from dumbo.outputs.runs import facts_if_whole, is_claimed, read_facts
-from dumbo.outputs.same_config import require_same
+from dumbo.outputs.same_config import require_ahead, require_same
 from dumbo.outputs.secrets import masked, masked_words, masked_yaml
 from dumbo.outputs.surroundings import git_state, versions
 
@@ -164,6 +164,7 @@ def _write_down(
     if run.resuming:
         run.facts = read_facts(run.path)
         changed = require_same(run, config)
+        require_ahead(run, config)
         if run.facts.get("status") == "finished" and not changed:
             run.console.row("resume", "this run is finished already")
             return

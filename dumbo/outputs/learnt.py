@@ -38,12 +38,18 @@ def note_data(run: RunDir, data: PreparedSplits) -> None:
     for name in ("truncated", "dropped", "split", "skipped", "control_tokens_in_text", "duplicates"):
         if audit[name]:
             parts.append(f"{audit[name]:,} {name.replace('_', ' ')}")
+    if shared := audit["eval_rows_in_train"]:
+        parts.append(f"{shared:,} held-out rows are in train too")
     run.console.row("data", "   ".join(parts))
     run.update(data_fingerprint=data.fingerprint, data={"name": data.name, **audit, **data.origin})
 
 
-def note_model(run: RunDir, plugin: Any, model: Any) -> None:
-    """Size, dtype and origin of the model, and the hardware it is on."""
+def note_model(run: RunDir, plugin: Any, model: Any, trainer: Any) -> None:
+    """Size, dtype and origin of the model, the arithmetic it trains in, and the hardware it is on.
+
+    Args:
+        plugin, trainer: those of the model and of the training.
+    """
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     origin = plugin.provenance() if hasattr(plugin, "provenance") else {}
@@ -65,8 +71,11 @@ def note_model(run: RunDir, plugin: Any, model: Any) -> None:
     share = (
         "all trainable" if trainable == total else f"{millions(trainable)} trainable ({100 * trainable / total:.1f}%)"
     )
+    precision = arithmetic_of(trainer)
+    masters = bool(getattr(trainer, "master_weights", False))
+    kept = dtype + " with float32 masters" * masters + f"   {precision} arithmetic" * (precision is not None)
     run.console.row(
-        "model", f"{name}   {millions(total)} parameters, {share}   {dtype}   on {machine.get('gpu', 'CPU')}"
+        "model", f"{name}   {millions(total)} parameters, {share}   {kept}   on {machine.get('gpu', 'CPU')}"
     )
     facts = {
         "name": name,
@@ -76,7 +85,15 @@ def note_model(run: RunDir, plugin: Any, model: Any) -> None:
         "dtype": dtype,
         **origin,
     }
-    run.update(model=facts, hardware=machine)
+    run.update(model=facts, precision=precision, master_weights=masters, hardware=machine)
+
+
+def arithmetic_of(trainer: Any) -> str | None:
+    """bf16 or fp32; None for a trainer that has no `precision`."""
+    from dumbo.model.dtype import resolved_precision
+
+    asked = getattr(trainer, "precision", None)
+    return resolved_precision(asked) if isinstance(asked, str) else None
 
 
 def _class_name(model: Any) -> str:

@@ -54,3 +54,20 @@ def require_same(run: RunDir, config: Mapping[str, Any]) -> list[str]:
         )
     run.console.row("changed", "\n".join(changed))
     return changed
+
+
+def require_ahead(run: RunDir, config: Mapping[str, Any]) -> None:
+    """Raises UserError when a resumed run would have to end before where it is."""
+    wanted = (config.get("trainer") or {}).get("max_steps")
+    names = [path.name.removeprefix("step-") for path in (run.path / "checkpoints").glob("step-*")]
+    done = max((int(name) for name in names if name.isdigit()), default=0)
+    if isinstance(wanted, int) and done > wanted:
+        raise UserError(past(done, f"trainer.max_steps={wanted}", run))
+
+
+def past(done: int, end: str, run: RunDir) -> str:
+    """What is said of a run that is further than it is to go."""
+    return (
+        f"resume: the run is at step {done:,}, past {end}.\n"
+        f"  Write a larger number, or leave it out; for a shorter run of its own: {typed('repeat', run.path)}"
+    )

@@ -60,7 +60,8 @@ def added(
     reason = _not_here() if wanted else None
     if reason is not None and isinstance(plugins.options.performance, list):  # by name: as if it had been chosen
         for name in wanted:
-            run.left_out(name, reason)
+            works = getattr(KINDS[name](), "unavailable", lambda: None)() is None
+            run.left_out(name, reason + f" (patch=[…,{name}] works on a CPU, too)" * works)
     if not wanted or reason is not None:
         run.update(performance=f"nothing added: {reason}" if reason else "nothing to add")
         if reason is not None and plugins.options.performance == "auto":

@@ -147,13 +147,11 @@ class ChunkedLoss:
         if not takes_places(base):
             raise RuntimeError(f"the chunked loss did not take on {type(base).__name__}")
         how = ", in a kernel of our own" if self.kernel else ", compiled" if self.compiled else ""
+        if (reason := Compile().unavailable()) is not None:
+            how = f"; patch.chunked_loss.kernel is left out: {reason}" * self.kernel
         frozen, training = self.tokens(_rows(base), False), self.tokens(_rows(base), True)
         said = f"head and loss over {training:,} tokens at a time"
-        return (
-            said
-            + f", {frozen:,} where the head is frozen" * (frozen != training)
-            + how * (Compile().unavailable() is None)
-        )
+        return said + f", {frozen:,} where the head is frozen" * (frozen != training) + how
 
 
 def unlike(base: Any) -> str | None:

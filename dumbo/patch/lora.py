@@ -52,6 +52,7 @@ class LoRA:
     path: str | None = None
 
     stage: ClassVar[Stage] = Stage.ADAPTER
+    trains_in_float32: ClassVar[bool] = True
     conflicts: ClassVar[tuple[str, ...]] = ("freeze",)
     freezes_base: ClassVar[bool] = True
 

@@ -116,6 +116,7 @@ def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, 
     """The plan, and the largest micro batch that fits where the one of the config does not (None: none does)."""
     import torch
 
+    from dumbo.model.dtype import resolved_precision
     from dumbo.outputs.config_hash import config_hash
     from dumbo.outputs.secrets import masked
     from dumbo.outputs.surroundings import hardware
@@ -127,10 +128,13 @@ def made(plugins: Plugins, composed: Composed, console: Console) -> tuple[Plan, 
     from dumbo.plan.speed import Speed, known_speed
     from dumbo.plan.stand_in import chosen_patches, stand_in
     from dumbo.preview import prepared
+    from dumbo.trainer.masters import refuse
     from dumbo.trainer.schedule import measurable
 
     if not hasattr(plugins.trainer, "micro_batch_size"):
         raise UserError("plan reads trainer.global_batch_size and micro_batch_size, which this trainer does not have.")
+    if getattr(plugins.trainer, "master_weights", False):
+        refuse(resolved_precision(plugins.trainer.precision), getattr(plugins.launch, "wrapper", "none"))
     quiet = replace(plugins, preview=replace(plugins.preview, format=plugins.plan.format))
     tokenizer, data = prepared(quiet)
     ranks = int(getattr(plugins.launch, "ranks", 1))

@@ -43,7 +43,9 @@ def show(plan: Plan, console: Console) -> None:
     data = plan.data
     console.row("data", f"{data.name}  {len(data.train):,} documents, {data.train.tokens:,} tokens in an epoch")
     epochs = f"{of.epochs:.2f}".rstrip("0").rstrip(".")
-    console.row("batch", f"{of.batch}   {of.steps:,} steps, {epochs} epoch{'s' * (epochs != '1')}")
+    console.row(
+        "batch", f"{of.batch}   {of.steps:,} step{'s' * (of.steps != 1)}, {epochs} epoch{'s' * (epochs != '1')}"
+    )
     packs = f", in packs {100 * of.filled:.1f}% full" if of.filled is not None else ""
     console.row("", f"{of.documents:,.1f} documents a step{packs}")
     if plan.chosen is not None and plan.chosen.how == "predicted":  # what was measured stands beside the memory

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "patch=[gradient_checkpointing]": (
         "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing", "activation_checkpointing_kwargs",
     ),
+    "patch=[compile]": ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
     "resume=auto": ("resume_from_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint"),
     "launch=NAME": ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config", "local_rank"),
 }  # fmt: skip

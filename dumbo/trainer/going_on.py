@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dumbo.errors import UserError
+from dumbo.outputs.same_config import past
 from dumbo.trainer.checkpoint import BadCheckpoint
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ def going_on_from(run: RunDir, sft: Sft, trainer: SftTrainer, steps: int) -> Pat
 
     Raises:
         BadCheckpoint: none of those that are there is whole; on every rank.
+        UserError: it is further than the run is to go.
     """
     if not run.resuming:
         return None
@@ -34,6 +37,8 @@ def going_on_from(run: RunDir, sft: Sft, trainer: SftTrainer, steps: int) -> Pat
         run.cut_metrics(-1)
         return None
     done = steps_done(found)
+    if done > steps:
+        raise UserError(past(done, f"its new end at {steps:,} (trainer.num_epochs={sft.num_epochs})", run))
     trainer.restore_counters(found)
     run.cut_metrics(done)
     run.console.row("resume", f"from {found.name}" + (", its last step" if done >= steps else ""))

@@ -28,6 +28,7 @@ from dumbo.trainer import sharded_state
 from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.progress import Counters, Interval
+from dumbo.trainer.schedule import take_rates
 from dumbo.trainer.sharded import is_sharded
 
 if TYPE_CHECKING:
@@ -227,8 +228,9 @@ class Saving(_Base):
             sharded_state.load_whole_optimizer(model, self._plain_optimizer, folder)
         else:
             super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        schedule.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        if is_sharded(model) or sharded_state.is_sharded_checkpoint(folder):
+            schedule.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        take_rates(schedule, self._plain_optimizer)
 
     def restore_counters(self, checkpoint: Path) -> None:
         """Takes the sums up where a checkpoint left them."""

@@ -1,4 +1,6 @@
-"""Whether what a run steps with can be made, before any weights are loaded: the held-out loss, schedule, optimizer."""
+"""Whether what a run steps with can be made, before any weights are loaded: the held-out loss, schedule, optimizer; and the
+schedule of a run that goes on.
+"""
 
 from __future__ import annotations
 
@@ -84,3 +86,27 @@ def require_optimizer(args: TrainingArguments) -> None:
             f"trainer.optimizer={name} cannot be made: {str(error).strip()}\n"
             "  Its own arguments go into trainer.extra.optim_args='NAME=VALUE,…'; else write trainer.optimizer=adamw_torch_fused"
         ) from error
+
+
+def take_rates(schedule: Any, optimizer: Any) -> None:
+    """The learning rates of a schedule at the step where it stands, into the optimizer.
+
+    A checkpoint holds the rate of its own run's schedule for the next step. One that goes on for longer has another: at
+    what was the last step of a cosine, 0 where the longer one has more.
+
+    Args:
+        schedule: as restored. One that is no function of the step (it follows the held-out loss) keeps what the checkpoint has.
+        optimizer: whose groups it is for.
+    """
+    schedule = getattr(schedule, "scheduler", schedule)  # accelerate's wrapper
+    if not hasattr(schedule, "lr_lambdas"):
+        return
+    rates = [
+        base * rate(schedule.last_epoch) for base, rate in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if hasattr(group["lr"], "fill_"):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+    schedule._last_lr = rates  # what get_last_lr returns, which is logged

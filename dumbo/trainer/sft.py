@@ -59,7 +59,7 @@ class Sft:
         prefetch: on a GPU, the next step's batches are made while this one trains.
         cuda_graphs: on a GPU, forward and backward passes are captured once and replayed, which takes Python out of the
             step (with patch=[compile,chunked_loss], packing, bf16, one process); null: where launching them takes longer
-            than computing them; true: an error where they cannot be.
+            than computing them; true: an error where they cannot be. Without a GPU they are left out, and the panel says so.
         max_bad_steps: steps in a row with a loss or gradient that is not finite (each is skipped, and named), after
             which weights and optimizer go back to the last checkpoint; the second time the run ends.
         num_samples: held-out prompts for samples.md.

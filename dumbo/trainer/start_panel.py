@@ -26,9 +26,9 @@ def show_batches(
         steps: of the run.
     """
     if sft.max_steps:
-        length = f"{steps:,} steps (trainer.max_steps wins over num_epochs; {steps / max(1, epoch):.2f} epochs)"
+        length = f"{steps:,} step{'s' * (steps != 1)} (trainer.max_steps wins over num_epochs; {steps / max(1, epoch):.2f} epochs)"
     else:
-        length = f"{steps:,} steps, {sft.num_epochs} epoch{'s' * (sft.num_epochs != 1)}"
+        length = f"{steps:,} step{'s' * (steps != 1)}, {sft.num_epochs} epoch{'s' * (sft.num_epochs != 1)}"
     run.console.row("batch", f"{batch}   {length}")
     if (reason := reminder(run, batch, sft.micro_batch_size)) is not None:
         run.console.row("", reason)

@@ -133,6 +133,16 @@ NAMES = [
     case("trainer.lrr=1e-4", "trainer has no key 'lrr'. Did you mean trainer.lr?", "dumbo --info trainer"),
     case("+trainer.lrr=1e-4", "trainer has no key 'lrr'. Did you mean trainer.lr?"),
     case("++trainer.lrr=1e-4", "trainer has no key 'lrr'. Did you mean trainer.lr?"),
+    case("trainer.gradient_accumulation_steps=4", "It is derived: trainer.global_batch_size / (trainer.micro"),
+    case("trainer.bf16=true", "trainer has no key 'bf16'. Did you mean trainer.precision?"),
+    case("trainer.gradient_checkpointing=true", "It is set elsewhere: patch=[gradient_checkpointing]"),
+    case("patch=[lora] patch.lora.r=8", "Did you mean patch.lora.rank?"),
+    case("model=HuggingFaceTB/SmolLM2-135M", "Write model=pretrained model.path=HuggingFaceTB/SmolLM2-135M"),
+    case("dataset=tatsu-lab/alpaca", "Write dataset=hub dataset.path=tatsu-lab/alpaca"),
+    case(
+        "patch=[lora] trainer.master_weights=true trainer.precision=bf16", "what patch.lora trains is in float32 itself"
+    ),
+    case("trainer.extra.torch_compile=true", "this is set elsewhere: patch=[compile]"),
     case("trainer.learning_rate=1e-4", "trainer has no key 'learning_rate'. Did you mean trainer.lr?"),
     case("precision=bf16", "no key 'precision'. Did you mean trainer.precision?"),
     case("per_device_train_batch_size=4", "Did you mean trainer.micro_batch_size?"),
@@ -227,6 +237,12 @@ VALUES = [
 ]  # fmt: skip
 WORDS = [
     case("trian", "'trian' is neither a verb, nor a file, nor an override. Did you mean 'train'?"),
+    case(
+        "notes.md",
+        "'notes.md' is a file, but neither data nor an experiment by its name",
+        "dataset.kind=jsonl",
+        prepare=files(notes__md="x"),
+    ),
     case("sweep run=last", "sweep: what of it?", "dumbo sweep status FOLDER", "-m trainer.lr=1e-4,3e-4"),
     case("run=last", "run= is the run that evaluate, chat, export and report read", "resume=…"),
     case("sweep stauts x", "'stauts' is none of its actions. Did you mean 'status'?"),

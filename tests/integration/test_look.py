@@ -156,7 +156,10 @@ def test_real_files(name, shape, rows, data, capsys):
     out = capsys.readouterr().out
     assert f"recognised as {shape}" in out
     assert f"rows                {rows:,} " in out
-    assert "none found" in out
+    assert "rows cannot be used" not in out
+    shared = name in ("tools/glaive_toolcall_en_demo.json", "tinyshakespeare/input.txt")
+    assert ("held-out rows are in train too" in out) == shared
+    assert ("none found" in out) != shared
     assert out.count("example ") == 3
     for example in out.split("example ")[1:4]:
         assert "⟦" in example, "each example shows where training sets in"
@@ -197,3 +200,16 @@ def test_what_was_typed_for_the_training_is_in_the_command(tmp_path, capsys):
     assert {"trainer.max_steps=5", "patch=lora", "patch.lora.rank=4", "model=smollm"} <= set(command)
     assert "patch=[liger,lora]" not in command
     assert not [word for word in command if word.startswith("preview.")]
+
+
+def test_held_out_rows_that_are_in_train_are_a_problem(tmp_path, capsys):
+    """40 rows of which 36 are alike: some of them are held out."""
+    rows = [json.dumps({"question": f"Q{number if number < 4 else 'same'}", "answer": "A"}) for number in range(40)]
+    (tmp_path / "r.jsonl").write_text("\n".join(rows))
+    assert main([str(tmp_path / "r.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "held-out rows are in train too: the held-out loss will look better than it is" in out
+    assert "none found" not in out
+    words = ["dataset=files", f"dataset.path={tmp_path / 'r.jsonl'}", "trainer.max_steps=1", "trainer.num_answers=0"]
+    assert main([*words, "trainer.num_samples=0", "verify.mode=off", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert "held-out rows are in train too" in capsys.readouterr().out

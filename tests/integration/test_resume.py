@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from processes import Command, curve, facts_of, rows_of, steps_logged
 from safetensors.torch import load_file
+
+from dumbo.errors import UserError
+from dumbo.launch.world import World
+from dumbo.trainer.going_on import going_on_from
+from dumbo.trainer.sft import Sft
 
 STEPS = 24
 FULL = ("trainer.lr=3e-3", "trainer.micro_batch_size=1")
@@ -176,6 +184,38 @@ def test_more_steps(whole: Path, tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == list(range(1, 31))
     assert curve(path)[:20] == curve(whole)[:20]
     assert facts_of(path)["metrics"]["steps"] == 30
+
+
+@pytest.mark.parametrize("at", [20, STEPS])
+def test_more_steps_have_the_longer_schedule_from_the_first_one_on(at: int, whole: Path, tmp_path: Path) -> None:
+    """A cosine of 24 steps ends at 0: the 25th of 30 is not to be trained with that. The rates are computed here."""
+    path = interrupted(whole, tmp_path, at)
+    more = [word for word in COMMON if "max_steps" not in word]
+    resumed(tmp_path, "resume=run", *more, *FULL, "trainer.max_steps=30")
+    found = {row["step"]: row["lr"] for row in rows_of(path) if "loss" in row}
+    for step in range(at + 1, 31):
+        wanted = 3e-3 * 0.5 * (1 + math.cos(math.pi * (step - 1 - 4) / (30 - 4)))
+        assert found[step] == pytest.approx(wanted, rel=1e-6), step
+
+
+def test_fewer_steps_than_it_has(whole: Path, tmp_path: Path) -> None:
+    """Said, and nothing that stands in the run's folder changes."""
+    path = interrupted(whole, tmp_path, 20)
+    before = {name: (path / name).read_bytes() for name in ("config.yaml", "run.json", "metrics.jsonl")}
+    fewer = [word for word in COMMON if "max_steps" not in word]
+    command = Command(tmp_path, "resume=run", *fewer, *FULL, "trainer.max_steps=10")
+    assert command.wait() == 2, command.said()
+    assert "the run is at step 20, past trainer.max_steps=10" in command.said()
+    assert before == {name: (path / name).read_bytes() for name in before}
+
+
+def test_fewer_epochs_than_it_has(tmp_path: Path) -> None:
+    """How many steps they are is known when the data is."""
+    (tmp_path / "trainer_state.json").write_text('{"global_step": 20}')
+    checkpoints = SimpleNamespace(newest_good=lambda said: tmp_path)
+    run: Any = SimpleNamespace(resuming=True, world=World(), path=tmp_path)
+    with pytest.raises(UserError, match=r"at step 20, past its new end at 12 \(trainer.num_epochs=1\)"):
+        going_on_from(run, Sft(), SimpleNamespace(checkpoints=checkpoints), 12)  # type: ignore[arg-type]
 
 
 def test_changed_save_every_takes_effect(whole: Path, tmp_path: Path) -> None:

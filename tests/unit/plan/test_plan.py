@@ -85,7 +85,7 @@ def test_as_text_and_into_the_runs_folder(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     assert "model     tiny   574 k parameters, 82 k trainable (14.3%)   float32" in said
     assert "compile  left out: no CUDA device" in said
-    assert "batch     global batch 4 = micro 2 x ranks 1 x accumulation 2   1 steps, 0.33 epochs" in said
+    assert "batch     global batch 4 = micro 2 x ranks 1 x accumulation 2   1 step, 0.33 epochs" in said
     assert "time      unknown: run some steps" in said
     plan = json.loads(Path("run/plan.json").read_text())
     assert plan["steps"] == 1
@@ -194,3 +194,13 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_planned(
     Path("file").write_text("")
     assert main(["plan", "run_dir=file/here"]) == 2
     assert "run_dir: the folder file/here cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("rows")
+def test_master_weights_where_the_arithmetic_is_float32(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run would say it."""
+    monkeypatch.setattr("dumbo.model.dtype.bf16_in_hardware", lambda: False)
+    assert main(["plan", *WORDS, "trainer.master_weights=true"]) == 2
+    assert "trainer.master_weights is for bf16, and the arithmetic here is fp32" in capsys.readouterr().err

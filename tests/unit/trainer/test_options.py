@@ -191,7 +191,7 @@ SAFE_VALUES: dict[str, Any] = {
     "optim_args": "a=1", "optim_target_modules": ["q_proj"], "lr_scheduler_kwargs": {}, "eval_delay": 2, "torch_empty_cache_steps": 3,
     "dataloader_num_workers": 1, "dataloader_prefetch_factor": 3, "dataloader_persistent_workers": True, "dataloader_pin_memory": False,
     "dataloader_in_order": False, "dataloader_multiprocessing_context": "spawn", "full_determinism": False, "use_cpu": True, "tf32": None,
-    "torch_compile": False, "torch_compile_backend": None, "torch_compile_mode": None, "debug": "", "ddp_backend": None,
+    "debug": "", "ddp_backend": None,
     "ddp_find_unused_parameters": False, "ddp_bucket_cap_mb": 10, "ddp_broadcast_buffers": False, "ddp_static_graph": False,
     "ddp_timeout": 100,
 }  # fmt: skip
@@ -214,7 +214,7 @@ def test_every_argument_of_transformers_is_taken_or_refused_by_name(tmp_path: Pa
             extra["dataloader_num_workers"] = 1
         arguments = training_arguments(Sft(extra=extra), tmp_path, batch, evaluates=True)
         got = getattr(arguments, name)
-        if name not in ("debug", "lr_scheduler_kwargs", "torch_compile", "tf32", "optim_args"):
+        if name not in ("debug", "lr_scheduler_kwargs", "tf32", "optim_args"):
             assert got == SAFE_VALUES[name], name
 
 
