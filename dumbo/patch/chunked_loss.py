@@ -54,7 +54,7 @@ class ChunkedLoss:
             for, 2 GiB where the head trains, at most 8,192.
         compiled: a chunk's loss goes through torch.compile where patch=[compile] could run.
         kernel: it goes through a kernel of our own there (`trainer/row_loss.py`), in place of a compiled one. Its numbers are
-            those of torch by Triton's interpreter; it has not been timed on a GPU yet, so that it is off.
+            those of torch in float32 and float16 by Triton's interpreter; on a GPU it has been neither proven nor timed yet, so that it is off.
 
     Raises:
         UserError: a model that does more between its layers and its loss, or has another loss (compared on random numbers).

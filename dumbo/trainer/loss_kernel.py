@@ -51,7 +51,8 @@ def row_losses(
                 tl.store(begin + start + places, zeros, mask=start + places < vocabulary)
     else:
         # Before the loop, whose reductions all warps wait for: behind it another warp may have written the gradient there.
-        wanted = _capped(tl.load(begin + target).to(tl.float32), cap, CAPPED)
+        there = (target >= 0) & (target < vocabulary)  # else the loss is NaN, which a run notices
+        wanted = _capped(tl.load(begin + target, mask=there, other=float("nan")).to(tl.float32), cap, CAPPED)
         highest = LOWEST
         total = 0.0
         for start in range(0, vocabulary, BLOCK):

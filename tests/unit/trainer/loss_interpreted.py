@@ -1,7 +1,7 @@
 """The kernel of the loss, run by Triton's interpreter on the CPU, against torch in float64.
 
 `test_row_loss.py` runs these in a process of their own: Triton chooses its interpreter when it is imported. The same on a GPU:
-tests/gpu/test_row_loss_on_gpu.py.
+tests/gpu/test_row_loss_on_gpu.py, in bfloat16 there alone, which the interpreter cuts where a GPU rounds.
 """
 
 from __future__ import annotations
@@ -49,6 +49,15 @@ def test_losses_and_gradients(
     assert losses[2] == 0
     assert (logits[2] == 0).all()
     assert torch.equal(wide[:, vocabulary:], beside)
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+@pytest.mark.parametrize("target", [40, 41, -1])
+def test_a_target_past_the_vocabulary_has_no_number(target: int, cap: float | None) -> None:
+    """torch stops the program; a finite loss from beside the row would not be noticed."""
+    losses = row_loss.RowLoss().rows(torch.randn(2, 64)[:, :40], torch.tensor([3, target]), cap, gradients=True)
+    assert losses[0].isfinite()
+    assert losses[1].isnan()
 
 
 def test_a_head_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
