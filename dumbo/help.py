@@ -4,6 +4,7 @@ heavy; Hydra is not asked.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dumbo.command import Command
 from dumbo.compose import prepare_hydra, show
 from dumbo.errors import UserError
 from dumbo.groups import GROUPS, LIST_GROUPS
-from dumbo.search_path import DumboSearchPath, files_of
+from dumbo.search_path import DumboSearchPath, conf_folder, files_of
 from dumbo.suggest import did_you_mean
 from dumbo.verb_info import TOPICS, verb_info
 from dumbo.words import VERBS
@@ -90,7 +91,7 @@ def info_text(command: Command) -> str:
     """The keys of a group's choice, as its YAML file explains them; a verb's options; for Hydra's own topics, what Hydra says.
 
     Raises:
-        UserError: neither a group, nor GROUP=CHOICE, nor a verb, nor one of Hydra's topics.
+        UserError: neither a group, nor GROUP=CHOICE, nor a verb, nor a key of the run, nor one of Hydra's topics.
     """
     DumboSearchPath.config_dirs = command.config_dirs
     topic = str(command.info)
@@ -99,11 +100,13 @@ def info_text(command: Command) -> str:
         return ""
     if topic in TOPICS:
         return verb_info(topic)
+    if topic in (own := _own_keys()):
+        return own[topic]
     group, _, choice = topic.replace(".", "=", 1).partition("=")
     if group not in WHAT:
         raise UserError(
             f"--info {topic}: there is no group or verb '{group}'.{did_you_mean(group, [*WHAT, *TOPICS])}\n"
-            f"  groups: {', '.join(WHAT)}; verbs: {', '.join(TOPICS)}; of Hydra: {', '.join(HYDRA_INFO)}"
+            f"  groups: {', '.join(WHAT)}; verbs: {', '.join(TOPICS)}; keys: {', '.join(own)}; of Hydra: {', '.join(HYDRA_INFO)}"
         )
     typed = next((word.split("=", 1)[1].strip("[]") for word in command.overrides if word.startswith(f"{group}=")), "")
     names = choices(group)
@@ -119,6 +122,12 @@ def info_text(command: Command) -> str:
             f"{group} has no choice '{choice}'.{did_you_mean(choice, names)}\n  choices of {group}: {', '.join(names)}"
         )
     return _keys(group, choice, names)
+
+
+def _own_keys() -> dict[str, str]:
+    """The run's keys that stand in no group -> their lines in conf/config.yaml."""
+    lines = (conf_folder() / "config.yaml").read_text(encoding="utf-8").splitlines()
+    return {found[1]: line for line in lines if (found := re.match(r"(\w+): +\S+ +# ", line))}
 
 
 def _keys(group: str, choice: str, names: list[str]) -> str:

@@ -71,6 +71,8 @@ class GradientCheckpointing:
         return model
 
     def evidence(self, model: PreTrainedModel) -> str:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
         if self.layers is not None:
             layers = decoder_layers(model, LAYERS)
             found = {number for number, layer in enumerate(layers) if getattr(layer, "gradient_checkpointing", False)}
@@ -84,6 +86,10 @@ class GradientCheckpointing:
         )
         if count == 0:
             raise RuntimeError(f"gradient checkpointing did not take on {type(model).__name__}")
+        if (those := [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]) and all(
+            layer.gradient_checkpointing for layer in those
+        ):
+            return f"all {len(those)} layers recomputed in the backward pass"
         return f"{count} modules recomputed in the backward pass"
 
     def _chosen(self, model: PreTrainedModel) -> set[int]:

@@ -56,6 +56,14 @@ def test_info_of_a_group_and_of_each_of_its_choices(cli, group: str) -> None:
         assert "_target_" in said.out or group == "experiment"
 
 
+@pytest.mark.parametrize("key", ["run_dir", "sweep_dir", "resume", "repeat", "run", "performance"])
+def test_info_of_a_key_without_a_group(cli, key: str) -> None:
+    said = cli("--info", key)
+    assert said.code == 0
+    assert said.out.startswith(f"{key}: ")
+    assert "# " in said.out
+
+
 def test_info_explains_every_key_of_the_trainer(cli) -> None:
     said = cli("--info", "trainer")
     assert all(f"\n  {key}" in said.out for key in ("lr:", "global_batch_size:", "packing:", "extra:"))

@@ -29,7 +29,7 @@ def test_only_patches_that_were_chosen_are_to_be_typed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("evidence", "advised"),
     [("8 of 32 layers recomputed in the backward pass", True), ("32 of 32 layers recomputed in the backward pass", False),
-     ("33 modules recomputed in the backward pass", False)],
+     ("all 32 layers recomputed in the backward pass", False), ("33 modules recomputed in the backward pass", False)],
 )  # fmt: skip
 def test_where_some_layers_are_checkpointed_the_others_can_be(evidence: str, advised: bool, tmp_path: Path) -> None:
     run = RunDir(tmp_path, Console(io.StringIO()), 0.0)
