@@ -96,6 +96,7 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     plugins = settled(plugins, run, tokenizer, data)
     if check_data := getattr(plugins.trainer, "check_data", None):
         check_data(data, run)  # what this data does not allow, before any weight is loaded
+    run.write_down()
     if run.verify_quick:
         with run.proving():
             run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))

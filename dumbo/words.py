@@ -99,6 +99,13 @@ def refuse_stray(words: Sequence[str], verb: str) -> None:
     )
 
 
+def _is_file(word: str) -> bool:
+    try:
+        return Path(word).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, another user's home, a NUL: no file's name
+        return False
+
+
 def unknown_word(word: str) -> str:
     """What is said to a word in the verb's place that is none, or to a key without its value."""
     if re.fullmatch(r"[\w@/]+\.[\w.]+", word) and word.split(".")[0] in KEYS:
@@ -108,7 +115,7 @@ def unknown_word(word: str) -> str:
         return f"'{word}' has keys of its own: {word}.KEY=VALUE (dumbo {shows} shows them)."
     if word in KEYS:
         return f"'{word}' lacks its choice: {word}=NAME (dumbo --info {word})."
-    if Path(word).expanduser().is_file():
+    if _is_file(word):
         known = ", ".join((".yaml", *DATA_SUFFIXES))
         return (
             f"'{word}' is a file, but neither data nor an experiment by its name ({known}; also packed: {', '.join(PACKED_SUFFIXES)}).\n"

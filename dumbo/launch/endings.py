@@ -83,7 +83,9 @@ def cause(found: Mapping[int, Ending], exit_codes: Mapping[int, int]) -> Excepti
         return RunFailed(_died(*silent[0][1:]))
     if not told:
         return None
-    rank = next((rank for rank in told if rank in own or found[rank].kind == "stopped"), told[0])
+    # Of a rank that lost another one it is the other that tells the cause, where it failed by itself; a stop that came after
+    # that is the launcher's.
+    rank = own[0] if own and found[told[0]].kind == "failed" else told[0]
     first = found[rank]
     if first.kind == "stopped":
         return Stopped(first.text, first.code)

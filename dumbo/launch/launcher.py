@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dumbo.errors import RunFailed
 from dumbo.launch.addresses import Meeting
 from dumbo.trainer.signals import WARNINGS
 
+THREAD = "dumbo's ranks"
 MONITORS = 0.1
 """Seconds between its looks at the ranks."""
 
@@ -50,7 +52,17 @@ class Launcher:
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, daemon=True, name="ranks")
+        """Begins.
+
+        Raises:
+            RunFailed: an earlier one of this process still waits for other machines, and would start its ranks in this run.
+        """
+        if any(thread.name == THREAD for thread in threading.enumerate()):
+            raise RunFailed(
+                "An earlier run of this process still waits for other machines (launch.start_timeout says how long).\n"
+                "  Wait for its end, or start Python anew."
+            )
+        self._thread = threading.Thread(target=self._run, daemon=True, name=THREAD)
         self._thread.start()
 
     def lives(self, seconds: float) -> bool:

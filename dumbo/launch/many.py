@@ -159,6 +159,12 @@ class Many:
             with node_folder() as folder:
                 ranks = Ranks(folder, self.here, self.nodes, self._meeting(), self.start_timeout, gpus > 0)
                 ending = ranks.run(job.freeze())
+            if ranks.kept:
+                which = ", ".join(map(str, sorted(ranks.kept)))
+                run.console.row(
+                    "ranks",
+                    f"done, but not gone a minute later, and ended: {which} (a tracker's or a plugin's thread?)",
+                )
         finally:
             if run.writes:
                 (run.path / ATTACHMENT).unlink(missing_ok=True)

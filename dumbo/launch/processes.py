@@ -81,8 +81,9 @@ class Processes:
                 if int(parent) != os.getpid():
                     continue
                 values = (entry / "environ").read_bytes().split(b"\0")
-                if mark in values and alive(int(entry.name)):
-                    found[next(int(value[5:]) for value in values if value.startswith(b"RANK="))] = int(entry.name)
+                rank = next((int(value[5:]) for value in values if value.startswith(b"RANK=")), None)
+                if rank is not None and mark in values and alive(int(entry.name)):
+                    found[rank] = int(entry.name)
         return found
 
     def living(self) -> list[int]:

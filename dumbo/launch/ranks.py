@@ -21,7 +21,7 @@ from dumbo.launch.environment import changed_environment, for_ranks
 from dumbo.launch.forwarding import Forwarding
 from dumbo.launch.frozen import Frozen
 from dumbo.launch.launcher import Launcher
-from dumbo.launch.processes import Processes
+from dumbo.launch.processes import Processes, alive
 
 GRACE, GRACE_STOPPED = 5.0, 12.0
 """Seconds the other ranks have to end by themselves when one has failed; when one has stopped (trackers have last words)."""
@@ -44,6 +44,9 @@ class Ranks:
         meeting: where several machines meet; None with one.
         start_timeout: seconds until all must be ready.
         cuda: one GPU a rank, else the CPU.
+
+    Attributes:
+        kept: ranks that were done and did not leave.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Ranks:
     meeting: Meeting | None
     start_timeout: float
     cuda: bool
+    kept: set[int] = field(default_factory=set)
     _signals: Forwarding = field(default_factory=Forwarding)
     _seen: dict[int, int] = field(default_factory=dict)
     _silent: list[int] = field(default_factory=list)
@@ -87,10 +91,11 @@ class Ranks:
         found = endings(self.folder)
         if self._all_done(found):
             return found.get(0, Ending("done"))
-        died = {rank: launcher.exit_codes.get(rank, 1) for rank in self._silent}
+        unseen = [rank for rank in launcher.exit_codes if rank not in self._known()]  # gone before anybody looked
+        died = {rank: launcher.exit_codes.get(rank, 1) for rank in (*self._silent, *unseen)}
         why = cause(found, {rank: code for rank, code in died.items() if not self._signals.ended(code)})
         stopped = self._signals.stopped()
-        if isinstance(why, Stopped) and stopped is None and launcher.error is not None:
+        if isinstance(why, Stopped) and why.signal_name == "SIGTERM" and stopped is None and launcher.error is not None:
             why = None  # the launcher ended them, when it had lost the other machines
         if stopped is not None and (why is None or isinstance(why, MemoryFull)):
             raise stopped  # with full memory they are not started again for somebody who wants them to end
@@ -134,6 +139,7 @@ class Ranks:
             if done_at is None and self._all_done(endings(self.folder)):
                 done_at = now
             if done_at is not None and now - done_at > LEAVING:
+                self.kept |= {rank for rank, pid in self._known().items() if alive(pid)}
                 self._processes.kill()
             if not self._ready() and late is None and failed_at is None and now - began > self.start_timeout:
                 late = RunFailed(

@@ -163,6 +163,7 @@ def _write_down(
     """What is about to be done, into the folder; nothing for a run that is finished already."""
     if run.resuming:
         run.facts = read_facts(run.path)
+        run.earlier = dict(run.facts)
         changed = require_same(run, config)
         require_ahead(run, config)
         if run.facts.get("status") == "finished" and not changed:

@@ -28,7 +28,6 @@ def note_data(run: RunDir, data: PreparedSplits) -> None:
         )
     require_same_data(run, data)
     run.world.agree("data, tokenizer or template", data.fingerprint)
-    run.write_down()
     audit = data.audit
     parts = [
         f"{data.name}  {data.train.rows:,} train"

@@ -67,7 +67,8 @@ def closing(run: RunDir) -> Iterator[None]:
         run.release()
         raise
     except (UserError, GateFailed, ProofFailed, RunFailed) as error:
-        _end(run, "failed", str(error))
+        if not (isinstance(error, UserError | GateFailed) and run.refused()):
+            _end(run, "failed", str(error))
         run.release()
         raise
     else:

@@ -47,8 +47,9 @@ class RunDir:
         fsdp: options of FSDP2, by transformers' names.
         verify_quick: whether the quick proofs are asked for.
         attn_implementation: what the model plugin asks for.
-        to_write: files that say what was typed; on resuming they are written once the data has proven to be the run's.
+        to_write: files that say what was typed; on resuming they are written once it can go on with them.
         to_hash: the config's hash, likewise.
+        earlier: what run.json said of a run that is gone on with.
         to_track: tracker plugins to start, and the config they are told.
         trackers: tracker plugins, started.
         facts: run.json.
@@ -70,6 +71,7 @@ class RunDir:
     attn_implementation: str = "auto"
     to_write: dict[str, str] = field(default_factory=dict)
     to_hash: str | None = None
+    earlier: dict[str, Any] | None = None
     to_track: tuple[list[Any], dict[str, Any]] = field(default_factory=lambda: ([], {}))
     trackers: list[Any] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
@@ -193,6 +195,15 @@ class RunDir:
         self.to_write = {}
         if self.to_hash is not None:
             self.facts["config_hash"] = self.to_hash
+
+    def refused(self) -> bool:
+        """Whether a run was to be gone on with in a way that it cannot be; then it is as it was: what was typed is not its config."""
+        typed = self.to_write.get("config.yaml")
+        if self.earlier is None or typed is None or (self.path / "config.yaml").read_text(encoding="utf-8") == typed:
+            return False
+        self.facts = {}
+        self.update(**self.earlier)
+        return True
 
     def update(self, **facts: Any) -> None:
         """Changes keys of run.json."""

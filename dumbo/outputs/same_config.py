@@ -59,8 +59,7 @@ def require_same(run: RunDir, config: Mapping[str, Any]) -> list[str]:
 def require_ahead(run: RunDir, config: Mapping[str, Any]) -> None:
     """Raises UserError when a resumed run would have to end before where it is."""
     wanted = (config.get("trainer") or {}).get("max_steps")
-    names = [path.name.removeprefix("step-") for path in (run.path / "checkpoints").glob("step-*")]
-    done = max((int(name) for name in names if name.isdigit()), default=0)
+    done = newest_step(run)
     if isinstance(wanted, int) and done > wanted:
         raise UserError(past(done, f"trainer.max_steps={wanted}", run))
 
@@ -71,3 +70,9 @@ def past(done: int, end: str, run: RunDir) -> str:
         f"resume: the run is at step {done:,}, past {end}.\n"
         f"  Write a larger number, or leave it out; for a shorter run of its own: {typed('repeat', run.path)}"
     )
+
+
+def newest_step(run: RunDir) -> int:
+    """Of the checkpoints that are there; 0: none."""
+    names = [path.name.removeprefix("step-") for path in (run.path / "checkpoints").glob("step-*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)

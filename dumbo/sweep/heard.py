@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
+from dumbo.trainer.signals import AGAIN
+
 STOP = (signal.SIGINT, signal.SIGTERM)
+APART = 1.5 * AGAIN
+"""Seconds between two SIGINTs that count as two: by what jobs count (`trainer/signals.py`), and what passing on may take more."""
 
 
 def not_deaf() -> None:
@@ -25,6 +30,7 @@ class Heard:
     """What was heard, in order."""
 
     numbers: list[int] = field(default_factory=list)
+    _interrupted: float = -APART
 
     @property
     def first(self) -> str | None:
@@ -38,12 +44,18 @@ class Heard:
             yield
             return
 
-        def hear(number: int, frame: FrameType | None) -> None:
-            self.numbers.append(number)
-
-        before = {number: signal.signal(number, hear) for number in STOP}
+        before = {number: signal.signal(number, self.hear) for number in STOP}
         try:
             yield
         finally:
             for number, earlier in before.items():
                 signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Notes a signal."""
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            if now - self._interrupted < APART:
+                return
+            self._interrupted = now
+        self.numbers.append(number)

@@ -6,15 +6,19 @@ All ranks go on from the same one, which rank 0 finds.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dumbo.errors import UserError
-from dumbo.outputs.same_config import past
+from dumbo.outputs.same_config import newest_step, past
+from dumbo.prepare.packing import pack
 from dumbo.trainer.checkpoint import BadCheckpoint
 
 if TYPE_CHECKING:
+    from dumbo.batch import Batch
     from dumbo.outputs.run_dir import RunDir
+    from dumbo.prepare.store import PreparedSplits
     from dumbo.trainer.session import SftTrainer
     from dumbo.trainer.sft import Sft
 
@@ -27,7 +31,6 @@ def going_on_from(run: RunDir, sft: Sft, trainer: SftTrainer, steps: int) -> Pat
 
     Raises:
         BadCheckpoint: none of those that are there is whole; on every rank.
-        UserError: it is further than the run is to go.
     """
     if not run.resuming:
         return None
@@ -37,14 +40,27 @@ def going_on_from(run: RunDir, sft: Sft, trainer: SftTrainer, steps: int) -> Pat
         run.cut_metrics(-1)
         return None
     done = steps_done(found)
-    if done > steps:
-        raise UserError(past(done, f"its new end at {steps:,} (trainer.num_epochs={sft.num_epochs})", run))
     trainer.restore_counters(found)
     run.cut_metrics(done)
     run.console.row("resume", f"from {found.name}" + (", its last step" if done >= steps else ""))
     if trainer.eval_examples is not None:
         trainer.evaluate_first = run.world.share(_evaluation_is_due(run, sft, done, steps))
     return found
+
+
+def require_epochs_ahead(run: RunDir, sft: Sft, data: PreparedSplits, batch: Batch) -> None:
+    """Before any weight is loaded. Where `max_steps` is set it was compared when the run was claimed.
+
+    Raises:
+        UserError: the run is further than its epochs are to go.
+    """
+    if not run.resuming or sft.max_steps:
+        return
+    split = data.train
+    packs = pack(split.lengths, split.documents, data.max_seq_len, sft.seed) if sft.packing else None
+    steps = math.ceil((len(split) if packs is None else len(packs)) / batch.global_) * sft.num_epochs
+    if (done := newest_step(run)) > steps:
+        raise UserError(past(done, f"its new end at {steps:,} (trainer.num_epochs={sft.num_epochs})", run))
 
 
 def steps_done(checkpoint: Path | None) -> int:

@@ -155,12 +155,13 @@ class Sft:
         """What cannot be trained on this data, found before any weights are loaded.
 
         Raises:
-            UserError: no held-out loss to choose the best checkpoint by, master weights where they have nothing to keep,
-                or arguments, a schedule or an optimizer that transformers refuses.
+            UserError: a resumed run is further than it is to go, no held-out loss to choose the best checkpoint by, master
+                weights where they have nothing to keep, or arguments, a schedule or an optimizer that transformers refuses.
         """
         from dumbo.model.dtype import resolved_precision
         from dumbo.outputs.halvings import settled
         from dumbo.trainer.arguments import training_arguments
+        from dumbo.trainer.going_on import require_epochs_ahead
         from dumbo.trainer.masters import refuse
         from dumbo.trainer.schedule import measurable, require_optimizer, require_schedule
 
@@ -171,6 +172,7 @@ class Sft:
                 "  Write dataset.eval_fraction=0.05, or leave trainer.load_best_at_end out."
             )
         batch = settled(run, self.batch(run.ranks), self.micro_batch_size)
+        require_epochs_ahead(run, self, data, batch)
         if self.master_weights:
             refuse(resolved_precision(self.precision), run.wrapped_in)
         args = training_arguments(self, run.path, batch, evaluates=evaluates)

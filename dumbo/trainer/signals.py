@@ -75,14 +75,21 @@ class StopRequests:
 def interruptible() -> Iterator[None]:
     """Stops what runs in the block at the first signal.
 
-    The handler raises KeyboardInterrupt, which no library catches with its errors; here it becomes what it was.
+    The handler raises KeyboardInterrupt, which no library catches with its errors; here it becomes what it was. What comes
+    within a second after that is the same signal, passed on, and must not break off what the first one ends.
 
     Raises:
         Stopped: with the signal's name and exit code.
     """
     heard: list[str] = []
+    stopped = -AGAIN
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        now = time.monotonic()
+        if now - stopped < AGAIN:
+            return
+        stopped = now
         heard.append(signal.Signals(number).name)
         raise KeyboardInterrupt
 

@@ -193,19 +193,21 @@ def test_ranks_that_die_before_they_can_say_a_word(tmp_path: Path) -> None:
     at_start_of_ranks(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
     started = Started(tmp_path, path=tmp_path)
     assert started.ends()[0] == 1
-    assert started.said.rstrip().endswith("was killed by SIGKILL. The machine may be out of memory.")
+    said = "was killed by SIGKILL. The machine may be out of memory."
+    assert started.said.rstrip().endswith(said)
     assert facts(started.run)["status"] == "failed"
     nothing_left(started.run)
 
 
 @pytest.mark.full
-def test_one_rank_dies_before_it_can_say_a_word(tmp_path: Path) -> None:
-    """The other waits for it, and hears nothing meanwhile."""
-    at_start_of_ranks(tmp_path, "rank == '1' and (time.sleep(3), os.kill(os.getpid(), signal.SIGKILL))")
+@pytest.mark.parametrize("after", [0, 3])
+def test_one_rank_dies_before_it_can_say_a_word(after: float, tmp_path: Path) -> None:
+    """Before anybody looked, or while the other waits for it, and hears nothing."""
+    at_start_of_ranks(tmp_path, f"rank == '1' and (time.sleep({after}), os.kill(os.getpid(), signal.SIGKILL))")
     started = Started(tmp_path, path=tmp_path)
     code, seconds = started.ends()
     assert code == 1
-    assert seconds < 3 + 10 + LIMIT, "torch's launcher alone would take half a minute more"
+    assert seconds < after + 10 + LIMIT, "torch's launcher alone would take half a minute more"
     assert started.said.rstrip().endswith("Rank 1 was killed by SIGKILL. The machine may be out of memory.")
     nothing_left(started.run)
 
@@ -220,6 +222,7 @@ def test_a_rank_that_is_done_and_does_not_leave(tmp_path: Path) -> None:
     code, _ = started.ends()
     assert code == 0, started.said
     assert facts(started.run)["status"] == "finished"
+    assert "ranks     done, but not gone a minute later, and ended: 1" in started.said
     nothing_left(started.run)
 
 

@@ -236,6 +236,7 @@ VALUES = [
     case("tracker=wandb", "tracker.wandb: wandb is not installed", "pip install 'dumbo[wandb]'"),
 ]  # fmt: skip
 WORDS = [
+    case(["tell me a story " * 30], "is neither a verb, nor a file, nor an override"),
     case("trian", "'trian' is neither a verb, nor a file, nor an override. Did you mean 'train'?"),
     case(
         "notes.md",

@@ -9,18 +9,11 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from processes import Command, curve, facts_of, rows_of, steps_logged
 from safetensors.torch import load_file
-
-from dumbo.errors import UserError
-from dumbo.launch.world import World
-from dumbo.trainer.going_on import going_on_from
-from dumbo.trainer.sft import Sft
 
 STEPS = 24
 FULL = ("trainer.lr=3e-3", "trainer.micro_batch_size=1")
@@ -209,13 +202,24 @@ def test_fewer_steps_than_it_has(whole: Path, tmp_path: Path) -> None:
     assert before == {name: (path / name).read_bytes() for name in before}
 
 
-def test_fewer_epochs_than_it_has(tmp_path: Path) -> None:
-    """How many steps they are is known when the data is."""
-    (tmp_path / "trainer_state.json").write_text('{"global_step": 20}')
-    checkpoints = SimpleNamespace(newest_good=lambda said: tmp_path)
-    run: Any = SimpleNamespace(resuming=True, world=World(), path=tmp_path)
-    with pytest.raises(UserError, match=r"at step 20, past its new end at 12 \(trainer.num_epochs=1\)"):
-        going_on_from(run, Sft(), SimpleNamespace(checkpoints=checkpoints), 12)  # type: ignore[arg-type]
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_fewer_epochs_than_it_has(packing: str, tmp_path: Path) -> None:
+    """How many steps they are is known when the data is: the finished run stays finished, with its config."""
+    words = [
+        word for word in COMMON if not word.startswith(("trainer.max_steps", "trainer.num_epochs", "trainer.packing"))
+    ]
+    words += [f"trainer.packing={packing}", "dataset.limit=40", "trainer.lr=3e-3"]
+    first = Command(tmp_path, *words, "trainer.num_epochs=3", "run_dir=run")
+    assert first.wait() == 0, first.said()
+    path = tmp_path / "run"
+    before = {
+        name: (path / name).read_bytes() for name in ("config.yaml", "overrides.yaml", "run.json", "metrics.jsonl")
+    }
+    fewer = Command(tmp_path, "resume=run", "trainer.num_epochs=1")
+    assert fewer.wait() == 2, fewer.said()
+    assert "(trainer.num_epochs=1)" in fewer.said()
+    assert "past its new end at " in fewer.said()
+    assert before == {name: (path / name).read_bytes() for name in before}
 
 
 def test_changed_save_every_takes_effect(whole: Path, tmp_path: Path) -> None:

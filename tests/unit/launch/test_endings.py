@@ -68,7 +68,10 @@ FAILS = """
         ({0: USER}, {1: TERM}, UserError, "no such column"),
         ({0: OWN}, {1: KILL}, RunFailed, "Rank 1 was killed by SIGKILL"),
         ({0: LOST, 1: FULL}, {}, MemoryFull, "rank 1: CUDA out of memory"),
-        ({0: LOST, 1: STOPPED}, {}, Stopped, "SIGTERM"),
+        ({0: LOST, 1: STOPPED}, {}, RunFailed, NO_ANSWER),
+        ({0: STOPPED, 1: LOST}, {}, Stopped, "SIGTERM"),
+        ({0: STOPPED, 1: OWN}, {}, Stopped, "SIGTERM"),
+        ({0: OWN, 1: FULL}, {}, RunFailed, "its own"),
         ({0: Ending("done"), 1: LOST}, {}, RunFailed, NO_ANSWER),
     ],
 )  # fmt: skip

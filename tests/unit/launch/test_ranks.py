@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ import pytest
 from dumbo.errors import RunFailed, Stopped
 from dumbo.launch.addresses import Meeting
 from dumbo.launch.endings import Ending
-from dumbo.launch.launcher import Launcher
-from dumbo.launch.processes import YOUNG, node_folder
+from dumbo.launch.launcher import THREAD, Launcher
+from dumbo.launch.processes import YOUNG, Processes, node_folder
 from dumbo.launch.ranks import Ranks
 
 DONE, TOLD = Ending("done", result={"metrics": {"loss": 1.0}}), Ending("stopped", "SIGTERM", 143)
@@ -64,6 +66,46 @@ def test_nobody_said_a_word(codes: dict[int, int], tmp_path: Path) -> None:
 def test_one_is_done_and_the_other_gone(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="Rank 1 was killed by SIGKILL"):
         Ended(tmp_path).wrote(DONE).saw({1: KILL}).result  # noqa: B018
+
+
+def test_one_was_gone_before_anybody_looked(tmp_path: Path) -> None:
+    """The other, which was seen, is ended by the launcher because of it; or writes that it was stopped."""
+    ended = Ended(tmp_path).saw({0: TERM, 1: KILL}, silent=(0,))
+    ended.ranks._seen = {0: 2**22 + 1}
+    with pytest.raises(RunFailed, match="Rank 1 was killed by SIGKILL"):
+        ended.result  # noqa: B018
+    with pytest.raises(RunFailed, match="Rank 1 was killed by SIGKILL"):
+        ended.wrote(TOLD).saw({1: KILL}).result  # noqa: B018
+
+
+@pytest.mark.parametrize("name", ["max_time", "SIGUSR1"])
+def test_what_no_launcher_sends_is_a_stop_whatever_came_of_the_launcher(name: str, tmp_path: Path) -> None:
+    told = Ending("stopped", name, 0)
+    with pytest.raises(Stopped, match=name):
+        Ended(tmp_path).wrote(told, told).saw({}, error=ConnectionError("the store left first")).result  # noqa: B018
+
+
+def test_an_earlier_launcher_that_waits_for_machines_starts_nothing_in_a_later_run(tmp_path: Path) -> None:
+    waits = threading.Event()
+    thread = threading.Thread(target=waits.wait, name=THREAD, daemon=True)
+    thread.start()
+    with pytest.raises(RunFailed, match="still waits for other machines"):
+        Ended(tmp_path).launcher.start()
+    waits.set()
+    thread.join()
+
+
+def test_a_child_that_is_no_rank(tmp_path: Path) -> None:
+    """What another thread starts meanwhile has the folder in its environment, too."""
+    own = {**os.environ, "DUMBO_LAUNCH_FOLDER": str(tmp_path)}
+    with (
+        subprocess.Popen(["sleep", "30"], env={**own, "RANK": "3"}) as rank,
+        subprocess.Popen(["sleep", "30"], env=own) as other,
+    ):
+        time.sleep(0.2)  # until they are what they were started as
+        assert Processes(tmp_path).children() == {3: rank.pid}
+        rank.kill()
+        other.kill()
 
 
 def test_a_lost_machine_is_no_stop(tmp_path: Path) -> None:

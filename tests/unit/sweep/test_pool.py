@@ -17,6 +17,7 @@ from dumbo.outputs.console import Console
 from dumbo.outputs.runs import facts_if_whole
 from dumbo.sweep import outcome
 from dumbo.sweep import pool as module
+from dumbo.sweep.heard import Heard
 from dumbo.sweep.job import Start
 from dumbo.sweep.ledger import Ledger, Row
 from dumbo.sweep.pool import Grid, Job, Pool
@@ -167,7 +168,16 @@ def test_a_signal_is_passed_on_and_nothing_else_is_started(number: signal.Signal
     assert signal.getsignal(number) == before
 
 
-def test_jobs_that_do_not_end_are_killed_at_the_third_signal(tmp_path: Path) -> None:
+def test_a_ctrl_c_that_a_wrapper_passes_on_is_no_second_one() -> None:
+    heard = Heard()
+    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        heard.hear(number, None)
+    assert heard.numbers == [signal.SIGINT, signal.SIGTERM, signal.SIGTERM]
+
+
+def test_jobs_that_do_not_end_are_killed_at_the_third_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dumbo.sweep.heard.APART", 0.0)
+
     @dataclass
     class Deaf(Fake):
         def poll(self) -> int | None:

@@ -33,6 +33,25 @@ def test_outside_the_loop_a_signal_stops_at_once(name: str) -> None:
     assert signal.getsignal(getattr(signal, name)) is before
 
 
+def test_outside_the_loop_a_copy_does_not_break_off_what_the_first_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that started this one passes on what both have heard, while trackers say their last words."""
+    import dumbo.trainer.signals as module
+
+    clock = [100.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    said = []
+    with pytest.raises(Stopped), interruptible():  # noqa: PT012
+        try:
+            send("SIGINT")
+        finally:
+            send("SIGINT")
+            said.append("last words")
+            clock[0] += AGAIN
+            send("SIGINT")
+            said.append("never")
+    assert said == ["last words"]
+
+
 def test_no_library_can_swallow_it() -> None:
     swallowed = False
     with pytest.raises(Stopped), interruptible():  # noqa: PT012
