@@ -121,7 +121,7 @@ def cases():
             yield pytest.param(choice, patch, id=f"{choice}-{patch or 'full'}", marks=marks)
 
 
-@pytest.mark.parametrize(("choice", "patch"), cases())
+@pytest.mark.parametrize(("choice", "patch"), list(cases()))
 def test_two_packed_steps(choice, patch, make, tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

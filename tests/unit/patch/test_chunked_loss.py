@@ -120,9 +120,9 @@ def test_gradients_that_come_with_the_loss_are_the_same(
 def test_without_a_gpu_the_kernel_is_left_to_torch() -> None:
     if Compile().unavailable() is not None:
         assert ChunkedLoss(kernel=True)._function() is chunks.chunk_loss
-        assert (
-            ChunkedLoss(kernel=True).evidence(ChunkedLoss(kernel=True).apply(model_of())).endswith("tokens at a time")
-        )
+        said = ChunkedLoss(kernel=True).evidence(ChunkedLoss(kernel=True).apply(model_of()))
+        assert said.endswith("tokens at a time; patch.chunked_loss.kernel is left out: no CUDA device")
+        assert ChunkedLoss().evidence(ChunkedLoss().apply(model_of())).endswith("tokens at a time")
 
 
 def test_places_are_the_tokens_before_the_labelled_ones(batch: dict[str, Any]) -> None:
