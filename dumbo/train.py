@@ -19,7 +19,7 @@ from dumbo.patch import auto, order
 from dumbo.patch.applied import patched_model
 from dumbo.plan.micro_batch import settled
 from dumbo.prepare.gate import gate
-from dumbo.tracker.tracking import tracking
+from dumbo.tracker.tracking import start_trackers, tracking
 
 if TYPE_CHECKING:
     from dumbo.command import Command
@@ -96,7 +96,6 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     plugins = settled(plugins, run, tokenizer, data)
     if check_data := getattr(plugins.trainer, "check_data", None):
         check_data(data, run)  # what this data does not allow, before any weight is loaded
-    run.write_down()
     if run.verify_quick:
         with run.proving():
             run.proofs.append(mask_proof(splits, data.train, tokenizer, plugins.formatter))
@@ -108,6 +107,10 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     run.before = Unpatched(plugins, usable, data, run) if run.verify_quick else None
     model = patched_model(plugins, usable, tokenizer, run.note_patch, watch=run.before)
     note_model(run, plugins.model, model, plugins.trainer)
+    if check_model := getattr(plugins.trainer, "check_model", None):
+        check_model(model, run)
 
+    run.write_down()  # what was typed for a run that goes on is its config from here on
+    start_trackers(run)
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)
     return metrics

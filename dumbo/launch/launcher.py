@@ -22,6 +22,8 @@ from dumbo.launch.addresses import Meeting
 from dumbo.trainer.signals import WARNINGS
 
 THREAD = "dumbo's ranks"
+TIDIES = 10.0
+"""Seconds that an earlier one has to end in, whose ranks are gone."""
 MONITORS = 0.1
 """Seconds between its looks at the ranks."""
 
@@ -57,6 +59,8 @@ class Launcher:
         Raises:
             RunFailed: an earlier one of this process still waits for other machines, and would start its ranks in this run.
         """
+        for earlier in [thread for thread in threading.enumerate() if thread.name == THREAD]:
+            earlier.join(TIDIES)
         if any(thread.name == THREAD for thread in threading.enumerate()):
             raise RunFailed(
                 "An earlier run of this process still waits for other machines (launch.start_timeout says how long).\n"

@@ -62,6 +62,7 @@ def _run(frozen: Frozen, folder: Path) -> Ending:
     world = join(plugins.launch.many.timeout)
     world.agree("config", frozen.hash)
     run = attach(json.loads((Path(frozen.folder) / ATTACHMENT).read_text()), world)
+    run.to_track = (list(plugins.trackers.values()), run.to_track[1])
     (folder / f"ready-{world.rank}").touch()
     with explained(run):
         metrics = tracked(plugins, run)

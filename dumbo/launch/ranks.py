@@ -22,6 +22,7 @@ from dumbo.launch.forwarding import Forwarding
 from dumbo.launch.frozen import Frozen
 from dumbo.launch.launcher import Launcher
 from dumbo.launch.processes import Processes, alive
+from dumbo.outputs.failure import NO_ANSWER
 
 GRACE, GRACE_STOPPED = 5.0, 12.0
 """Seconds the other ranks have to end by themselves when one has failed; when one has stopped (trackers have last words)."""
@@ -97,7 +98,7 @@ class Ranks:
         stopped = self._signals.stopped()
         if isinstance(why, Stopped) and why.signal_name == "SIGTERM" and stopped is None and launcher.error is not None:
             why = None  # the launcher ended them, when it had lost the other machines
-        if stopped is not None and (why is None or isinstance(why, MemoryFull)):
+        if stopped is not None and (why is None or isinstance(why, MemoryFull) or str(why).startswith(NO_ANSWER)):
             raise stopped  # with full memory they are not started again for somebody who wants them to end
         if late is not None and not isinstance(why, RunFailed | ValueError):
             raise late
@@ -120,6 +121,7 @@ class Ranks:
         began = time.monotonic()
         failed_at: float | None = None
         done_at: float | None = None
+        gone_at: float | None = None
         late: RunFailed | None = None
         while launcher.lives(LOOKS):
             self._signals.pass_on(self._processes.pids().values())
@@ -133,9 +135,11 @@ class Ranks:
                 return None  # the other machines have not come: nobody is there to be told
             grace = self._grace()
             if failed_at is not None and now - failed_at > grace:
-                if not self._processes.living() and now - failed_at > grace + LAST_WORDS:
+                if self._processes.living():
+                    self._processes.kill()
+                    gone_at = None
+                elif now - (gone_at := gone_at or now) > LAST_WORDS:
                     return late  # torch's launcher waits for a machine that does not answer any more
-                self._processes.kill()
             if done_at is None and self._all_done(endings(self.folder)):
                 done_at = now
             if done_at is not None and now - done_at > LEAVING:

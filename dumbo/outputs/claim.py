@@ -89,12 +89,12 @@ def begin(plugins: Plugins, composed: Composed, command: Command) -> RunDir:
     patches = list(plugins.patches)
     name = "-".join([str(composed.choices.get("model", "model")), *patches])
     nodes = getattr(plugins.launch, "num_nodes", 1)
-    if nodes > 1 and (other := _claimed_elsewhere(plugins)) is not None:
+    if nodes > 1 and (other := _claimed_elsewhere(plugins, config)) is not None:
         return other
     try:
         run = _claim(plugins, config, name)
     except UserError:
-        if nodes > 1 and (other := _claimed_elsewhere(plugins)) is not None:  # it was faster, by a moment
+        if nodes > 1 and (other := _claimed_elsewhere(plugins, config)) is not None:  # it was faster, by a moment
             return other
         raise
     try:
@@ -125,7 +125,7 @@ def _claim(plugins: Plugins, config: Mapping[str, Any], name: str) -> RunDir:
     return run
 
 
-def _claimed_elsewhere(plugins: Plugins) -> RunDir | None:
+def _claimed_elsewhere(plugins: Plugins, config: dict[str, Any]) -> RunDir | None:
     """The run of another machine, which holds its folder; None: this one is to claim it.
 
     Raises:
@@ -143,7 +143,7 @@ def _claimed_elsewhere(plugins: Plugins) -> RunDir | None:
         _wait_for_first_node(path, plugins.launch.many.start_timeout)
     elif not is_claimed(path):
         return None
-    run = RunDir(path=path, console=Console(), started=time.time(), claimed=False)
+    run = RunDir(path=path, console=Console(), started=time.time(), claimed=False, to_track=([], config))
     run.console.row("run", f"{short(path)} is another machine's: this one brings its ranks to it")
     return run
 

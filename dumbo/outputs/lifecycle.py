@@ -17,6 +17,7 @@ from dumbo.outputs.repeated import compare_losses
 from dumbo.outputs.report.write import FILE as REPORT
 from dumbo.outputs.report.write import report_on
 from dumbo.outputs.run_dir import RunDir
+from dumbo.trainer.signals import undisturbed
 
 
 def silence_libraries(run: RunDir) -> None:
@@ -52,28 +53,40 @@ def closing(run: RunDir) -> Iterator[None]:
         with explained(run):
             yield
     except Stopped as stop:
-        saved = sorted((run.path / "checkpoints").glob("step-*"))
-        _end(run, "preempted", f"stopped by {stop.signal_name}")
-        run.console.row(
-            "stopped",
-            f"{stop.signal_name}: {saved[-1].name if saved else 'nothing'} is saved.\nGo on: python -m dumbo {typed('resume', run.path)}",
-        )
-        if not run.console.fancy:
-            run.console.plain(short(run.path))
-        run.release()
+        with undisturbed():
+            _stopped(run, stop)
+            run.release()
         raise
     except KeyboardInterrupt:
-        _end(run, "failed", "Ctrl-C before anything could be saved")
-        run.release()
+        with undisturbed():
+            if not run.refused():
+                _end(run, "failed", "Ctrl-C before anything could be saved")
+            run.release()
         raise
     except (UserError, GateFailed, ProofFailed, RunFailed) as error:
-        if not (isinstance(error, UserError | GateFailed) and run.refused()):
+        if not run.refused():
             _end(run, "failed", str(error))
         run.release()
         raise
     else:
         compare_losses(run)
         _end(run, "finished", None)
+
+
+def _stopped(run: RunDir, stop: Stopped) -> None:
+    if run.refused():
+        run.console.row(
+            "stopped", f"{stop.signal_name}: the run is as it was; what was typed now has changed nothing in it."
+        )
+        return
+    saved = sorted((run.path / "checkpoints").glob("step-*"))
+    _end(run, "preempted", f"stopped by {stop.signal_name}")
+    run.console.row(
+        "stopped",
+        f"{stop.signal_name}: {saved[-1].name if saved else 'nothing'} is saved.\nGo on: python -m dumbo {typed('resume', run.path)}",
+    )
+    if not run.console.fancy:
+        run.console.plain(short(run.path))
 
 
 def _end(run: RunDir, status: str, error: str | None) -> None:

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -50,7 +50,7 @@ class RunDir:
         to_write: files that say what was typed; on resuming they are written once it can go on with them.
         to_hash: the config's hash, likewise.
         earlier: what run.json said of a run that is gone on with.
-        to_track: tracker plugins to start, and the config they are told.
+        to_track: tracker plugins to start (rank 0 of ranks that were started here takes its own), and the config they are told.
         trackers: tracker plugins, started.
         facts: run.json.
         proofs: what was proven, in words, for the start panel.
@@ -151,13 +151,15 @@ class RunDir:
             "to_write",
             "to_hash",
         )
-        return {"path": str(self.path), **{name: getattr(self, name) for name in shared}}
+        return {"path": str(self.path), "tracked": self.to_track[1], **{name: getattr(self, name) for name in shared}}
 
     @classmethod
     def attached(cls, told: Mapping[str, Any], world: World, console: Console) -> RunDir:
         """The run as one of its ranks has it: the folder is claimed by the process that started it."""
         path = Path(told["path"])
-        return cls(**{**told, "path": path}, console=console, world=world, facts=read_facts(path))
+        known = {**told, "path": path, "to_track": ([], told["tracked"])}
+        del known["tracked"]
+        return cls(**known, console=console, world=world, facts=read_facts(path))
 
     def take_result(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """What rank 0 hands back; returns the metrics."""
@@ -194,15 +196,16 @@ class RunDir:
             self.write(name, text)
         self.to_write = {}
         if self.to_hash is not None:
-            self.facts["config_hash"] = self.to_hash
+            self.update(config_hash=self.to_hash)
 
     def refused(self) -> bool:
-        """Whether a run was to be gone on with in a way that it cannot be; then it is as it was: what was typed is not its config."""
+        """Whether a run that was to be gone on with in another way has ended before it was; then it is as it was."""
         typed = self.to_write.get("config.yaml")
         if self.earlier is None or typed is None or (self.path / "config.yaml").read_text(encoding="utf-8") == typed:
             return False
         self.facts = {}
-        self.update(**self.earlier)
+        with suppress(OSError):  # a full disk must not hide why
+            self.update(**self.earlier)
         return True
 
     def update(self, **facts: Any) -> None:

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 @contextmanager
 def tracking(run: RunDir) -> Iterator[None]:
-    """Starts the trackers, in the process that logs, and tells them how the run ended."""
-    started, config = run.to_track
+    """Starts the trackers, in the process that logs, and tells them how the run ended.
+
+    Those of a run that is to go on start when it is sure that it can (`start_trackers`); those of a new one at once, so that
+    what they lack is said before the data is prepared.
+    """
     try:
-        for tracker in started if run.world.main else ():
-            tracker.start(run.path, str(run.facts["name"]), config)
-            run.trackers.append(tracker)  # only those that started are told of the end
+        if not run.resuming:
+            start_trackers(run)
         yield
     except Stopped:
         _finish_trackers(run, "preempted")
@@ -32,10 +34,20 @@ def tracking(run: RunDir) -> Iterator[None]:
         _finish_trackers(run, "finished")
 
 
+def start_trackers(run: RunDir) -> None:
+    """Where they have not started yet."""
+    chosen, config = run.to_track
+    if run.trackers or not run.world.main:
+        return
+    for tracker in chosen:
+        tracker.start(run.path, str(run.facts["name"]), config)
+        run.trackers.append(tracker)  # only those that started are told of the end
+
+
 def _finish_trackers(run: RunDir, status: str) -> None:
-    numbers = {
-        key: float(value) for key, value in run.facts.get("metrics", {}).items() if isinstance(value, int | float)
-    }
+    """The final numbers are those of a run that has finished; any other may have some of an earlier process."""
+    final = run.facts.get("metrics", {}) if status == "finished" else {}
+    numbers = {key: float(value) for key, value in final.items() if isinstance(value, int | float)}
     for tracker in run.trackers:
         try:
             tracker.finish(status, numbers)

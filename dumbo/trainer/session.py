@@ -38,7 +38,7 @@ from dumbo.trainer.layout import choose_layout
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import bytes_to_save
 from dumbo.trainer.schedule import require_schedule
-from dumbo.trainer.sharded import place_whole, require_shardable
+from dumbo.trainer.sharded import place_whole
 from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.start_panel import show_batches
@@ -139,7 +139,6 @@ class Session:
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if run.wrapped_in == "FSDP2":
-            require_shardable(self.model)
             place_whole(self.model, trainer.args.device)
         room = self._room(batch)
         with run.proving():

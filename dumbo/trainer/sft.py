@@ -180,6 +180,17 @@ class Sft:
         require_schedule(args, self.max_steps or most_steps)
         require_optimizer(args)
 
+    def check_model(self, model: PreTrainedModel, run: RunDir) -> None:
+        """What this run cannot do with the patched model.
+
+        Raises:
+            UserError: it cannot be sharded.
+        """
+        from dumbo.trainer.sharded import require_shardable
+
+        if run.wrapped_in == "FSDP2":
+            require_shardable(model)
+
     def first_examples(self, data: PreparedSplits, ranks: int) -> list[NDArray[np.int64]]:
         """The documents of each example of the first micro batch (rank 0's)."""
         from dumbo.prepare.packing import pack

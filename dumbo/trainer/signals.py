@@ -102,6 +102,15 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Passes signals over for the length of the block, in which the end of what was stopped is written: who passes on what all
+    have heard may be later than that.
+    """
+    with _handled_by(lambda number, frame: None):
+        yield
+
+
+@contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Only the main thread can take signals; in another one nothing changes.
 

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import lacking
 import pytest
 from ranks import curve, environment, facts, torchrun
 
@@ -166,6 +167,21 @@ def test_every_signal_to_every_process(
     if target == "parent" or name == "SIGINT":
         go_on(started.run)
         assert curve(started.run) == curve(uninterrupted[launch])
+
+
+def test_ranks_tell_the_trackers(tmp_path: Path) -> None:
+    """Rank 0 does, once; they get the config with its secrets masked."""
+    lacking.needs("tensorboard", "pip install 'dumbo[tensorboard]'")
+    started = Started(tmp_path, "trainer.max_steps=4", "trainer.save_every=2", "tracker=[tensorboard]")
+    assert started.ends()[0] == 0, started.said
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(started.run / "tensorboard")).Reload()
+    assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("loss")] == [
+        (step, loss) for step, loss, norm in curve(started.run) if norm is not None
+    ]
+    assert any(tag.startswith("config") for tag in events.Tags()["tensors"])
+    assert events.Scalars("final/train_loss")
 
 
 def test_a_killed_rank_ends_the_run(tmp_path: Path) -> None:

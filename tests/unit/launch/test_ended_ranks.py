@@ -18,6 +18,7 @@ from dumbo.launch.endings import Ending
 from dumbo.launch.launcher import THREAD, Launcher
 from dumbo.launch.processes import YOUNG, Processes, node_folder
 from dumbo.launch.ranks import Ranks
+from dumbo.outputs.failure import NO_ANSWER
 
 DONE, TOLD = Ending("done", result={"metrics": {"loss": 1.0}}), Ending("stopped", "SIGTERM", 143)
 KILL, TERM = -signal.SIGKILL, -signal.SIGTERM
@@ -78,6 +79,16 @@ def test_one_was_gone_before_anybody_looked(tmp_path: Path) -> None:
         ended.wrote(TOLD).saw({1: KILL}).result  # noqa: B018
 
 
+def test_what_was_heard_here_is_no_lost_machine(tmp_path: Path) -> None:
+    """The other machine's ranks heard the warning a moment before, and left: the job is to be put back into its queue."""
+    lost, told = Ending("failed", f"{NO_ANSWER} (Connection closed by peer)", 1), Ending("stopped", "SIGUSR2", 0)
+    ended = Ended(tmp_path).wrote(lost, told)
+    with pytest.raises(RunFailed, match=NO_ANSWER):
+        ended.result  # noqa: B018
+    with pytest.raises(Stopped, match="SIGUSR2"):
+        ended.heard(signal.SIGUSR2).result  # noqa: B018
+
+
 @pytest.mark.parametrize("name", ["max_time", "SIGUSR1"])
 def test_what_no_launcher_sends_is_a_stop_whatever_came_of_the_launcher(name: str, tmp_path: Path) -> None:
     told = Ending("stopped", name, 0)
@@ -85,14 +96,21 @@ def test_what_no_launcher_sends_is_a_stop_whatever_came_of_the_launcher(name: st
         Ended(tmp_path).wrote(told, told).saw({}, error=ConnectionError("the store left first")).result  # noqa: B018
 
 
-def test_an_earlier_launcher_that_waits_for_machines_starts_nothing_in_a_later_run(tmp_path: Path) -> None:
+def test_an_earlier_launcher_that_waits_for_machines_starts_nothing_in_a_later_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waits = threading.Event()
     thread = threading.Thread(target=waits.wait, name=THREAD, daemon=True)
     thread.start()
+    monkeypatch.setattr("dumbo.launch.launcher.TIDIES", 0.1)
     with pytest.raises(RunFailed, match="still waits for other machines"):
         Ended(tmp_path).launcher.start()
-    waits.set()
-    thread.join()
+    monkeypatch.setattr("dumbo.launch.launcher.TIDIES", 60.0)
+    launcher = Ended(tmp_path).launcher
+    monkeypatch.setattr(launcher, "_run", lambda: None)
+    threading.Timer(0.5, waits.set).start()  # one that is about to end is waited for: memory is given back meanwhile
+    launcher.start()
+    assert not thread.is_alive()
 
 
 def test_a_child_that_is_no_rank(tmp_path: Path) -> None:

@@ -62,6 +62,34 @@ def test_a_failed_run_closes_its_tracker(tmp_path, monkeypatch):
     assert ended == ["failed"]
 
 
+def test_a_refused_resume_starts_no_tracker(tmp_path, monkeypatch):
+    """And one that goes on has its final numbers, not those of the process before."""
+    said: list[object] = []
+    monkeypatch.setattr(TensorBoard, "start", lambda self, folder, name, config: said.append("start"))
+    monkeypatch.setattr(TensorBoard, "log", lambda self, numbers, step: None)
+    monkeypatch.setattr(
+        TensorBoard, "finish", lambda self, status, metrics: said.append((status, metrics.get("steps")))
+    )
+    needs("tensorboard")
+    words = [word for word in SHORT if not word.startswith(("trainer.max_steps", "run_dir"))]
+    dumbo.run(
+        [
+            "tracker=[tensorboard]",
+            *words,
+            "trainer.num_epochs=2",
+            "dataset.limit=12",
+            "trainer.packing=false",
+            "run_dir=run",
+        ]
+    )
+    assert said == ["start", ("finished", 12)]
+    with pytest.raises(UserError, match="past its new end"):
+        dumbo.run(["resume=run", "trainer.num_epochs=1", "trainer.save_every=1"])
+    assert said == ["start", ("finished", 12)]
+    dumbo.run(["resume=run", "trainer.num_epochs=3"])
+    assert said == ["start", ("finished", 12), "start", ("finished", 18)]
+
+
 def test_none_is_the_default(tmp_path):
     from dumbo.tracker.none import NoTracker
 
