@@ -18,6 +18,8 @@ nothing heavy; the one method does the work. A plugin may also have
         of a trainer: the documents of each example of its first micro batch, for the proofs at the start.
     check_data(self, data: PreparedSplits, run: RunDir) -> None
         of a trainer: raises a UserError for what the prepared data does not allow, before any weights are loaded.
+    check_model(self, model: PreTrainedModel, run: RunDir) -> None
+        of a trainer: raises a UserError for what it cannot do with the patched model.
 """
 
 from __future__ import annotations

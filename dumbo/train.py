@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dumbo.check import Plugins
 from dumbo.launch.frozen import freeze
 from dumbo.launch.job import Job
+from dumbo.launch.world import DISK
 from dumbo.outputs.claim import enter
 from dumbo.outputs.learnt import note_data, note_model
 from dumbo.outputs.lifecycle import closing, silence_libraries
@@ -55,7 +56,7 @@ def tracked(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     with tracking(run):
         metrics = experiment(plugins, run)
         run.update(metrics=metrics)
-    run.world.barrier()  # what rank 0 writes is there when any of them returns
+    run.world.barrier(DISK)  # what rank 0 writes is there when any of them returns
     return metrics
 
 
@@ -110,7 +111,8 @@ def experiment(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     if check_model := getattr(plugins.trainer, "check_model", None):
         check_model(model, run)
 
+    with run.world.main_first():  # the other ranks wait for them, however long a network takes
+        start_trackers(run)
     run.write_down()  # what was typed for a run that goes on is its config from here on
-    start_trackers(run)
     metrics: dict[str, Any] = plugins.trainer.train(model, tokenizer, data, run)
     return metrics

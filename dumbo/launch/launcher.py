@@ -28,6 +28,21 @@ MONITORS = 0.1
 """Seconds between its looks at the ranks."""
 
 
+def wait_for_earlier() -> None:
+    """Until an earlier launcher of this process has ended. Called before the environment holds what new ranks are to run.
+
+    Raises:
+        RunFailed: it still waits for other machines, and would start its ranks in the new run.
+    """
+    for earlier in [thread for thread in threading.enumerate() if thread.name == THREAD]:
+        earlier.join(TIDIES)
+        if earlier.is_alive():
+            raise RunFailed(
+                "An earlier run of this process still waits for other machines (launch.start_timeout says how long).\n"
+                "  Wait for its end, or start Python anew."
+            )
+
+
 @dataclass
 class Launcher:
     """One start of the ranks.
@@ -54,18 +69,6 @@ class Launcher:
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begins.
-
-        Raises:
-            RunFailed: an earlier one of this process still waits for other machines, and would start its ranks in this run.
-        """
-        for earlier in [thread for thread in threading.enumerate() if thread.name == THREAD]:
-            earlier.join(TIDIES)
-        if any(thread.name == THREAD for thread in threading.enumerate()):
-            raise RunFailed(
-                "An earlier run of this process still waits for other machines (launch.start_timeout says how long).\n"
-                "  Wait for its end, or start Python anew."
-            )
         self._thread = threading.Thread(target=self._run, daemon=True, name=THREAD)
         self._thread.start()
 

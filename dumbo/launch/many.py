@@ -151,13 +151,16 @@ class Many:
     def _in_ranks(self, job: Job, gpus: int) -> dict[str, Any]:
         """Once, from the start or from a checkpoint, to the end of all ranks."""
         from dumbo.launch.processes import node_folder
-        from dumbo.launch.ranks import Ranks
+        from dumbo.launch.ranks import GRACE, GRACE_STOPPED, Ranks
+        from dumbo.tracker.none import NoTracker
 
         run = job.run
+        tracked = any(not isinstance(tracker, NoTracker) for tracker in run.to_track[0])
         run.write(ATTACHMENT, json.dumps(run.attachment(), default=str))
         try:
             with node_folder() as folder:
                 ranks = Ranks(folder, self.here, self.nodes, self._meeting(), self.start_timeout, gpus > 0)
+                ranks.grace = GRACE_STOPPED if tracked else GRACE
                 ending = ranks.run(job.freeze())
             if ranks.kept:
                 which = ", ".join(map(str, sorted(ranks.kept)))

@@ -3,7 +3,7 @@
 torch's launcher starts them, in a thread (`launcher.py`). The system kills a rank when this process dies.
 
     SIGINT, SIGTERM, SIGUSR1, SIGUSR2 here -> the same to every rank: they finish the step, save and end (`forwarding.py`)
-    a rank fails -> the others have GRACE seconds, then they are killed
+    a rank fails -> the others have `grace` seconds, then they are killed
     no rank is ready after `start_timeout` -> all are killed
     all are done -> those that do not leave are killed after LEAVING seconds
 """
@@ -20,12 +20,12 @@ from dumbo.launch.endings import Ending, cause, endings
 from dumbo.launch.environment import changed_environment, for_ranks
 from dumbo.launch.forwarding import Forwarding
 from dumbo.launch.frozen import Frozen
-from dumbo.launch.launcher import Launcher
+from dumbo.launch.launcher import Launcher, wait_for_earlier
 from dumbo.launch.processes import Processes, alive
 from dumbo.outputs.failure import NO_ANSWER
 
 GRACE, GRACE_STOPPED = 5.0, 12.0
-"""Seconds the other ranks have to end by themselves when one has failed; when one has stopped (trackers have last words)."""
+"""Seconds the other ranks have to end by themselves when one has failed; when one has stopped, or trackers have last words."""
 LAST_WORDS = 2.0
 """Seconds the launcher has to end by itself when all ranks of this machine are gone."""
 LEAVING = 60.0
@@ -45,6 +45,7 @@ class Ranks:
         meeting: where several machines meet; None with one.
         start_timeout: seconds until all must be ready.
         cuda: one GPU a rank, else the CPU.
+        grace: seconds that the others have to end by themselves when one has failed.
 
     Attributes:
         kept: ranks that were done and did not leave.
@@ -56,6 +57,7 @@ class Ranks:
     meeting: Meeting | None
     start_timeout: float
     cuda: bool
+    grace: float = GRACE
     kept: set[int] = field(default_factory=set)
     _signals: Forwarding = field(default_factory=Forwarding)
     _seen: dict[int, int] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class Ranks:
             Stopped, UserError, ProofFailed, RunFailed (MemoryFull among them): what ended a rank first.
         """
         launcher = Launcher(self.folder, self.here, self.nodes, self.meeting, self.start_timeout)
+        wait_for_earlier()
         with changed_environment(self._environment(frozen)), self._signals.listening():
             launcher.start()
             late = self._watch(launcher)
@@ -182,4 +185,4 @@ class Ranks:
 
     def _grace(self) -> float:
         kinds = {ending.kind for ending in endings(self.folder).values()}
-        return GRACE_STOPPED if kinds <= {"stopped", "done"} and not self._silent and kinds else GRACE
+        return GRACE_STOPPED if kinds <= {"stopped", "done"} and not self._silent and kinds else self.grace

@@ -242,6 +242,6 @@ def _may_be_before(name: str) -> bool:
 def _unfinished(config: Mapping[str, Any]) -> Path | None:
     """The newest run below outputs/ that did not finish and has the same config."""
     wanted = config_hash(config)
-    found = [(facts["started"], path.parent) for path in Path().glob("outputs/*/*/run.json")
+    found = [(facts.get("started", ""), path.parent) for path in Path().glob("outputs/*/*/run.json")
              if (facts := facts_if_whole(path.parent)).get("config_hash") == wanted and facts.get("status") != "finished"]  # fmt: skip
     return max(found)[1] if found else None

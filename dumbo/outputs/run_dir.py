@@ -196,7 +196,9 @@ class RunDir:
             self.write(name, text)
         self.to_write = {}
         if self.to_hash is not None:
-            self.update(config_hash=self.to_hash)
+            self.facts["config_hash"] = self.to_hash
+        if self.resuming:  # a new run's run.json has more to say, and is written next
+            self.update()
 
     def refused(self) -> bool:
         """Whether a run that was to be gone on with in another way has ended before it was; then it is as it was."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dumbo.errors import Stopped
+from dumbo.errors import RunFailed, Stopped, UserError
+from dumbo.trainer.signals import undisturbed
 
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 def tracking(run: RunDir) -> Iterator[None]:
     """Starts the trackers, in the process that logs, and tells them how the run ended.
 
-    Those of a run that is to go on start when it is sure that it can (`start_trackers`); those of a new one at once, so that
-    what they lack is said before the data is prepared.
+    Those of a run that is to go on start when data and model have shown that it can (`start_trackers`); those of a new one at
+    once, so that what they lack is said before the data is prepared.
     """
     try:
         if not run.resuming:
@@ -35,25 +36,64 @@ def tracking(run: RunDir) -> Iterator[None]:
 
 
 def start_trackers(run: RunDir) -> None:
-    """Where they have not started yet."""
+    """Where they have not started yet.
+
+    Raises:
+        UserError: what a tracker lacks.
+        RunFailed: it could not start.
+    """
     chosen, config = run.to_track
     if run.trackers or not run.world.main:
         return
     for tracker in chosen:
-        tracker.start(run.path, str(run.facts["name"]), config)
+        try:
+            tracker.start(run.path, str(run.facts["name"]), config)
+        except (UserError, Stopped):
+            raise
+        except Exception as failure:  # its words, which may be those of a lost connection, are no other rank's
+            raise RunFailed(
+                f"{_failed(tracker, 'start', failure)}.\n  Mend it, or leave it out of tracker=[…]"
+            ) from failure
         run.trackers.append(tracker)  # only those that started are told of the end
+
+
+def tell(run: RunDir, row: Mapping[str, Any], note: Callable[[str, str], None]) -> None:
+    """A row of metrics.jsonl to every tracker. One that cannot take it is told no more: training is worth more than a copy.
+
+    Args:
+        note: says a text under a label.
+    """
+    numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+    for tracker in list(run.trackers):
+        try:
+            tracker.log(numbers, row["step"])
+        except Exception as failure:  # said, logged and recorded; metrics.jsonl has every number
+            run.trackers.remove(tracker)
+            text = f"{_failed(tracker, 'log', failure)}: it is told no more"
+            note("tracker", f"{text}. metrics.jsonl has every number")
+            _record(run, text)
 
 
 def _finish_trackers(run: RunDir, status: str) -> None:
     """The final numbers are those of a run that has finished; any other may have some of an earlier process."""
     final = run.facts.get("metrics", {}) if status == "finished" else {}
     numbers = {key: float(value) for key, value in final.items() if isinstance(value, int | float)}
-    for tracker in run.trackers:
-        try:
-            tracker.finish(status, numbers)
-        except Exception as failure:  # said, logged and recorded: it must not hide how the run itself ended
-            run.console.log(traceback.format_exc())
-            text = f"{type(tracker).__name__} could not end: {type(failure).__name__}: {failure}"
-            run.console.row("tracker", text)
-            run.update(tracker_failures=[*run.facts.get("tracker_failures", []), text])
-    run.trackers.clear()
+    with undisturbed():  # where a rank fails, the launcher tells the others to end at once
+        for tracker in run.trackers:
+            try:
+                tracker.finish(status, numbers)
+            except Exception as failure:  # said, logged and recorded: it must not hide how the run itself ended
+                text = _failed(tracker, "end", failure)
+                run.console.row("tracker", text)
+                _record(run, text)
+        run.trackers.clear()
+
+
+def _failed(tracker: Any, what: str, failure: Exception) -> str:
+    return f"{type(tracker).__name__} could not {what}: {type(failure).__name__}: {failure}"
+
+
+def _record(run: RunDir, text: str) -> None:
+    """Of the failure that is being handled."""
+    run.console.log(traceback.format_exc())
+    run.update(tracker_failures=[*run.facts.get("tracker_failures", []), text])

@@ -20,6 +20,7 @@ from dumbo.patch.modules import base_of
 from dumbo.plan.noted import note
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
+from dumbo.tracker.tracking import tell
 from dumbo.trainer.answers import Answers
 from dumbo.trainer.arguments import training_arguments
 from dumbo.trainer.attention import idle
@@ -248,8 +249,7 @@ class Session:
 
     def _on_row(self, row: dict[str, Any]) -> None:
         self.run.log_metrics(row)
-        for tracker in self.run.trackers:
-            tracker.log({key: value for key, value in row.items() if key != "step" and value is not None}, row["step"])
+        tell(self.run, row, self._bar.note)
         if "eval_loss" in row:
             self._bar.note("eval", f"step {row['step']}  held-out loss {row['eval_loss']:.4f}")
         else:

@@ -9,11 +9,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from processes import Command, curve, facts_of, rows_of, steps_logged
 from safetensors.torch import load_file
+
+import dumbo
 
 STEPS = 24
 FULL = ("trainer.lr=3e-3", "trainer.micro_batch_size=1")
@@ -220,6 +223,18 @@ def test_fewer_epochs_than_it_has(packing: str, tmp_path: Path) -> None:
     assert "(trainer.num_epochs=1)" in fewer.said()
     assert "past its new end at " in fewer.said()
     assert before == {name: (path / name).read_bytes() for name in before}
+
+
+def test_ended_before_anything_was_said_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While its versions were asked for: what begins again with resume=auto is a run like any other."""
+    few = [*COMMON, "trainer.max_steps=1", "dataset.limit=20", "verify.mode=off", "resume=auto"]
+    with monkeypatch.context() as patched:
+        patched.chdir(tmp_path)
+        patched.setattr("dumbo.outputs.claim.git_state", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            dumbo.run(few)
+    monkeypatch.chdir(tmp_path)
+    assert dumbo.run(few)["steps"] == 1
 
 
 def test_changed_save_every_takes_effect(whole: Path, tmp_path: Path) -> None:

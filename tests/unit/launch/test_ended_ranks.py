@@ -15,7 +15,7 @@ import pytest
 from dumbo.errors import RunFailed, Stopped
 from dumbo.launch.addresses import Meeting
 from dumbo.launch.endings import Ending
-from dumbo.launch.launcher import THREAD, Launcher
+from dumbo.launch.launcher import THREAD, Launcher, wait_for_earlier
 from dumbo.launch.processes import YOUNG, Processes, node_folder
 from dumbo.launch.ranks import Ranks
 from dumbo.outputs.failure import NO_ANSWER
@@ -97,19 +97,17 @@ def test_what_no_launcher_sends_is_a_stop_whatever_came_of_the_launcher(name: st
 
 
 def test_an_earlier_launcher_that_waits_for_machines_starts_nothing_in_a_later_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits = threading.Event()
     thread = threading.Thread(target=waits.wait, name=THREAD, daemon=True)
     thread.start()
     monkeypatch.setattr("dumbo.launch.launcher.TIDIES", 0.1)
     with pytest.raises(RunFailed, match="still waits for other machines"):
-        Ended(tmp_path).launcher.start()
+        wait_for_earlier()
     monkeypatch.setattr("dumbo.launch.launcher.TIDIES", 60.0)
-    launcher = Ended(tmp_path).launcher
-    monkeypatch.setattr(launcher, "_run", lambda: None)
     threading.Timer(0.5, waits.set).start()  # one that is about to end is waited for: memory is given back meanwhile
-    launcher.start()
+    wait_for_earlier()
     assert not thread.is_alive()
 
 

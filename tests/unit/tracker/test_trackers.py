@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lacking
 import pytest
 
 import dumbo
-from dumbo.errors import UserError
+from dumbo.errors import RunFailed, UserError
+from dumbo.launch.world import World
 from dumbo.tracker.tensorboard import TensorBoard
+from dumbo.tracker.tracking import tracking
+from dumbo.trainer.signals import interruptible
 
 SHORT = [
     "dataset.limit=40", "trainer.max_steps=2", "trainer.warmup_steps=0", "trainer.num_answers=0", "trainer.num_samples=0",
@@ -88,6 +94,49 @@ def test_a_refused_resume_starts_no_tracker(tmp_path, monkeypatch):
     assert said == ["start", ("finished", 12)]
     dumbo.run(["resume=run", "trainer.num_epochs=3"])
     assert said == ["start", ("finished", 12), "start", ("finished", 18)]
+
+
+def test_a_tracker_that_cannot_log_does_not_end_the_run(tmp_path, monkeypatch, capsys):
+    needs("tensorboard")
+
+    def refuses(self, numbers, step):
+        raise ConnectionError("Connection refused")
+
+    monkeypatch.setattr(TensorBoard, "log", refuses)
+    losses, _ = trained(tmp_path, "tracker=[tensorboard]")
+    assert len(losses) == 2
+    said = "TensorBoard could not log: ConnectionError: Connection refused: it is told no more"
+    assert capsys.readouterr().out.count(said) == 1
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["status"] == "finished"
+    assert facts["tracker_failures"] == [said]
+
+
+def test_a_tracker_that_cannot_start_is_named(tmp_path, monkeypatch):
+    """And is no lost rank, however alike they sound."""
+    needs("tensorboard")
+
+    def refuses(self, folder, name, config):
+        raise ConnectionError("Connection refused")
+
+    monkeypatch.setattr(TensorBoard, "start", refuses)
+    with pytest.raises(RunFailed, match=r"^TensorBoard could not start: ConnectionError: Connection refused"):
+        dumbo.run(["tracker=[tensorboard]", *SHORT])
+
+
+def test_a_tracker_is_told_of_the_end_whatever_comes_meanwhile(tmp_path, monkeypatch):
+    """Where a rank fails, torch's launcher sends SIGTERM to the one that tells the trackers."""
+    told: list[str] = []
+
+    class Slow:
+        def finish(self, status, numbers):
+            os.kill(os.getpid(), signal.SIGTERM)
+            told.append(status)
+
+    run: Any = SimpleNamespace(to_track=([], {}), trackers=[Slow(), Slow()], facts={}, resuming=False, world=World())
+    with pytest.raises(RuntimeError, match="the other rank"), interruptible(), tracking(run):
+        raise RuntimeError("the other rank is gone")
+    assert told == ["failed", "failed"]
 
 
 def test_none_is_the_default(tmp_path):
