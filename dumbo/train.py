@@ -15,6 +15,7 @@ from dumbo.outputs.claim import enter
 from dumbo.outputs.learnt import note_data, note_model
 from dumbo.outputs.lifecycle import closing, silence_libraries
 from dumbo.outputs.model_card import write_model_card
+from dumbo.outputs.numbers import python_numbers
 from dumbo.outputs.summary import show_end
 from dumbo.patch import auto, order
 from dumbo.patch.applied import patched_model
@@ -54,7 +55,7 @@ def train(plugins: Plugins, composed: Composed, command: Command) -> dict[str, A
 def tracked(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     """The experiment in this process, which may be one rank of several, its numbers told to the trackers."""
     with tracking(run):
-        metrics = experiment(plugins, run)
+        metrics = python_numbers(experiment(plugins, run))
         run.update(metrics=metrics)
     run.world.barrier(DISK)  # what rank 0 writes is there when any of them returns
     return metrics

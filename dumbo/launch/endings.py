@@ -44,7 +44,7 @@ class Ending:
 
     def write(self, folder: Path, rank: int) -> None:
         aside = folder / f".end-{rank}"
-        aside.write_text(json.dumps({**vars(self), "at": time.time()}), encoding="utf-8")
+        aside.write_text(json.dumps({**vars(self), "at": time.time()}, default=str), encoding="utf-8")
         aside.rename(folder / f"end-{rank}.json")
 
 

@@ -23,6 +23,7 @@ from dumbo.launch.frozen import Frozen
 from dumbo.launch.launcher import Launcher, wait_for_earlier
 from dumbo.launch.processes import Processes, alive
 from dumbo.outputs.failure import NO_ANSWER
+from dumbo.trainer.signals import interruptible
 
 GRACE, GRACE_STOPPED = 5.0, 12.0
 """Seconds the other ranks have to end by themselves when one has failed; when one has stopped, or trackers have last words."""
@@ -82,7 +83,8 @@ class Ranks:
             Stopped, UserError, ProofFailed, RunFailed (MemoryFull among them): what ended a rank first.
         """
         launcher = Launcher(self.folder, self.here, self.nodes, self.meeting, self.start_timeout)
-        wait_for_earlier()
+        with interruptible():
+            wait_for_earlier()
         with changed_environment(self._environment(frozen)), self._signals.listening():
             launcher.start()
             late = self._watch(launcher)

@@ -75,7 +75,7 @@ def attach(told: Mapping[str, Any], world: World) -> RunDir:
     """The run as a rank has it that did not claim its folder; only rank 0 speaks on the terminal."""
     silent = Console(None if world.main else io.StringIO())
     run = RunDir.attached(told, world, silent)
-    run.console.log_to(run.path / ("dumbo.log" if world.main else f"rank-{world.rank}.log"))
+    run.console.log_to(run.path / run.log_name)
     return run
 
 

@@ -44,7 +44,7 @@ def explained(run: RunDir) -> Iterator[None]:
 
 def _why(error: Exception, run: RunDir) -> str:
     """A failure in the user's words, where its cause is known; else its last lines."""
-    log = f"The whole traceback is in {short(run.path / 'dumbo.log')}"
+    log = f"The whole traceback is in {short(run.path / run.log_name)}"
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"The disk is full: {error}.\n  Checkpoints written before are intact. Free some space, then go on: {typed('resume', run.path)}"
     if type(error).__name__ == "OutOfMemoryError":

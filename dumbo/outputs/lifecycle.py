@@ -24,8 +24,7 @@ def silence_libraries(run: RunDir) -> None:
     """Sends what libraries log and warn of into dumbo.log instead of the terminal."""
     import transformers.utils.logging as library
 
-    name = "dumbo.log" if run.world.main else f"rank-{run.world.rank}.log"
-    handler = logging.FileHandler(run.path / name)
+    handler = logging.FileHandler(run.path / run.log_name)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s", "%H:%M:%S"))
     handler.setLevel(logging.INFO)
     root = logging.getLogger()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -26,3 +27,8 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(child) for child in value]
     return value
+
+
+def python_numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A trainer's metrics as JSON has them: numpy's and torch's scalars become Python's."""
+    return {key: value.item() if getattr(value, "shape", None) == () else value for key, value in metrics.items()}

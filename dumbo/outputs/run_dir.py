@@ -52,6 +52,7 @@ class RunDir:
         earlier: what run.json said of a run that is gone on with.
         to_track: tracker plugins to start (rank 0 of ranks that were started here takes its own), and the config they are told.
         trackers: tracker plugins, started.
+        mute: those of them that could not log.
         facts: run.json.
         proofs: what was proven, in words, for the start panel.
         before: the model before any patch, for the proofs.
@@ -74,6 +75,7 @@ class RunDir:
     earlier: dict[str, Any] | None = None
     to_track: tuple[list[Any], dict[str, Any]] = field(default_factory=lambda: ([], {}))
     trackers: list[Any] = field(default_factory=list)
+    mute: list[Any] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     proofs: list[str] = field(default_factory=list)
     before: Unpatched | None = None
@@ -89,6 +91,11 @@ class RunDir:
     def wrapped_in(self) -> str:
         """What has to be around the model: none, DDP or FSDP2."""
         return self.wrapper if self.world.group is not None else "none"
+
+    @property
+    def log_name(self) -> str:
+        """The file of the folder that gets this process's words."""
+        return "dumbo.log" if self.world.main else f"rank-{self.world.rank}.log"
 
     @property
     def writes(self) -> bool:

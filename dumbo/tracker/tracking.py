@@ -13,19 +13,22 @@ from dumbo.trainer.signals import undisturbed
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
 
+LAST_WORDS = 10.0
+"""Seconds that a tracker has to end in, of a run that did not finish."""
+
 
 @contextmanager
 def tracking(run: RunDir) -> Iterator[None]:
     """Starts the trackers, in the process that logs, and tells them how the run ended.
 
     Those of a run that is to go on start when data and model have shown that it can (`start_trackers`); those of a new one at
-    once, so that what they lack is said before the data is prepared.
+    once, so that what they lack is said before the data is prepared (in ranks that are started here it has been by then).
     """
     try:
         if not run.resuming:
             start_trackers(run)
         yield
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):  # in the training loop, or outside of it
         _finish_trackers(run, "preempted")
         raise
     except BaseException:
@@ -58,39 +61,45 @@ def start_trackers(run: RunDir) -> None:
 
 
 def tell(run: RunDir, row: Mapping[str, Any], note: Callable[[str, str], None]) -> None:
-    """A row of metrics.jsonl to every tracker. One that cannot take it is told no more: training is worth more than a copy.
+    """A row of metrics.jsonl to every tracker. One that cannot take it gets no more: training is worth more than a copy.
 
     Args:
         note: says a text under a label.
     """
     numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
-    for tracker in list(run.trackers):
+    for tracker in [tracker for tracker in run.trackers if tracker not in run.mute]:
         try:
             tracker.log(numbers, row["step"])
         except Exception as failure:  # said, logged and recorded; metrics.jsonl has every number
-            run.trackers.remove(tracker)
-            text = f"{_failed(tracker, 'log', failure)}: it is told no more"
+            run.mute.append(tracker)  # of the end it is told all the same
+            text = f"{_failed(tracker, 'log', failure)}: it gets no more rows"
             note("tracker", f"{text}. metrics.jsonl has every number")
             _record(run, text)
 
 
 def _finish_trackers(run: RunDir, status: str) -> None:
-    """The final numbers are those of a run that has finished; any other may have some of an earlier process."""
+    """The final numbers are those of a run that has finished; any other may have some of an earlier process.
+
+    Where a rank fails, the launcher tells the others to end: trackers get their seconds. What is asked for of a run that has
+    finished breaks off the tracker, and the run is finished all the same.
+    """
     final = run.facts.get("metrics", {}) if status == "finished" else {}
     numbers = {key: float(value) for key, value in final.items() if isinstance(value, int | float)}
-    with undisturbed():  # where a rank fails, the launcher tells the others to end at once
-        for tracker in run.trackers:
-            try:
+    for tracker in run.trackers:
+        try:
+            with undisturbed(0.0 if status == "finished" else LAST_WORDS):
                 tracker.finish(status, numbers)
-            except Exception as failure:  # said, logged and recorded: it must not hide how the run itself ended
-                text = _failed(tracker, "end", failure)
-                run.console.row("tracker", text)
-                _record(run, text)
-        run.trackers.clear()
+        except (Exception, KeyboardInterrupt) as failure:  # said, logged and recorded: the run ended as it did
+            text = _failed(tracker, "end", failure)
+            run.console.row("tracker", text)
+            _record(run, text)
+    run.trackers.clear()
+    run.mute.clear()
 
 
-def _failed(tracker: Any, what: str, failure: Exception) -> str:
-    return f"{type(tracker).__name__} could not {what}: {type(failure).__name__}: {failure}"
+def _failed(tracker: Any, what: str, failure: BaseException) -> str:
+    why = f"{type(failure).__name__}: {failure}" if str(failure) else "broken off by a signal"
+    return f"{type(tracker).__name__} could not {what}: {why}"
 
 
 def _record(run: RunDir, text: str) -> None:

@@ -102,11 +102,24 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Passes signals over for the length of the block, in which the end of what was stopped is written: who passes on what all
-    have heard may be later than that.
+def undisturbed(seconds: float = 10.0) -> Iterator[None]:
+    """Passes signals over while the end of what was stopped is written: who passes on what all have heard, and the launcher that
+    ends the other ranks, may be later than that.
+
+    Args:
+        seconds: so long; a SIGINT that comes a second after the beginning is somebody's who has waited enough.
+
+    Raises:
+        KeyboardInterrupt: at a signal after that.
     """
-    with _handled_by(lambda number, frame: None):
+    began = time.monotonic()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        passed = time.monotonic() - began
+        if passed >= min(seconds, AGAIN if number == signal.SIGINT else seconds):
+            raise KeyboardInterrupt
+
+    with _handled_by(handle):
         yield
 
 

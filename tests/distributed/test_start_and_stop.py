@@ -331,6 +331,7 @@ def test_an_exception_in_one_rank(tmp_path: Path) -> None:
     assert code == 1
     assert "RuntimeError: the disk of rank 1 is gone" in started.said
     assert "(rank 1)" in started.said
+    assert "The whole traceback is in run/rank-1.log" in started.said
     assert "Traceback" not in started.said
     assert "the disk of rank 1 is gone" in (started.run / "rank-1.log").read_text()
     nothing_left(started.run)

@@ -182,15 +182,30 @@ def test_a_tracker_that_fails_does_not_hide_how_the_run_ended(users: Path, capsy
         bad_tracker_dot_py="""
             class Bad:
                 def start(self, run_dir, name, config): ...
-                def log(self, row, step): raise OSError("the first cause")
+                def log(self, row, step): raise OSError("no connection yet")
                 def finish(self, status, metrics): raise OSError("no connection")
         """,
         tracker__bad_dot_yaml="# @package tracker.bad\n_target_: bad_tracker.Bad\n",
+        broken_dot_py="""
+            class Broken:
+                stage = 0
+                def apply(self, model): raise OSError("the first cause")
+                def evidence(self, model): return ""
+        """,
+        patch__broken_dot_yaml="# @package patch.broken\n_target_: broken.Broken\n",
     )
     with pytest.raises(RunFailed, match="the first cause"):
-        package.run(["tracker=[bad]", "dataset.limit=16", "run_dir=run", *SHORT], config_dir=str(users))
+        package.run(
+            ["tracker=[bad]", "patch=[broken]", "dataset.limit=16", "run_dir=run", *SHORT], config_dir=str(users)
+        )
     assert "the first cause" in json.loads(Path("run/run.json").read_text())["error"]
     assert "Bad could not end: OSError: no connection" in capsys.readouterr().out
+    package.run(["tracker=[bad]", "dataset.limit=16", "run_dir=whole", *SHORT], config_dir=str(users))
+    facts = json.loads(Path("whole/run.json").read_text())
+    assert facts["status"] == "finished"
+    assert facts["tracker_failures"] == [
+        "Bad could not log: OSError: no connection yet: it gets no more rows", "Bad could not end: OSError: no connection",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -102,14 +102,17 @@ def test_a_tracker_that_cannot_log_does_not_end_the_run(tmp_path, monkeypatch, c
     def refuses(self, numbers, step):
         raise ConnectionError("Connection refused")
 
+    ended: list[str] = []
     monkeypatch.setattr(TensorBoard, "log", refuses)
+    monkeypatch.setattr(TensorBoard, "finish", lambda self, status, metrics: ended.append(status))
     losses, _ = trained(tmp_path, "tracker=[tensorboard]")
     assert len(losses) == 2
-    said = "TensorBoard could not log: ConnectionError: Connection refused: it is told no more"
+    said = "TensorBoard could not log: ConnectionError: Connection refused: it gets no more rows"
     assert capsys.readouterr().out.count(said) == 1
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert facts["status"] == "finished"
     assert facts["tracker_failures"] == [said]
+    assert ended == ["finished"], "it may have come back"
 
 
 def test_a_tracker_that_cannot_start_is_named(tmp_path, monkeypatch):
@@ -124,19 +127,54 @@ def test_a_tracker_that_cannot_start_is_named(tmp_path, monkeypatch):
         dumbo.run(["tracker=[tensorboard]", *SHORT])
 
 
-def test_a_tracker_is_told_of_the_end_whatever_comes_meanwhile(tmp_path, monkeypatch):
+class Slow:
+    """Gets a signal while it ends."""
+
+    def __init__(self, told: list[str], number: int) -> None:
+        self.told, self.number = told, number
+
+    def finish(self, status: str, numbers: dict[str, float]) -> None:
+        os.kill(os.getpid(), self.number)
+        self.told.append(status)
+
+
+def tracked(trackers: list[Any]) -> Any:
+    said: list[str] = []
+    console = SimpleNamespace(row=lambda label, text: said.append(text), log=lambda text: None)
+    return SimpleNamespace(
+        to_track=([], {}), trackers=trackers, mute=[], facts={}, resuming=False, world=World(), console=console, said=said,
+        update=lambda **facts: None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_tracker_is_told_of_the_end_whatever_comes_meanwhile(number: int) -> None:
     """Where a rank fails, torch's launcher sends SIGTERM to the one that tells the trackers."""
     told: list[str] = []
-
-    class Slow:
-        def finish(self, status, numbers):
-            os.kill(os.getpid(), signal.SIGTERM)
-            told.append(status)
-
-    run: Any = SimpleNamespace(to_track=([], {}), trackers=[Slow(), Slow()], facts={}, resuming=False, world=World())
+    run = tracked([Slow(told, number), Slow(told, number)])
     with pytest.raises(RuntimeError, match="the other rank"), interruptible(), tracking(run):
         raise RuntimeError("the other rank is gone")
     assert told == ["failed", "failed"]
+    assert run.said == []
+
+
+def test_a_tracker_that_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dumbo.tracker.tracking.LAST_WORDS", 0.0)
+    told: list[str] = []
+    run = tracked([Slow(told, signal.SIGTERM)])
+    with pytest.raises(RuntimeError, match="the other rank"), interruptible(), tracking(run):
+        raise RuntimeError("the other rank is gone")
+    assert told == []
+    assert run.said == ["Slow could not end: broken off by a signal"]
+
+
+def test_a_run_that_has_finished_stays_so_when_its_tracker_is_broken_off() -> None:
+    told: list[str] = []
+    run = tracked([Slow(told, signal.SIGINT), Slow(told, 0)])
+    with interruptible(), tracking(run):
+        pass
+    assert told == ["finished"]
+    assert run.said == ["Slow could not end: broken off by a signal"]
 
 
 def test_none_is_the_default(tmp_path):
