@@ -98,7 +98,8 @@ def _finish_trackers(run: RunDir, status: str) -> None:
 
 
 def _failed(tracker: Any, what: str, failure: BaseException) -> str:
-    why = f"{type(failure).__name__}: {failure}" if str(failure) else "broken off by a signal"
+    broken = isinstance(failure, KeyboardInterrupt)
+    why = "broken off by a signal" if broken else f"{type(failure).__name__}: {failure}"
     return f"{type(tracker).__name__} could not {what}: {why}"
 
 
