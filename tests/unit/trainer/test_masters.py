@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused_before_weights_are_loaded(
 ) -> None:
     monkeypatch.setattr(dtype, "bf16_in_hardware", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run: Any = SimpleNamespace(path=tmp_path, ranks=1, wrapped_in=wrapped_in, world=World(), facts={})
+    run: Any = SimpleNamespace(path=tmp_path, ranks=1, wrapped_in=wrapped_in, world=World(), facts={}, resuming=False)
     sft = Sft(master_weights=True, precision=precision, global_batch_size=2, micro_batch_size=micro)
     splits = splits_of(tmp_path, documents(data, 4))
     if said is None:
