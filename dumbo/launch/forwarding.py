@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from dumbo.errors import Stopped
-from dumbo.trainer.signals import AGAIN, EXIT_CODES
-
-FORWARDED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+from dumbo.trainer.signals import AGAIN, EXIT_CODES, handled_by
 
 
 class Forwarding:
@@ -32,18 +29,8 @@ class Forwarding:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals for the length of the block; in another thread than the main one nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
+        with handled_by(self._hear):
             yield
-            return
-        kept = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # as it is
-        before = {getattr(signal, name): signal.signal(getattr(signal, name), self._hear) for name in FORWARDED}
-        try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, before)
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-            for number, handler in before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self._heard.append(number)

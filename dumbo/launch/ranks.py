@@ -95,7 +95,7 @@ class Ranks:
     def _ending(self, launcher: Launcher, late: RunFailed | None) -> Ending:
         """Rank 0's, or what there is to raise."""
         found = endings(self.folder)
-        if self._all_done(found):
+        if self._all_done(found):  # whatever became of them, and of the launcher, after that
             return found.get(0, Ending("done"))
         unseen = [rank for rank in launcher.exit_codes if rank not in self._known()]  # gone before anybody looked
         died = {rank: launcher.exit_codes.get(rank, 1) for rank in (*self._silent, *unseen)}

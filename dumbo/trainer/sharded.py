@@ -66,16 +66,21 @@ def place_whole(model: torch.nn.Module, device: torch.device) -> None:
     model.to(device)
 
 
+def hides_a_tie(model: torch.nn.Module) -> bool:
+    """Whether embeddings and head share a weight that is not the `weight` of both, as beneath peft's wrappers of added tokens."""
+    embeddings, head = (getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output"))
+    if embeddings is None or head is None or getattr(embeddings, "weight", None) is getattr(head, "weight", None):
+        return False
+    return bool({id(p) for p in embeddings.parameters()} & {id(p) for p in head.parameters()})
+
+
 def require_shardable(model: torch.nn.Module) -> None:
-    """accelerate (1.15) puts embeddings and head into one unit where they have one weight, which peft's wrappers of added tokens hide.
+    """accelerate (1.15) puts embeddings and head into one unit where they have one `weight`, else each into its own.
 
     Raises:
         UserError: the two would be sharded apart, and share a weight.
     """
-    embeddings, head = (getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output"))
-    if embeddings is None or head is None or getattr(embeddings, "weight", None) is getattr(head, "weight", None):
-        return
-    if {id(p) for p in embeddings.parameters()} & {id(p) for p in head.parameters()}:
+    if hides_a_tie(model):
         raise UserError(
             "launch=fsdp cannot shard this model: rows of added tokens train beside frozen embeddings, which the output head shares.\n"
             "  Write launch=ddp, train all weights (patch without lora), or leave model.tokenizer.added_tokens out."

@@ -45,7 +45,7 @@ class StopRequests:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Takes the signals for the length of the block."""
-        with _handled_by(self._handle):
+        with handled_by(self._handle):
             yield
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -94,7 +94,7 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
     try:
-        with _handled_by(handle):
+        with handled_by(handle):
             yield
     except KeyboardInterrupt:
         name = heard[0] if heard else "SIGINT"
@@ -119,13 +119,13 @@ def undisturbed(seconds: float = 10.0) -> Iterator[None]:
         if passed >= min(seconds, AGAIN if number == signal.SIGINT else seconds):
             raise KeyboardInterrupt
 
-    with _handled_by(handle):
+    with handled_by(handle):
         yield
 
 
 @contextmanager
-def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Only the main thread can take signals; in another one nothing changes.
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside, `handler` takes every signal that asks a run to stop. Only the main thread can; in another one nothing changes.
 
     Whoever starts this process may have it begin with some of them blocked (`slurm/task.py`): they are kept for the block.
     """
