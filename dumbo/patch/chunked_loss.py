@@ -3,7 +3,7 @@
 Pipeline: load -> patch (stage KERNELS: adapters wrap what it leaves) -> train.
 A vocabulary of 128 k and 16 k tokens make 8 GiB of logits in float32 alone. Here no more than a chunk of them is ever
 held, in training and in evaluation; tokens that bear no loss (prompts) are not given to the head at all. On a GPU a
-chunk is compiled. The model's own forward pass remains for everything else: generating, logits that are asked for.
+chunk goes through a kernel of our own. The model's own forward pass remains for everything else: generating, logits that are asked for.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ class ChunkedLoss:
     Args:
         chunk_size: tokens a chunk, whose logits take chunk_size x vocabulary x 2 bytes in bf16. null: what 1 GiB has room
             for, 2 GiB where the head trains, at most 8,192.
-        compiled: a chunk's loss goes through torch.compile where patch=[compile] could run.
-        kernel: it goes through a kernel of our own there (`trainer/row_loss.py`), in place of a compiled one. Its numbers are
-            those of torch in float32 and float16 by Triton's interpreter; on a GPU it has been neither proven nor timed yet, so that it is off.
+        kernel: a chunk's loss goes through a kernel of our own (`trainer/row_loss.py`) where patch=[compile] could run: 4 to 12% of
+            the time of head and loss less than compiled (benchmarks/NOTES.md).
+        compiled: with kernel=false it goes through torch.compile there. Both false, or elsewhere: torch's operations.
 
     Raises:
         UserError: a model that does more between its layers and its loss, or has another loss (compared on random numbers).
     """
 
     chunk_size: int | None = None
+    kernel: bool = True
     compiled: bool = True
-    kernel: bool = False
 
     stage: ClassVar[Stage] = Stage.KERNELS
     conflicts: ClassVar[tuple[str, ...]] = ()
@@ -147,8 +147,8 @@ class ChunkedLoss:
         if not takes_places(base):
             raise RuntimeError(f"the chunked loss did not take on {type(base).__name__}")
         how = ", in a kernel of our own" if self.kernel else ", compiled" if self.compiled else ""
-        if (reason := Compile().unavailable()) is not None:
-            how = f"; patch.chunked_loss.kernel is left out: {reason}" * self.kernel
+        if how and (reason := Compile().unavailable()) is not None:
+            how = f", in torch's operations: {reason}"
         frozen, training = self.tokens(_rows(base), False), self.tokens(_rows(base), True)
         said = f"head and loss over {training:,} tokens at a time"
         return said + f", {frozen:,} where the head is frozen" * (frozen != training) + how

@@ -1,6 +1,6 @@
 """The loss of a chunk by a kernel of our own (`loss_kernel.py`), in the place of `chunks.chunk_loss` on a GPU.
 
-Used by `chunks.py`, put there by `patch/chunked_loss.py` (`kernel: true`). The gradients of the logits come with the loss and lie
+Used by `chunks.py`, put there by `patch/chunked_loss.py`. The gradients of the logits come with the loss and lie
 where the logits lay: of a chunk there is one tensor of C x vocabulary.
 """
 
@@ -12,9 +12,14 @@ import torch
 
 from dumbo.interfaces import IGNORE
 
-BLOCK, WARPS = 16384, 16
-"""Logits that a program takes at a time, and its warps: compiled for Hopper, 60 registers a thread and none spilt, so that two programs
-fit a multiprocessor. Chosen so that their rows should still be in the GPU's cache when they are read again; not timed yet."""
+WIDE = 65_536
+
+
+def cut(vocabulary: int) -> tuple[int, int]:
+    """Logits that a program takes at a time, and its warps: of twelve cuts the fastest on an H200, for 49 k tokens and for 128 k
+    (`benchmarks.loss --tune`).
+    """
+    return (32768, 32) if vocabulary > WIDE else (16384, 16)
 
 
 class RowLoss:
@@ -55,10 +60,11 @@ class RowLoss:
         from dumbo.trainer.loss_kernel import row_losses
 
         rows, vocabulary = logits.shape
+        block, warps = cut(vocabulary)
         losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
         row_losses[(rows,)](
             logits, targets, losses, logits.stride(0), vocabulary, softcap or 1.0,
-            IGNORE=IGNORE, CAPPED=softcap is not None, GRADIENT=gradients, BLOCK=BLOCK, num_warps=WARPS,
+            IGNORE=IGNORE, CAPPED=softcap is not None, GRADIENT=gradients, BLOCK=block, num_warps=warps,
         )  # fmt: skip
         return losses
 

@@ -24,7 +24,11 @@ def reference(logits: torch.Tensor, targets: torch.Tensor, cap: float | None) ->
 @pytest.mark.parametrize("cap", [None, 5.0, 30.0])
 @pytest.mark.parametrize("vocabulary", [300, 512, 16384, 49152, 128257])
 def test_losses_and_gradients(vocabulary: int, cap: float | None, dtype: Any) -> None:
-    """Losses to 1e-5, gradients to a rounding in their dtype; twice the same bits; ignored rows have none of either."""
+    """Losses to 1e-5, gradients to a rounding in their dtype; twice the same bits; ignored rows have none of either.
+
+    exp(x) in float32 is right to |x| roundings of its argument: here |x| is 30 and more, and half of that is allowed, over all.
+    Below a dtype's normal numbers roundings are absolute: half precision has many gradients there.
+    """
     torch.manual_seed(0)
     logits = (torch.randn(ROWS, vocabulary, device="cuda") * 8).to(dtype)
     targets = torch.randint(0, vocabulary, (ROWS,), device="cuda")
@@ -39,7 +43,10 @@ def test_losses_and_gradients(vocabulary: int, cap: float | None, dtype: Any) ->
     assert ((own.double() - gradients).abs() <= rounding * gradients.abs() + 4e-6 + rounding * 1e-3).all()
     own_targets = torch.arange(vocabulary, device="cuda") == targets[:, None]
     others = [tensor.double().masked_fill(own_targets, 0.0) for tensor in (own, gradients)]
-    assert (others[0] - others[1]).norm() <= rounding * others[1].norm(), "the small ones too, which are most of them"
+    argument = 16 * torch.finfo(torch.float32).eps
+    subnormal = torch.finfo(dtype).smallest_normal * rounding * others[1].numel() ** 0.5
+    limit = max(rounding, argument) * others[1].norm() + subnormal
+    assert (others[0] - others[1]).norm() <= limit, "the small ones too, which are most of them"
     assert losses[3] == 0
     assert (own[3] == 0).all()
     kept = logits.clone()

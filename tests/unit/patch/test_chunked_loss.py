@@ -119,10 +119,13 @@ def test_gradients_that_come_with_the_loss_are_the_same(
 
 def test_without_a_gpu_the_kernel_is_left_to_torch() -> None:
     if Compile().unavailable() is not None:
-        assert ChunkedLoss(kernel=True)._function() is chunks.chunk_loss
-        said = ChunkedLoss(kernel=True).evidence(ChunkedLoss(kernel=True).apply(model_of()))
-        assert said.endswith("tokens at a time; patch.chunked_loss.kernel is left out: no CUDA device")
-        assert ChunkedLoss().evidence(ChunkedLoss().apply(model_of())).endswith("tokens at a time")
+        assert ChunkedLoss()._function() is chunks.chunk_loss
+        for patch in (ChunkedLoss(), ChunkedLoss(kernel=False)):
+            assert patch.evidence(patch.apply(model_of())).endswith(
+                "tokens at a time, in torch's operations: no CUDA device"
+            )
+        plain = ChunkedLoss(kernel=False, compiled=False)
+        assert plain.evidence(plain.apply(model_of())).endswith("tokens at a time")
 
 
 def test_places_are_the_tokens_before_the_labelled_ones(batch: dict[str, Any]) -> None:
@@ -316,7 +319,7 @@ def test_logits_of_a_chunk_have_room(vocabulary: int, frozen: int, training: int
 def test_a_frozen_heads_chunks_are_the_smaller_ones(its: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By what the head does when the loss is taken: adapters come after this patch."""
     monkeypatch.setattr("dumbo.patch.chunked_loss.MOST_BYTES", {False: 2**21, True: 2**22})
-    chunked = ChunkedLoss(compiled=False)
+    chunked = ChunkedLoss(kernel=False, compiled=False)
     model = chunked.apply(model_of(vocab_size=512))
     assert chunked.evidence(model) == "head and loss over 4,096 tokens at a time, 2,048 where the head is frozen"
     seen: list[int] = []
@@ -385,7 +388,7 @@ def test_each_model_has_graphs_of_its_own(graphs: list[Any], batch: dict[str, An
         before = len(graphs)
         model = model_of(vocab_size=512 + number, hidden_size=32 + 8 * (number % 2))
         wanted, _ = numbers(model, batch)
-        found, _ = numbers(ChunkedLoss(chunk_size=64).apply(model), batch, skip_logits=True)
+        found, _ = numbers(ChunkedLoss(chunk_size=64, kernel=False).apply(model), batch, skip_logits=True)
         assert found == pytest.approx(wanted, rel=1e-5)
         assert len(graphs) == before + 1
         assert isinstance(graphs[-1][-1], int), "the width is a number that the kernels know"
@@ -395,7 +398,7 @@ def test_each_model_has_graphs_of_its_own(graphs: list[Any], batch: dict[str, An
 
 def test_more_graphs_than_torch_makes_end_the_run(graphs: list[Any]) -> None:
     """In place of going on uncompiled without a word."""
-    function = ChunkedLoss()._function()
+    function = ChunkedLoss(kernel=False)._function()
 
     def loss_of(width: int) -> None:
         function(torch.nn.Linear(width, 5), None, torch.ones(3, width), torch.zeros(3, dtype=torch.long))

@@ -178,7 +178,7 @@ def test_a_plan_says_what_is_going_to_do_the_loss(monkeypatch: pytest.MonkeyPatc
     from dumbo.plan.stand_in import _rehearsed
 
     monkeypatch.setattr(Compile, "unavailable", lambda self: None)
-    said = [_rehearsed(patch, model_of())[1] for patch in (ChunkedLoss(kernel=True), ChunkedLoss())]
+    said = [_rehearsed(patch, model_of())[1] for patch in (ChunkedLoss(), ChunkedLoss(kernel=False))]
     assert [text.rpartition(", ")[2] for text in said] == ["in a kernel of our own", "compiled"]
 
 

@@ -31,7 +31,7 @@ def test_losses_and_gradients(
     vocabulary: int, block: int, cap: float | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of a wider tensor, one without a loss, the first and the last token wanted; what lies beside them stays."""
-    monkeypatch.setattr(row_loss, "BLOCK", block)
+    monkeypatch.setattr(row_loss, "cut", lambda vocabulary: (block, 4))
     torch.manual_seed(0)
     wide = (torch.randn(6, vocabulary + 24) * 8).to(dtype)
     logits = wide[:, :vocabulary]
@@ -62,7 +62,7 @@ def test_a_target_past_the_vocabulary_has_no_number(target: int, cap: float | No
 
 def test_a_head_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks, the last one shorter, of the tokens that bear a loss."""
-    monkeypatch.setattr(row_loss, "BLOCK", 128)
+    monkeypatch.setattr(row_loss, "cut", lambda vocabulary: (128, 4))
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 300)
     hidden = torch.randn(150, 16, requires_grad=True)
