@@ -45,7 +45,7 @@ class Compile:
         required: a machine that cannot run it is an error.
 
     Raises:
-        UserError: the model has no list of decoder layers; Liger's modules would be inside them.
+        UserError: the model has no list of decoder layers; Liger's modules would be inside them; its router has a loss.
     """
 
     backend: str = "inductor"
@@ -82,6 +82,11 @@ class Compile:
 
     def check(self, skeleton: PreTrainedModel) -> None:
         decoder_layers(skeleton)
+        if getattr(base_of(skeleton).config.get_text_config(), "output_router_logits", False):
+            raise UserError(
+                "patch.compile: with output_router_logits=true the router's loss would be taken over the room that compiled packs are padded to.\n"
+                "  Leave compile out of patch=[…], or set output_router_logits to false in the model's config.json."
+            )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         import torch

@@ -42,6 +42,7 @@ from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
 from dumbo.trainer.collate import Collate, Examples, leave_documents_free
 from dumbo.trainer.feeding import Feeding
+from dumbo.trainer.flops import flops_of
 from dumbo.trainer.graphs import Graphs
 from dumbo.trainer.masters import add_up_over_ranks, keep_masters
 from dumbo.trainer.measuring import Measuring
@@ -51,7 +52,7 @@ from dumbo.trainer.rows import Rows
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import Saving, seconds_to_save
 from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu, wrapper_of
-from dumbo.trainer.throughput import flops_per_token, peak_flops
+from dumbo.trainer.throughput import peak_flops
 
 
 class Engine(Feeding, Measuring, Rows, Saving):
@@ -122,7 +123,7 @@ class Engine(Feeding, Measuring, Rows, Saving):
 
     def _metered(self) -> Meter:
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        return Meter(self.model, flops_per_token(self.model), peak * self.world.size if peak else None)
+        return Meter(flops_of(self.model), peak * self.world.size if peak else None)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Accelerate's own, and FSDP2 on CPU ranks too, where it would put DDP around the model without a word."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dumbo.trainer.throughput import attention_flops, peak_memory_gib
+from dumbo.trainer.flops import Flops
+from dumbo.trainer.throughput import peak_memory_gib
 
 TRAIN_LOSS_OVER = 10
 """`train_loss` is the mean of so many last logged losses."""
@@ -102,19 +103,17 @@ class Meter:
     """Makes rows.
 
     Args:
-        model: for the cost of attention.
-        flops: floating-point operations a token, attention not counted.
+        flops: that a step needs; None where they are not known.
         peak: of the device, a second; None where it is not known.
     """
 
-    model: Any
-    flops: float
+    flops: Flops | None
     peak: float | None
 
     def row(self, logs: Mapping[str, float], counters: Counters, interval: Interval) -> dict[str, Any]:
         """One training row of metrics.jsonl, `step` not among it."""
         seconds = max(1e-9, time.perf_counter() - interval.began - interval.paused)
-        flops = self.flops * interval.tokens + attention_flops(self.model, interval.squares)
+        flops = self.flops.of(interval.tokens, interval.squares) if self.flops else None
         steps = max(1, interval.steps)
         return {
             "tokens": counters.tokens,
@@ -122,7 +121,7 @@ class Meter:
             "grad_norm": logs.get("grad_norm"),
             "lr": logs["learning_rate"],
             "tokens_per_s": round(interval.tokens / seconds, 1),
-            "mfu": round(flops / seconds / self.peak, 4) if self.peak else None,
+            "mfu": round(flops / seconds / self.peak, 4) if flops and self.peak else None,
             "peak_memory_gib": round(peak_memory_gib(), 3),
             "data_wait_ms": round(1000 * interval.waited / steps, 2),
             "step_ms": round(1000 * seconds / steps, 2),

@@ -1,10 +1,6 @@
-"""Tokens a second, model FLOP utilisation, peak memory.
+"""The rate that a known GPU can compute at, which MFU is a share of, and peak memory.
 
-A full fine-tune needs 6 N floating-point operations a token (2 N forward, 4 N backward; N without an embedding
-that is only looked up), training only adapters about 4 N (no gradient of the frozen weights); attention over the
-documents' own lengths comes on top: 12 x layers x width x mean context a token, halved for causality, and two
-thirds of it is backward. Source: Kaplan et al. 2020 (arXiv:2001.08361), Chowdhery et al. 2022 (arXiv:2204.02311, B).
-MFU is stated against dense bf16 without sparsity, from the vendors' datasheets.
+MFU is stated against dense bf16 without sparsity, from the vendors' datasheets; what a step needs of it: `flops.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +8,6 @@ from __future__ import annotations
 import re
 import resource
 import sys
-from typing import Any
 
 PEAK_BF16_TFLOPS = (
     # Blackwell data sheets (HGX B200, GB200 NVL72), a GPU. RTX: whitepaper of the RTX Blackwell architecture, appendix A.
@@ -46,30 +41,6 @@ def peak_flops(device_name: str) -> float | None:
         if re.search(rf"\b{name}\b", device_name):
             return tflops * 1e12
     return None
-
-
-def flops_per_token(model: Any) -> float:
-    """Floating-point operations of one training step a token, attention not counted (see `attention_flops`)."""
-    embedding: Any = model.get_input_embeddings().weight
-    head: Any = model.get_output_embeddings()
-    tied = head is not None and head.weight is embedding
-    counted = sum(p.numel() for p in model.parameters()) - (0 if tied else embedding.numel())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    mostly_frozen = trainable < 0.5 * counted
-    return (4.0 if mostly_frozen else 6.0) * counted
-
-
-def attention_flops(model: Any, lengths_squared: float) -> float:
-    """Of all documents' attention, forward and backward.
-
-    Args:
-        lengths_squared: sum of the squares of the documents' lengths.
-    """
-    config = model.config.get_text_config()
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    return 6.0 * config.num_hidden_layers * width * lengths_squared
 
 
 def peak_memory_gib() -> float:

@@ -73,6 +73,17 @@ def test_no_layers_is_an_error() -> None:
         Compile().evidence(model)
 
 
+def test_a_routers_loss_is_not_taken_over_padding() -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    with torch.device("meta"):
+        model = MixtralForCausalLM(MixtralConfig(num_hidden_layers=1, output_router_logits=True))
+    with pytest.raises(UserError, match=r"output_router_logits=true"):
+        Compile().check(model)
+    model.config.output_router_logits = False
+    Compile().check(model)
+
+
 def test_left_out_without_a_gpu_and_said_so(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     dumbo.run(["patch=[compile]", *SHORT])

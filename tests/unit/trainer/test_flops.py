@@ -1,0 +1,94 @@
+"""Operations of a step against those that torch counts while it computes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small_runs import model_of
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from dumbo.patch.lora import LoRA
+from dumbo.trainer.flops import flops_of
+
+TOKENS = 48
+
+
+def counted(model: Any) -> float:
+    """Of a token, by torch, which does not halve attention for causality."""
+    ids = torch.randint(0, 100, (1, TOKENS))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return counter.get_total_flops() / TOKENS
+
+
+def claimed(model: Any) -> float:
+    found = flops_of(model)
+    assert found is not None
+    return found.of_token + 2 * found.of_square * TOKENS
+
+
+def dense(trains: Callable[[str], bool] = lambda name: True, tied: bool = False) -> Any:
+    model = model_of(tie_word_embeddings=tied, num_hidden_layers=4, attn_implementation="eager").train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad = trains(name)
+    return model
+
+
+@pytest.mark.parametrize(
+    "trains",
+    [
+        lambda name: True,
+        lambda name: name == "lm_head.weight",
+        lambda name: name == "model.norm.weight",
+        lambda name: name == "model.embed_tokens.weight",
+    ],
+    ids=["all", "head", "norm", "embeddings"],
+)
+def test_a_dense_model_by_what_trains(trains: Callable[[str], bool]) -> None:
+    assert claimed(dense(trains)) == counted(dense(trains))
+
+
+def test_tied_embeddings_work_as_the_head() -> None:
+    assert claimed(dense(tied=True)) == counted(dense(tied=True))
+
+
+def test_the_last_layer_alone() -> None:
+    """To 2%: its query, key and value need no gradient of what they are given, which is known of the first of them only."""
+    model = dense(lambda name: "layers.3." in name or "lm_head" in name)
+    assert claimed(model) == pytest.approx(counted(model), rel=0.02)
+
+
+def test_adapters_and_what_lies_below_them() -> None:
+    """To 2%, as above, for the first layer; four of six a frozen weight."""
+    model = LoRA(rank=4).apply(dense())
+    assert claimed(model) == pytest.approx(counted(model), rel=0.02)
+
+
+def test_a_copy_that_trains_in_the_heads_place() -> None:
+    model = LoRA(rank=4, target_modules=["q_proj"], modules_to_save=["lm_head"]).apply(dense())
+    assert claimed(model) == pytest.approx(counted(model), rel=0.03)
+
+
+def experts() -> Any:
+    """A token is sent to 4 of 64 experts."""
+    config: Any = Qwen3MoeConfig(
+        hidden_size=32, moe_intermediate_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, num_experts=64, num_experts_per_tok=4, vocab_size=128, tie_word_embeddings=False,
+    )  # fmt: skip
+    config._attn_implementation, config._experts_implementation = "eager", "eager"
+    return Qwen3MoeForCausalLM(config).train()
+
+
+def test_experts_that_a_token_is_not_sent_to_cost_nothing() -> None:
+    model = experts()
+    assert claimed(model) == pytest.approx(counted(model), rel=1e-6)
+
+
+def test_without_the_number_of_chosen_experts_there_is_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dumbo.trainer.flops.EXPERTS", ("called_otherwise",))
+    assert flops_of(experts()) is None
+    assert flops_of(dense()) is not None
