@@ -22,6 +22,7 @@ from dumbo.patch.applied import patched_model
 from dumbo.plan.micro_batch import settled
 from dumbo.prepare.gate import gate
 from dumbo.tracker.tracking import start_trackers, tracking
+from dumbo.trainer.signals import left_to_others
 
 if TYPE_CHECKING:
     from dumbo.command import Command
@@ -57,7 +58,8 @@ def tracked(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     with tracking(run):
         metrics = python_numbers(experiment(plugins, run))
         run.update(metrics=metrics)
-    run.world.barrier(DISK)  # what rank 0 writes is there when any of them returns
+    with left_to_others():  # rank 0 may still tell the trackers: the run has finished, whatever is asked of it now
+        run.world.barrier(DISK)  # what rank 0 writes is there when any of them returns
     return metrics
 
 

@@ -60,11 +60,14 @@ class Ranks:
     cuda: bool
     grace: float = GRACE
     kept: set[int] = field(default_factory=set)
-    _signals: Forwarding = field(default_factory=Forwarding)
+    _signals: Forwarding = field(init=False)
     _seen: dict[int, int] = field(default_factory=dict)
     _silent: list[int] = field(default_factory=list)
     _noticed: bool = False
     _was_ready: bool = False
+
+    def __post_init__(self) -> None:
+        self._signals = Forwarding(self.folder)
 
     @property
     def _processes(self) -> Processes:

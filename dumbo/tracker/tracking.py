@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import RunFailed, Stopped, UserError
-from dumbo.trainer.signals import undisturbed
+from dumbo.launch.forwarding import asked_for
+from dumbo.trainer.signals import broken_off, undisturbed
 
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
@@ -28,8 +29,11 @@ def tracking(run: RunDir) -> Iterator[None]:
         if not run.resuming:
             start_trackers(run)
         yield
-    except (Stopped, KeyboardInterrupt):  # in the training loop, or outside of it
+    except Stopped:  # in the training loop, and all ranks agreed
         _finish_trackers(run, "preempted")
+        raise
+    except KeyboardInterrupt:  # outside of it, or a second Ctrl-C
+        _finish_trackers(run, "preempted" if asked_for() else "failed")
         raise
     except BaseException:
         _finish_trackers(run, "failed")
@@ -80,14 +84,14 @@ def tell(run: RunDir, row: Mapping[str, Any], note: Callable[[str, str], None]) 
 def _finish_trackers(run: RunDir, status: str) -> None:
     """The final numbers are those of a run that has finished; any other may have some of an earlier process.
 
-    Where a rank fails, the launcher tells the others to end: trackers get their seconds. What is asked for of a run that has
-    finished breaks off the tracker, and the run is finished all the same.
+    Where a run ends early somebody waits for it, a scheduler that kills or the launcher: trackers get their seconds, and no
+    more. What is asked for of a run that has finished breaks off the tracker, and the run is finished all the same.
     """
     final = run.facts.get("metrics", {}) if status == "finished" else {}
     numbers = {key: float(value) for key, value in final.items() if isinstance(value, int | float)}
     for tracker in run.trackers:
         try:
-            with undisturbed(0.0 if status == "finished" else LAST_WORDS):
+            with undisturbed(0.0) if status == "finished" else broken_off(LAST_WORDS):
                 tracker.finish(status, numbers)
         except (Exception, KeyboardInterrupt) as failure:  # said, logged and recorded: the run ended as it did
             text = _failed(tracker, "end", failure)
@@ -99,7 +103,7 @@ def _finish_trackers(run: RunDir, status: str) -> None:
 
 def _failed(tracker: Any, what: str, failure: BaseException) -> str:
     broken = isinstance(failure, KeyboardInterrupt)
-    why = "broken off by a signal" if broken else f"{type(failure).__name__}: {failure}"
+    why = "broken off" if broken else f"{type(failure).__name__}: {failure}"
     return f"{type(tracker).__name__} could not {what}: {why}"
 
 

@@ -124,6 +124,61 @@ def undisturbed(seconds: float = 10.0) -> Iterator[None]:
 
 
 @contextmanager
+def broken_off(seconds: float) -> Iterator[None]:
+    """`undisturbed`, and no longer than that: then what is in the block is broken off, signal or not. The main thread's alone.
+
+    Raises:
+        KeyboardInterrupt: the time is up.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        yield
+        return
+    watched = threading.Lock()
+    over = False
+
+    def ring() -> None:
+        with watched:
+            if not over and main.ident is not None:
+                signal.pthread_kill(main.ident, signal.SIGTERM)  # its own, so that a wait of the main thread ends
+
+    clock = threading.Timer(seconds, ring)
+    clock.daemon = True
+    with undisturbed(seconds):
+        clock.start()
+        try:
+            yield
+        finally:
+            clock.cancel()
+            with watched:
+                over = True
+
+
+@contextmanager
+def left_to_others() -> Iterator[None]:
+    """Passes signals over where this process has nothing left to do but to wait for others, who hear them too.
+
+    Raises:
+        Stopped: the waiting failed after a signal.
+    """
+    heard: list[str] = []
+    try:
+        with handled_by(lambda number, frame: heard.append(signal.Signals(number).name)):
+            yield
+    except Exception as error:
+        if not heard:
+            raise
+        raise Stopped(heard[0], EXIT_CODES[heard[0]]) from error
+
+
+def passed_over_from_here() -> None:
+    """To the end of this process: a copy of what stopped it would take its exit code's place while the interpreter ends."""
+    for name in EXIT_CODES:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Inside, `handler` takes every signal that asks a run to stop. Only the main thread can; in another one nothing changes.
 

@@ -184,6 +184,41 @@ def test_ranks_tell_the_trackers(tmp_path: Path) -> None:
     assert events.Scalars("final/train_loss")
 
 
+SLOW_TRACKER = """
+import pathlib, time
+class Slow:
+    def start(self, run_dir, name, config): self.said = pathlib.Path(run_dir) / "told.txt"
+    def log(self, row, step): pass
+    def finish(self, status, metrics):
+        self.said.write_text(status)
+        time.sleep(6)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.full)])
+def test_a_run_that_has_finished_stays_so_while_its_tracker_ends(name: str, tmp_path: Path) -> None:
+    """Rank 0 breaks its tracker off, rank 1 waits for it: neither makes the run a preempted one."""
+    conf = tmp_path / "mine"
+    (conf / "tracker").mkdir(parents=True)
+    (conf / "slow_tracker.py").write_text(SLOW_TRACKER)
+    (conf / "tracker" / "slow.yaml").write_text("# @package tracker.slow\n_target_: slow_tracker.Slow\n")
+    started = Started(tmp_path, f"--config-dir={conf}", "tracker=[slow]", "trainer.max_steps=4", "trainer.save_every=2")
+    told = started.run / "told.txt"
+    for _ in range(1200):
+        assert started.process.poll() is None, started.said
+        if told.exists() and told.read_text():
+            break
+        time.sleep(0.05)
+    time.sleep(0.5)
+    started.process.send_signal(getattr(signal, name))
+    assert started.ends()[0] == 0, started.said
+    assert told.read_text() == "finished"
+    found = facts(started.run)
+    assert found["status"] == "finished"
+    assert found["tracker_failures"] == ["Slow could not end: broken off"]
+    nothing_left(started.run)
+
+
 def test_a_killed_rank_ends_the_run(tmp_path: Path) -> None:
     started = Started(tmp_path)
     started.until_step(5)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +130,26 @@ def test_outside_the_loop(whole: Path, when: str, number: signal.Signals, code: 
     again = Command(tmp_path, *WORDS, *words, "resume=auto")
     assert again.wait() == 0, again.said()
     assert curve(run) == curve(whole)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_copies_of_a_signal_change_no_exit_code(number: signal.Signals, tmp_path: Path) -> None:
+    """Until the process is gone: the interpreter ends for a while after all is written."""
+    command = [sys.executable, "-m", "dumbo", *WORDS, f"run_dir={tmp_path / 'run'}"]
+    said = tmp_path / "said.txt"
+    with said.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, cwd=tmp_path)
+    while "model " not in said.read_text():
+        assert process.poll() is None, said.read_text()
+        time.sleep(0.01)
+    began = time.monotonic()
+    while process.poll() is None:
+        if number != signal.SIGINT or time.monotonic() - began < 0.8 * AGAIN:  # later it is somebody's who insists
+            process.send_signal(number)
+        time.sleep(0.05)
+    assert process.returncode == {signal.SIGUSR1: 0, signal.SIGINT: 130}[number], said.read_text()
+    assert facts_of(tmp_path / "run")["status"] == "preempted"
 
 
 def test_max_time_ends_in_time(whole: Path, tmp_path: Path) -> None:

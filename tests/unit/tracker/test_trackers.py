@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ import lacking
 import pytest
 
 import dumbo
-from dumbo.errors import RunFailed, UserError
+from dumbo.errors import RunFailed, Stopped, UserError
 from dumbo.launch.world import World
 from dumbo.tracker.tensorboard import TensorBoard
 from dumbo.tracker.tracking import tracking
@@ -159,13 +160,24 @@ def test_a_tracker_is_told_of_the_end_whatever_comes_meanwhile(number: int) -> N
 
 
 def test_a_tracker_that_takes_too_long_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dumbo.tracker.tracking.LAST_WORDS", 0.0)
+    """Nobody has to send another signal for it; the next one has its own seconds."""
+    monkeypatch.setattr("dumbo.tracker.tracking.LAST_WORDS", 0.3)
     told: list[str] = []
-    run = tracked([Slow(told, signal.SIGTERM)])
+
+    class Hangs:
+        def finish(self, status: str, numbers: dict[str, float]) -> None:
+            time.sleep(60)
+
+    run = tracked([Hangs(), Slow(told, signal.SIGTERM)])
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    began = time.monotonic()
     with pytest.raises(RuntimeError, match="the other rank"), interruptible(), tracking(run):
         raise RuntimeError("the other rank is gone")
-    assert told == []
-    assert run.said == ["Slow could not end: broken off by a signal"]
+    assert time.monotonic() - began < 30
+    assert told == ["failed"]
+    assert run.said == ["Hangs could not end: broken off"]
+    time.sleep(0.5)  # a clock that went on would end this process
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 def test_a_run_that_has_finished_stays_so_when_its_tracker_is_broken_off() -> None:
@@ -174,7 +186,30 @@ def test_a_run_that_has_finished_stays_so_when_its_tracker_is_broken_off() -> No
     with interruptible(), tracking(run):
         pass
     assert told == ["finished"]
-    assert run.said == ["Slow could not end: broken off by a signal"]
+    assert run.said == ["Slow could not end: broken off"]
+
+
+def test_the_launchers_sigterm_is_no_preemption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In a rank: another one failed, unless the launching process has heard a signal and marked it."""
+    from dumbo.launch.forwarding import Forwarding
+
+    forwarding, told = Forwarding(tmp_path), []
+
+    def ends_by_sigterm() -> None:
+        with interruptible(), tracking(tracked([Slow(told, 0)])):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    for asked in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setenv("DUMBO_LAUNCH_FOLDER", str(tmp_path))
+            forwarding._heard += [signal.SIGTERM] * asked
+            forwarding.pass_on([])
+            with pytest.raises(Stopped):
+                ends_by_sigterm()
+    with pytest.raises(Stopped):
+        ends_by_sigterm()
+    assert told == ["failed", "preempted", "preempted"], "the last one, of one process, has no launcher"
 
 
 def test_none_is_the_default(tmp_path):
