@@ -16,7 +16,7 @@ from typing import Any
 from dumbo import __version__
 from dumbo.command import Command, parse
 from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
-from dumbo.trainer.signals import passed_over_from_here
+from dumbo.trainer.signals import leaving
 
 IN_RANKS = ("train", "plan", "doctor")
 """Verbs that may be started as one of several processes."""
@@ -27,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a narrow terminal encoding must not end a run
-    code, stopped = _guarded(argv)
-    if stopped and argv is None:  # the process is the command's
-        passed_over_from_here()
+    code = _guarded(argv)
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of torchrun's: the others may never answer a goodbye
         sys.stdout.flush()
         sys.stderr.flush()
@@ -37,21 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _guarded(argv: Sequence[str] | None) -> tuple[int, bool]:
-    """The exit code, and whether a signal asked for the end."""
+def _guarded(argv: Sequence[str] | None) -> int:
     try:
-        return _dispatch(parse(sys.argv[1:] if argv is None else argv)), False
+        return _dispatch(parse(sys.argv[1:] if argv is None else argv))
     except (UserError, RunFailed, GateFailed, ProofFailed) as error:
         print(_printable(str(error)), file=sys.stderr)
-        return error.exit_code, False
+        return error.exit_code
     except Stopped as stop:
-        return stop.exit_code, True
+        if argv is None:  # the process is the command's
+            leaving(stop.exit_code)
+        return stop.exit_code
     except KeyboardInterrupt:
+        if argv is None:
+            leaving(130)
         print("Stopped (Ctrl-C).", file=sys.stderr)
-        return 130, True
+        return 130
     except BrokenPipeError:  # `dumbo preview | head`
         sys.stderr.close()
-        return 0, False
+        return 0
 
 
 def run_from_python(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from dumbo.check import Plugins
 from dumbo.launch.frozen import freeze
 from dumbo.launch.job import Job
-from dumbo.launch.world import DISK
 from dumbo.outputs.claim import enter
 from dumbo.outputs.learnt import note_data, note_model
 from dumbo.outputs.lifecycle import closing, silence_libraries
@@ -22,7 +21,6 @@ from dumbo.patch.applied import patched_model
 from dumbo.plan.micro_batch import settled
 from dumbo.prepare.gate import gate
 from dumbo.tracker.tracking import start_trackers, tracking
-from dumbo.trainer.signals import left_to_others
 
 if TYPE_CHECKING:
     from dumbo.command import Command
@@ -58,8 +56,6 @@ def tracked(plugins: Plugins, run: RunDir) -> dict[str, Any]:
     with tracking(run):
         metrics = python_numbers(experiment(plugins, run))
         run.update(metrics=metrics)
-    with left_to_others():  # rank 0 may still tell the trackers: the run has finished, whatever is asked of it now
-        run.world.barrier(DISK)  # what rank 0 writes is there when any of them returns
     return metrics
 
 

@@ -30,7 +30,7 @@ class Forwarding:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._mark = folder / MARK
+        self._mark, self._marked = folder / MARK, False
         self.insisted: float | None = None
         self._heard: list[int] = []
         self._interrupted: float | None = None
@@ -53,8 +53,12 @@ class Forwarding:
 
     def pass_on(self, pids: Iterable[int]) -> None:
         """Every signal heard so far to every one of these processes, once."""
-        if self._heard:
-            self._mark.touch()
+        if self._heard and not self._marked:
+            self._marked = True
+            with suppress(
+                OSError
+            ):  # a full disk: trackers are told "failed" then, and the ranks hear the signal all the same
+                self._mark.touch()
         for pid in pids:
             for place, number in enumerate(self._heard):
                 if (place, pid) not in self._told:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import RunFailed, Stopped, UserError
 from dumbo.launch.forwarding import asked_for
-from dumbo.trainer.signals import broken_off, undisturbed
+from dumbo.launch.world import DISK
+from dumbo.trainer.signals import EXIT_CODES, broken_off, passed_over, undisturbed
 
 if TYPE_CHECKING:
     from dumbo.outputs.run_dir import RunDir
@@ -20,7 +21,7 @@ LAST_WORDS = 10.0
 
 @contextmanager
 def tracking(run: RunDir) -> Iterator[None]:
-    """Starts the trackers, in the process that logs, and tells them how the run ended.
+    """Starts the trackers, in the process that logs, and tells them how the run ended; of one that has finished all ranks wait for that.
 
     Those of a run that is to go on start when data and model have shown that it can (`start_trackers`); those of a new one at
     once, so that what they lack is said before the data is prepared (in ranks that are started here it has been by then).
@@ -39,7 +40,14 @@ def tracking(run: RunDir) -> Iterator[None]:
         _finish_trackers(run, "failed")
         raise
     else:
-        _finish_trackers(run, "finished")
+        with passed_over() as heard:  # the run has finished, whatever is asked of it now
+            _finish_trackers(run, "finished")
+            try:
+                run.world.barrier(DISK)  # what rank 0 writes is there when any of them returns
+            except Exception as error:
+                if not heard:
+                    raise
+                raise Stopped(heard[0], EXIT_CODES[heard[0]]) from error  # another one had not finished
 
 
 def start_trackers(run: RunDir) -> None:

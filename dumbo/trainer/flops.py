@@ -10,16 +10,17 @@ Source: Kaplan et al. 2020 (arXiv:2001.08361), Chowdhery et al. 2022 (arXiv:2204
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from dumbo.errors import UserError
+from dumbo.patch.compile import decoder_layers
 from dumbo.patch.modules import base_of
 from dumbo.verify.experts import EXPERTS
 
-LAYER = re.compile(r"\blayers\.(\d+)\.")
-NOT_USED = ".original_module."
-"""What peft keeps beside a copy that trains."""
+ORIGINAL, COPY = ".original_module.", ".modules_to_save."
+"""What peft keeps beside a copy that trains, and that copy."""
 
 
 @dataclass(frozen=True)
@@ -39,38 +40,75 @@ class Flops:
 
 
 def flops_of(model: Any) -> Flops | None:
-    """By what trains now; None: experts, of which it is not known how many a token is sent to.
+    """By what trains now; None: its layers are not found, or of its experts it is not known how many a token is sent to.
 
     Parameters are taken to work in the order in which the model has them.
     """
     base = base_of(model)
     config = base.config.get_text_config()
-    looked_up = base.get_input_embeddings().weight
-    head = base.get_output_embeddings()
-    tied = head is not None and head.weight is looked_up
-    named = [(name, one) for name, one in model.named_parameters() if NOT_USED not in name]
-    used = _share_of_experts(config)
-    if used is None and any(".experts." in name for name, _ in named):
+    try:
+        layers = decoder_layers(base)
+    except UserError:
         return None
-    passes = dict.fromkeys(range(config.num_hidden_layers), 1)
+    layer_of = {id(parameter): place for place, layer in enumerate(layers) for parameter in layer.parameters()}
+    used = _used(model)
+    experts = _experts(used, config)
+    share = _share_of_experts(config)
+    if experts and share is None:
+        return None
+    looked_up = _looked_up(base)
+    head = base.get_output_embeddings()
+    tied = _largest(head.parameters()) if head is not None else None
+    passes = [1] * len(layers)
     of_token, below = 0.0, False
-    for name, parameter in named:
-        its_own = 2.0 * parameter.numel() * (used or 1.0 if ".experts." in name else 1.0)
-        if (found := LAYER.search(name)) and (below or parameter.requires_grad):
-            passes[int(found[1])] = 3
-        if parameter is not looked_up and parameter.ndim > 1 and not name.endswith("bias"):
-            of_token += its_own * (1 + parameter.requires_grad + below)
+    for name, parameter in used.items():
+        place = layer_of.get(id(parameter))
+        if place is not None and (below or parameter.requires_grad):
+            passes[place] = 3
+        if id(parameter) not in looked_up and parameter.ndim > 1 and not name.endswith("bias"):
+            part = share or 1.0 if name in experts else 1.0
+            of_token += 2.0 * parameter.numel() * part * (1 + parameter.requires_grad + below)
         below = below or parameter.requires_grad
-    if tied:  # it works as the head, above everything
-        of_token += 2.0 * looked_up.numel() * (1 + looked_up.requires_grad + below)
+    if tied is not None and id(tied) in looked_up:  # it works as the head, above everything
+        of_token += 2.0 * tied.numel() * (1 + tied.requires_grad + below)
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
-    return Flops(of_token, 2.0 * width * sum(passes.values()))
+    return Flops(of_token, 2.0 * width * sum(passes))
+
+
+def _used(model: Any) -> dict[str, Any]:
+    """Parameters by name, without those in whose place a copy works."""
+    named = dict(model.named_parameters())
+    copied = {name.split(COPY)[0] for name in named if COPY in name}
+    return {name: one for name, one in named.items() if ORIGINAL not in name or name.split(ORIGINAL)[0] not in copied}
+
+
+def _looked_up(base: Any) -> set[int]:
+    """Tables of which a token takes a row: the input's, and those of positions."""
+    from torch import nn
+
+    tables = [module.weight for module in base.modules() if isinstance(module, nn.Embedding)]
+    return {id(one) for one in (*tables, _largest(base.get_input_embeddings().parameters()))}
+
+
+def _largest(parameters: Iterable[Any]) -> Any:
+    """Of a module that may have adapters; its `weight` can be made anew each time that it is asked for (peft's added tokens)."""
+    return max(parameters, key=lambda one: one.numel())
+
+
+def _experts(used: dict[str, Any], config: Any) -> set[str]:
+    """Names of the parameters that are one expert's, or those of all in one tensor."""
+    amount = _amount_of_experts(config)
+    stacked = {name for name, one in used.items() if one.ndim == 3 and amount and one.shape[0] == amount}
+    return stacked | {name for name in used if ".experts." in name}
+
+
+def _amount_of_experts(config: Any) -> int | None:
+    return next((amount for key in EXPERTS if (amount := getattr(config, key, None) or 0) > 1), None)
 
 
 def _share_of_experts(config: Any) -> float | None:
     """Of all routed experts those that a token is sent to."""
-    counted = next((getattr(config, key) for key in EXPERTS if getattr(config, key, None)), None)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    return chosen / counted if counted and chosen else None
+    amount, chosen = _amount_of_experts(config), getattr(config, "num_experts_per_tok", None)
+    return chosen / amount if amount and chosen else None

@@ -11,6 +11,7 @@ Imports nothing heavy: `launch` listens before transformers is loaded.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -22,6 +23,8 @@ from dumbo.errors import Stopped
 from dumbo.launch.world import World
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0, "SIGUSR2": 0, "max_time": 0}
+LEAVING = 10.0
+"""Seconds in which a process that was stopped is gone."""
 AGAIN = 1.0
 """Seconds after a SIGINT from which on another one is a second one: a scheduler tells every process of a job, and each process
 passes on what it hears."""
@@ -155,27 +158,23 @@ def broken_off(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def left_to_others() -> Iterator[None]:
-    """Passes signals over where this process has nothing left to do but to wait for others, who hear them too.
-
-    Raises:
-        Stopped: the waiting failed after a signal.
-    """
+def passed_over() -> Iterator[list[str]]:
+    """Notes signals, and nothing more: what is in the block has been done already, whatever is asked of it now."""
     heard: list[str] = []
-    try:
-        with handled_by(lambda number, frame: heard.append(signal.Signals(number).name)):
-            yield
-    except Exception as error:
-        if not heard:
-            raise
-        raise Stopped(heard[0], EXIT_CODES[heard[0]]) from error
+    with handled_by(lambda number, frame: heard.append(signal.Signals(number).name)):
+        yield heard
 
 
-def passed_over_from_here() -> None:
-    """To the end of this process: a copy of what stopped it would take its exit code's place while the interpreter ends."""
+def leaving(code: int) -> None:
+    """For the end of a process that a signal stopped: copies of that signal would take the exit code's place while the interpreter
+    ends. It ends within LEAVING seconds, whatever a library's threads still wait for.
+    """
     for name in EXIT_CODES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    clock = threading.Timer(LEAVING, os._exit, (code,))
+    clock.daemon = True
+    clock.start()
 
 
 @contextmanager
@@ -187,13 +186,45 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    def take(number: int, frame: FrameType | None) -> None:
+        if _changing.now:
+            _changing.waiting.append(number)
+        else:
+            handler(number, frame)
+
     numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
     kept = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # as it is
-    before = {number: signal.signal(number, handler) for number in numbers}
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
+        with _changing:
+            for number in numbers:
+                signal.signal(number, take)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, kept)
-        for number, earlier in before.items():
-            signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)
+        with _changing:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+            for number in reversed(numbers):  # SIGINT last: Python's own handler raises
+                earlier = before[number]
+                signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)
+
+
+class _Changing:
+    """The main thread's handlers are being changed: what comes meanwhile waits for the new ones. One that raised in the middle would
+    leave some of the others behind.
+    """
+
+    def __init__(self) -> None:
+        self.now, self.waiting = False, list[int]()
+
+    def __enter__(self) -> None:
+        self.now = True
+
+    def __exit__(self, *error: object) -> None:
+        came, self.waiting, self.now = self.waiting, [], False
+        for number in came:
+            signal.raise_signal(number)
+
+
+_changing = _Changing()

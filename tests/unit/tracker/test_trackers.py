@@ -189,6 +189,15 @@ def test_a_run_that_has_finished_stays_so_when_its_tracker_is_broken_off() -> No
     assert run.said == ["Slow could not end: broken off"]
 
 
+def test_nor_do_copies_of_the_signal_while_that_is_recorded() -> None:
+    told: list[str] = []
+    run = tracked([Slow(told, signal.SIGTERM)])
+    run.update = lambda **facts: os.kill(os.getpid(), signal.SIGTERM)
+    with interruptible(), tracking(run):
+        pass
+    assert run.said == ["Slow could not end: broken off"]
+
+
 def test_the_launchers_sigterm_is_no_preemption(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In a rank: another one failed, unless the launching process has heard a signal and marked it."""
     from dumbo.launch.forwarding import Forwarding

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_runs import model_of
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import GraniteMoeConfig, GraniteMoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from dumbo.patch.lora import LoRA
 from dumbo.trainer.flops import flops_of
@@ -73,6 +73,28 @@ def test_a_copy_that_trains_in_the_heads_place() -> None:
     assert claimed(model) == pytest.approx(counted(model), rel=0.03)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_added_tokens_that_train(tied: bool) -> None:
+    """peft makes such an embedding's weight anew each time that it is asked for. For two rows of a tied head it has the gradient of
+    all of them computed, which is not needed.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj"], trainable_token_indices=[1, 2], task_type="CAUSAL_LM")
+    model = get_peft_model(dense(tied=tied), config)
+    head = model.get_base_model().get_output_embeddings().weight.numel()
+    assert claimed(model) == pytest.approx(counted(model) - 2 * head * tied, rel=0.01)
+
+
+def test_layers_of_another_name() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(n_embd=32, n_layer=4, n_head=2, vocab_size=128, n_positions=64)
+    config._attn_implementation = "eager"
+    model = GPT2LMHeadModel(config).train()
+    assert claimed(model) == counted(model)
+
+
 def experts() -> Any:
     """A token is sent to 4 of 64 experts."""
     config: Any = Qwen3MoeConfig(
@@ -89,6 +111,15 @@ def test_experts_that_a_token_is_not_sent_to_cost_nothing() -> None:
 
 
 def test_without_the_number_of_chosen_experts_there_is_no_mfu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stacked() -> Any:
+        config: Any = GraniteMoeConfig(
+            hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            num_local_experts=16, num_experts_per_tok=2, vocab_size=128, tie_word_embeddings=False,
+        )  # fmt: skip
+        config._attn_implementation, config._experts_implementation = "eager", "eager"
+        return GraniteMoeForCausalLM(config).train()
+
+    assert claimed(stacked()) == pytest.approx(counted(stacked()), rel=1e-6)
     monkeypatch.setattr("dumbo.trainer.flops.EXPERTS", ("called_otherwise",))
     assert flops_of(experts()) is None
     assert flops_of(dense()) is not None
