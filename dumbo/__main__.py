@@ -2,7 +2,7 @@
 
 import sys
 
-from dumbo.cli import main
+from dumbo.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

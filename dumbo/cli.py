@@ -16,18 +16,29 @@ from typing import Any
 from dumbo import __version__
 from dumbo.command import Command, parse
 from dumbo.errors import GateFailed, ProofFailed, RunFailed, Stopped, UserError
-from dumbo.trainer.signals import leaving
+from dumbo.leaving import leaving, owned
 
 IN_RANKS = ("train", "plan", "doctor")
 """Verbs that may be started as one of several processes."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
+def command() -> int:
+    """`python -m dumbo` and the installed command, whose process is theirs."""
+    return main(owns=True)
+
+
+def main(argv: Sequence[str] | None = None, *, owns: bool = False) -> int:
+    """The command line. Returns the exit code.
+
+    Args:
+        owns: nothing else goes on in this process: one that was stopped ends in time.
+    """
+    if owns:
+        owned()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a narrow terminal encoding must not end a run
-    code = _guarded(argv)
+    code = _guarded(argv, owns)
     if code and int(os.environ.get("WORLD_SIZE", "1")) > 1:  # one of torchrun's: the others may never answer a goodbye
         sys.stdout.flush()
         sys.stderr.flush()
@@ -35,18 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _guarded(argv: Sequence[str] | None) -> int:
+def _guarded(argv: Sequence[str] | None, owns: bool) -> int:
     try:
         return _dispatch(parse(sys.argv[1:] if argv is None else argv))
     except (UserError, RunFailed, GateFailed, ProofFailed) as error:
         print(_printable(str(error)), file=sys.stderr)
         return error.exit_code
     except Stopped as stop:
-        if argv is None:  # the process is the command's
+        if owns:
             leaving(stop.exit_code)
         return stop.exit_code
     except KeyboardInterrupt:
-        if argv is None:
+        if owns:
             leaving(130)
         print("Stopped (Ctrl-C).", file=sys.stderr)
         return 130

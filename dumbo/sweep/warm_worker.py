@@ -169,7 +169,7 @@ def run(job: Mapping[str, Any]) -> int:
     from dumbo.cli import main
 
     try:
-        return main(job["words"])
+        return main(job["words"], owns=True)
     finally:
         gc.unfreeze()  # at the end of the process everything is freed, which nanobind's types look at
 

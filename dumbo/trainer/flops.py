@@ -10,7 +10,6 @@ Source: Kaplan et al. 2020 (arXiv:2001.08361), Chowdhery et al. 2022 (arXiv:2204
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +50,14 @@ def flops_of(model: Any) -> Flops | None:
     except UserError:
         return None
     layer_of = {id(parameter): place for place, layer in enumerate(layers) for parameter in layer.parameters()}
-    used = _used(model)
+    head = base.get_output_embeddings()
+    of_head = _weight(head) if head is not None else None
+    used = _used(model, of_head)
     experts = _experts(used, config)
     share = _share_of_experts(config)
     if experts and share is None:
         return None
     looked_up = _looked_up(base)
-    head = base.get_output_embeddings()
-    tied = _largest(head.parameters()) if head is not None else None
     passes = [1] * len(layers)
     of_token, below = 0.0, False
     for name, parameter in used.items():
@@ -69,19 +68,27 @@ def flops_of(model: Any) -> Flops | None:
             part = share or 1.0 if name in experts else 1.0
             of_token += 2.0 * parameter.numel() * part * (1 + parameter.requires_grad + below)
         below = below or parameter.requires_grad
-    if tied is not None and id(tied) in looked_up:  # it works as the head, above everything
-        of_token += 2.0 * tied.numel() * (1 + tied.requires_grad + below)
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    return Flops(of_token, 2.0 * width * sum(passes))
+    if of_head is not None and id(of_head) in looked_up:  # tied: it works as the head, above everything
+        of_token += 2.0 * of_head.numel() * (1 + of_head.requires_grad + below)
+    return Flops(of_token, sum(2.0 * _width(config, place) * times for place, times in enumerate(passes)))
 
 
-def _used(model: Any) -> dict[str, Any]:
-    """Parameters by name, without those in whose place a copy works."""
+def _width(config: Any, place: int) -> int:
+    """Of a layer's attention, all its heads together."""
+    own = config.per_layer_config[place] if getattr(config, "per_layer_attributes", None) else config
+    heads: int = own.num_attention_heads
+    return heads * (getattr(own, "head_dim", None) or own.hidden_size // heads)
+
+
+def _used(model: Any, of_head: Any) -> dict[str, Any]:
+    """Parameters by name, without those in whose place a copy works (of a tied one the head may still have the original)."""
     named = dict(model.named_parameters())
     copied = {name.split(COPY)[0] for name in named if COPY in name}
-    return {name: one for name, one in named.items() if ORIGINAL not in name or name.split(ORIGINAL)[0] not in copied}
+    return {
+        name: one
+        for name, one in named.items()
+        if one is of_head or ORIGINAL not in name or name.split(ORIGINAL)[0] not in copied
+    }
 
 
 def _looked_up(base: Any) -> set[int]:
@@ -89,12 +96,15 @@ def _looked_up(base: Any) -> set[int]:
     from torch import nn
 
     tables = [module.weight for module in base.modules() if isinstance(module, nn.Embedding)]
-    return {id(one) for one in (*tables, _largest(base.get_input_embeddings().parameters()))}
+    return {id(one) for one in (*tables, _weight(base.get_input_embeddings()))}
 
 
-def _largest(parameters: Iterable[Any]) -> Any:
-    """Of a module that may have adapters; its `weight` can be made anew each time that it is asked for (peft's added tokens)."""
-    return max(parameters, key=lambda one: one.numel())
+def _weight(module: Any) -> Any:
+    """What a module works with, which may be a copy in its place; with peft's added tokens it is made anew each time that it is asked
+    for, from the largest that it has.
+    """
+    own = list(module.parameters())
+    return next((one for one in own if one is module.weight), max(own, key=lambda one: one.numel()))
 
 
 def _experts(used: dict[str, Any], config: Any) -> set[str]:

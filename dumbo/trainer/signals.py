@@ -11,7 +11,6 @@ Imports nothing heavy: `launch` listens before transformers is loaded.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -23,8 +22,6 @@ from dumbo.errors import Stopped
 from dumbo.launch.world import World
 
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 0, "SIGUSR2": 0, "max_time": 0}
-LEAVING = 10.0
-"""Seconds in which a process that was stopped is gone."""
 AGAIN = 1.0
 """Seconds after a SIGINT from which on another one is a second one: a scheduler tells every process of a job, and each process
 passes on what it hears."""
@@ -165,18 +162,6 @@ def passed_over() -> Iterator[list[str]]:
         yield heard
 
 
-def leaving(code: int) -> None:
-    """For the end of a process that a signal stopped: copies of that signal would take the exit code's place while the interpreter
-    ends. It ends within LEAVING seconds, whatever a library's threads still wait for.
-    """
-    for name in EXIT_CODES:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    clock = threading.Timer(LEAVING, os._exit, (code,))
-    clock.daemon = True
-    clock.start()
-
-
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Inside, `handler` takes every signal that asks a run to stop. Only the main thread can; in another one nothing changes.
@@ -187,10 +172,13 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
         yield
         return
 
+    acted: set[int] = set()
+
     def take(number: int, frame: FrameType | None) -> None:
         if _changing.now:
             _changing.waiting.append(number)
         else:
+            acted.add(number)
             handler(number, frame)
 
     numbers = [getattr(signal, name) for name in EXIT_CODES if hasattr(signal, name)]
@@ -208,6 +196,8 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
             for number in reversed(numbers):  # SIGINT last: Python's own handler raises
                 earlier = before[number]
                 signal.signal(number, earlier if earlier is not None else signal.SIG_DFL)
+            copies = {number for number in acted if before[number] == signal.SIG_DFL}  # which would end the process
+            _changing.waiting = [number for number in _changing.waiting if number not in copies]
 
 
 class _Changing:

@@ -145,6 +145,7 @@ def test_copies_of_a_signal_change_no_exit_code(number: signal.Signals, tmp_path
         time.sleep(0.01)
     process.send_signal(number)
     while facts_of(tmp_path / "run")["status"] == "running":
+        assert process.poll() is None, said.read_text()
         time.sleep(0.005)
     time.sleep(0.05)
     while process.poll() is None:

@@ -68,9 +68,24 @@ def test_adapters_and_what_lies_below_them() -> None:
     assert claimed(model) == pytest.approx(counted(model), rel=0.02)
 
 
-def test_a_copy_that_trains_in_the_heads_place() -> None:
-    model = LoRA(rank=4, target_modules=["q_proj"], modules_to_save=["lm_head"]).apply(dense())
+@pytest.mark.parametrize("copied", [["lm_head"], ["embed_tokens"], ["lm_head", "embed_tokens"]], ids="-".join)
+@pytest.mark.parametrize("tied", [True, False])
+def test_copies_that_train_in_the_place_of_others(tied: bool, copied: list[str]) -> None:
+    model = LoRA(rank=4, target_modules=["q_proj"], modules_to_save=copied).apply(dense(tied=tied))
     assert claimed(model) == pytest.approx(counted(model), rel=0.03)
+
+
+def test_layers_with_heads_of_their_own() -> None:
+    """Whose config has no one number of them."""
+    from transformers import Gemma4ForCausalLM, Gemma4TextConfig
+
+    config = Gemma4TextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        global_head_dim=32, vocab_size=128, vocab_size_per_layer_input=128, hidden_size_per_layer_input=8, num_kv_shared_layers=0,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    model = Gemma4ForCausalLM(config).train()
+    assert claimed(model) == pytest.approx(counted(model), rel=0.02)
 
 
 @pytest.mark.parametrize("tied", [True, False])
