@@ -19,11 +19,16 @@ LEAVING = 10.0
 """Seconds."""
 
 _stopped: list[int] = []
+_owned: list[bool] = []
 
 
 def owned() -> None:
-    """This process is the command's alone. Called before anything else says goodbye at its end: the first to come is the last to go."""
-    atexit.register(_go)
+    """This process is the command's alone. Called before anything else says goodbye at its end: the first to come is the last to go.
+    Again, also in a fork, it changes nothing.
+    """
+    if not _owned:
+        _owned.append(True)
+        atexit.register(_go)
 
 
 def leaving(code: int) -> None:
@@ -32,7 +37,7 @@ def leaving(code: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     _stopped.append(code)
-    clock = threading.Timer(LEAVING, _go)
+    clock = threading.Timer(LEAVING, os._exit, (code,))
     clock.daemon = True
     clock.start()
 
@@ -40,6 +45,6 @@ def leaving(code: int) -> None:
 def _go() -> None:
     if _stopped:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # gone, or closed
+            with suppress(Exception):  # none, closed, or somebody's own: nothing more can be said
                 stream.flush()
         os._exit(_stopped[0])

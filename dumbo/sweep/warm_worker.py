@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dumbo.leaving import owned
 from dumbo.sweep.job import dying_with_parent
 
 BEFORE_IMPORTS = {
@@ -176,6 +177,7 @@ def run(job: Mapping[str, Any]) -> int:
 
 def start(channel: int) -> int:
     """Serves; in a forked process runs its job."""
+    owned()
     worker = Worker(socket.socket(fileno=channel))
     try:
         refused = import_what_runs_import()

@@ -39,7 +39,8 @@ class Flops:
 
 
 def flops_of(model: Any) -> Flops | None:
-    """By what trains now; None: its layers are not found, or of its experts it is not known how many a token is sent to.
+    """By what trains now; None: its layers are not found, they have no attention, or of its experts it is not known how many a token
+    is sent to.
 
     Parameters are taken to work in the order in which the model has them.
     """
@@ -55,7 +56,8 @@ def flops_of(model: Any) -> Flops | None:
     used = _used(model, of_head)
     experts = _experts(used, config)
     share = _share_of_experts(config)
-    if experts and share is None:
+    widths = [width for place in range(len(layers)) if (width := _width(config, place)) is not None]
+    if len(widths) < len(layers) or (experts and share is None):
         return None
     looked_up = _looked_up(base)
     passes = [1] * len(layers)
@@ -70,14 +72,14 @@ def flops_of(model: Any) -> Flops | None:
         below = below or parameter.requires_grad
     if of_head is not None and id(of_head) in looked_up:  # tied: it works as the head, above everything
         of_token += 2.0 * of_head.numel() * (1 + of_head.requires_grad + below)
-    return Flops(of_token, sum(2.0 * _width(config, place) * times for place, times in enumerate(passes)))
+    return Flops(of_token, sum(2.0 * width * times for width, times in zip(widths, passes, strict=True)))
 
 
-def _width(config: Any, place: int) -> int:
-    """Of a layer's attention, all its heads together."""
+def _width(config: Any, place: int) -> int | None:
+    """Of a layer's attention, all its heads together; None: it has no such thing."""
     own = config.per_layer_config[place] if getattr(config, "per_layer_attributes", None) else config
-    heads: int = own.num_attention_heads
-    return heads * (getattr(own, "head_dim", None) or own.hidden_size // heads)
+    heads: int | None = getattr(own, "num_attention_heads", None)
+    return heads * (getattr(own, "head_dim", None) or own.hidden_size // heads) if heads else None
 
 
 def _used(model: Any, of_head: Any) -> dict[str, Any]:

@@ -120,6 +120,13 @@ def experts() -> Any:
     return Qwen3MoeForCausalLM(config).train()
 
 
+def test_layers_without_attention_have_no_mfu() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(hidden_size=32, state_size=4, num_hidden_layers=2, vocab_size=128)
+    assert flops_of(MambaForCausalLM(config)) is None
+
+
 def test_experts_that_a_token_is_not_sent_to_cost_nothing() -> None:
     model = experts()
     assert claimed(model) == pytest.approx(counted(model), rel=1e-6)
