@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from functools import cache
 
 from dumbo.trainer.signals import EXIT_CODES
 
@@ -19,16 +20,14 @@ LEAVING = 10.0
 """Seconds."""
 
 _stopped: list[int] = []
-_owned: list[bool] = []
 
 
+@cache
 def owned() -> None:
     """This process is the command's alone. Called before anything else says goodbye at its end: the first to come is the last to go.
     Again, also in a fork, it changes nothing.
     """
-    if not _owned:
-        _owned.append(True)
-        atexit.register(_go)
+    atexit.register(_go)
 
 
 def leaving(code: int) -> None:

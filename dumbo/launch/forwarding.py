@@ -57,7 +57,7 @@ class Forwarding:
             self._marked = True
             with suppress(
                 OSError
-            ):  # a full disk: trackers are told "failed" then, and the ranks hear the signal all the same
+            ):  # a full disk: trackers are told "failed" then; the ranks hear the signal all the same
                 self._mark.touch()
         for pid in pids:
             for place, number in enumerate(self._heard):

@@ -44,7 +44,7 @@ def tracking(run: RunDir) -> Iterator[None]:
             _finish_trackers(run, "finished")
             try:
                 run.world.barrier(DISK)  # what rank 0 writes is there when any of them returns
-            except Exception as error:
+            except RuntimeError as error:  # gloo's: a rank is gone
                 if not heard:
                     raise
                 raise Stopped(heard[0], EXIT_CODES[heard[0]]) from error  # another one had not finished

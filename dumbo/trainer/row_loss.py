@@ -13,6 +13,7 @@ import torch
 from dumbo.interfaces import IGNORE
 
 WIDE = 65_536
+"""Tokens above which a vocabulary is cut as one of 128 k."""
 
 
 def cut(vocabulary: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,8 @@ def main() -> int:
         details = json.loads((folder / TASK).read_text(encoding="utf-8"))
         ending = Ending("done", result=_run(frozen, folder, details.pop("task"), details))
     except BaseException as error:  # nothing goes on: this is what the process that started us says
-        traceback.print_exc()
+        with suppress(OSError):  # the log may be on a full disk
+            traceback.print_exc()
         ending = ending_of(error)
     ending.write(folder, 0)
     return 0 if ending.kind == "done" else 1
