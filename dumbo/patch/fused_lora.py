@@ -27,7 +27,13 @@ PLAIN = (None, False, 0, "none")
 
 @dataclass(frozen=True, kw_only=True)
 class FusedLoRA:
-    """For patch=[…,lora] without dropout, DoRA and trained biases. Runs on a CPU too. Takes no options."""
+    """For patch=[…,lora] without dropout, DoRA and trained biases. Runs on a CPU too.
+
+    Args:
+        update_first: the update is written first and the layer's product added to it, in place of the other way round.
+    """
+
+    update_first: bool = False
 
     stage: ClassVar[Stage] = Stage.MEMORY
     conflicts: ClassVar[tuple[str, ...]] = ()
@@ -67,6 +73,7 @@ class FusedLoRA:
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         for layer in _plain_layers(model):
             layer.forward = MethodType(_forward, layer)
+            layer.update_first = self.update_first
         self.evidence(model)
         return model
 
@@ -81,7 +88,8 @@ class FusedLoRA:
             raise RuntimeError(
                 f"no adapter of {type(model).__name__} is a plain LoRA over a linear layer without dropout"
             )
-        return f"{fused} layers add their update inside the product"
+        how = "add their product to the update" if self.update_first else "add their update inside the product"
+        return f"{fused} layers {how}"
 
 
 def _stored(lora: Any) -> dict[str, Any]:
@@ -121,5 +129,6 @@ def _forward(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
     (name,) = self.active_adapters
     base = self.get_base_layer()
     return low_rank_linear(
-        x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-    )
+        x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name],
+        self.update_first,
+    )  # fmt: skip

@@ -157,6 +157,7 @@ class _Chunks(torch.autograd.Function):
                 to_parameters = [gradient.float() for gradient in found] if more else found
             begin += len(rows)
             total += loss.detach()
+            del gradients, found  # they would lie beside the next chunk's
         if to_hidden is not None:
             to_hidden = _spread(to_hidden, hidden, at)
         ctx.gradients = (to_hidden, to_parameters)

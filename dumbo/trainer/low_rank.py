@@ -7,6 +7,12 @@ and the scale is put on the narrow side.
 
     forward     y = x W' + bias      h = s x A'       y += h B'
     backward    dx = dy W            g = s dy B       dx += g A       dB = dy' h      dA = g' x
+
+The other way round (`update_first`) the narrow product only writes, and the wide one, which is bound by arithmetic, reads what it
+adds to: half of the bytes that the update moves.
+
+    forward     h = s x A'           y = h B' + bias  y += x W'
+    backward    g = s dy B           dx = g A         dx += dy W
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from torch.nn import functional
 
 @torch.library.custom_op("dumbo::add_product", mutates_args=("out",))
 def add_product(out: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """out (N, M) += left (N, r) @ right (r, M), in place: torch.addmm would first copy `out`."""
+    """out (N, M) += left (N, K) @ right (K, M), in place: torch.addmm would first copy `out`."""
     out.addmm_(left, right)
 
 
@@ -40,12 +46,17 @@ class _LowRank(torch.autograd.Function):
         down: torch.Tensor,
         up: torch.Tensor,
         scale: float,
+        update_first: bool,
     ) -> torch.Tensor:
         narrow = (rows @ down.t()) * scale
-        out = functional.linear(rows, weight, bias)
-        add_product(out, narrow, up.t())
+        if update_first:
+            out = functional.linear(narrow, up, bias)
+            add_product(out, rows, weight.t())
+        else:
+            out = functional.linear(rows, weight, bias)
+            add_product(out, narrow, up.t())
         ctx.save_for_backward(rows, narrow, weight, down, up)
-        ctx.scale = scale
+        ctx.scale, ctx.update_first = scale, update_first
         return out
 
     @staticmethod
@@ -55,11 +66,14 @@ class _LowRank(torch.autograd.Function):
         to_narrow = (to_out @ up) * ctx.scale
         to_rows = None
         if ctx.needs_input_grad[0]:
-            to_rows = to_out @ weight
-            add_product(to_rows, to_narrow, down)
+            added, first = (to_out, weight), (to_narrow, down)
+            if not ctx.update_first:
+                added, first = first, added
+            to_rows = first[0] @ first[1]
+            add_product(to_rows, *added)
         to_down = to_narrow.t() @ rows if ctx.needs_input_grad[3] else None
         to_up = to_out.t() @ narrow if ctx.needs_input_grad[4] else None
-        return to_rows, None, None, to_down, to_up, None
+        return to_rows, None, None, to_down, to_up, None, None
 
 
 def low_rank_linear(
@@ -69,6 +83,7 @@ def low_rank_linear(
     down: torch.Tensor,
     up: torch.Tensor,
     scale: float,
+    update_first: bool = False,
 ) -> torch.Tensor:
     """x W' + bias + scale (x A') B'.
 
@@ -76,6 +91,7 @@ def low_rank_linear(
         x: (..., K).
         weight: (M, K) W, frozen; bias: (M,), frozen, or None.
         down: (r, K) A. up: (M, r) B.
+        update_first: the order of the products, above.
 
     Returns:
         (..., M), in the dtype of the arithmetic: autocast's where that is on, else that of W.
@@ -85,6 +101,7 @@ def low_rank_linear(
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
     with torch.autocast(kind, enabled=False):
         out: torch.Tensor = _LowRank.apply(
-            rows, weight.to(dtype), None if bias is None else bias.to(dtype), down.to(dtype), up.to(dtype), scale
-        )
+            rows, weight.to(dtype), None if bias is None else bias.to(dtype), down.to(dtype), up.to(dtype),
+            scale, update_first,
+        )  # fmt: skip
     return out.reshape(*x.shape[:-1], out.shape[-1])

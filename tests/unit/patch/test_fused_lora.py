@@ -27,9 +27,10 @@ def numbers(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, torc
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_output_and_every_gradient_are_those_of_peft(bias: bool, checkpointed: bool) -> None:
+@pytest.mark.parametrize("update_first", [False, True])
+def test_output_and_every_gradient_are_those_of_peft(bias: bool, checkpointed: bool, update_first: bool) -> None:
     plain = LoRA(rank=4, init="random").apply(model_of(attention_bias=bias))
-    fused = FusedLoRA().apply(copy.deepcopy(plain))
+    fused = FusedLoRA(update_first=update_first).apply(copy.deepcopy(plain))
     if checkpointed:
         plain, fused = GradientCheckpointing().apply(plain), GradientCheckpointing().apply(fused)
     ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -42,7 +43,8 @@ def test_output_and_every_gradient_are_those_of_peft(bias: bool, checkpointed: b
         assert (theirs[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+@pytest.mark.parametrize("update_first", [False, True])
+def test_gradients_are_those_of_finite_differences(update_first: bool) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -52,7 +54,29 @@ def test_gradients_are_those_of_finite_differences() -> None:
     weight, bias = drawn(4, 5), drawn(4)
     for tensor in (x, down, up):
         tensor.requires_grad_()
-    assert torch.autograd.gradcheck(lambda *t: low_rank_linear(t[0], weight, bias, t[1], t[2], 1.5), (x, down, up))
+    assert torch.autograd.gradcheck(
+        lambda *t: low_rank_linear(t[0], weight, bias, t[1], t[2], 1.5, update_first), (x, down, up)
+    )
+
+
+@pytest.mark.parametrize("update_first", [False, True])
+def test_the_order_of_the_products_is_the_one_asked_for(update_first: bool) -> None:
+    """In bf16 the sum is rounded where the second product ends, what the first one wrote before that."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, down, up = (
+        torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 32), (48, 32), (4, 32), (48, 4))
+    )
+    found = low_rank_linear(x, weight, None, down, up, 1.0, update_first)
+    narrow = x @ down.t()
+    wide, update = x.double() @ weight.double().t(), narrow.double() @ up.double().t()
+    orders = {True: wide + update.bfloat16(), False: wide.bfloat16() + update}
+    off = {order: (found.double() - exact).abs().max() for order, exact in orders.items()}
+    assert off[update_first] <= torch.finfo(torch.bfloat16).eps / 2 * orders[update_first].abs().max()
+    assert (
+        (orders[update_first].bfloat16() == found).double().mean()
+        > 0.99
+        > (orders[not update_first].bfloat16() == found).double().mean()
+    )
 
 
 def test_under_autocast_it_computes_in_bf16() -> None:
@@ -128,7 +152,8 @@ def test_a_model_without_adapters_is_an_error() -> None:
         FusedLoRA().apply(model_of())
 
 
-def test_a_compiled_layer_takes_it_in_one_graph() -> None:
+@pytest.mark.parametrize("update_first", [False, True])
+def test_a_compiled_layer_takes_it_in_one_graph(update_first: bool) -> None:
     from torch._dynamo.utils import counters
 
     from dumbo.patch.compile import Compile
@@ -136,7 +161,7 @@ def test_a_compiled_layer_takes_it_in_one_graph() -> None:
     torch.compiler.reset()
     counters.clear()
     plain = LoRA(rank=4, init="random").apply(model_of())
-    fused = Compile(backend="aot_eager").apply(FusedLoRA().apply(copy.deepcopy(plain)))
+    fused = Compile(backend="aot_eager").apply(FusedLoRA(update_first=update_first).apply(copy.deepcopy(plain)))
     ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
     wanted, gradients = numbers(plain, ids)
     found, theirs = numbers(fused, ids)
