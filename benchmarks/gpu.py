@@ -7,7 +7,7 @@
 Random weights and documents (`made_up.py`). Every row is a command line that a user could type, run in a process of its
 own; of it, the steps after the warm-up count, of which there should be 20 or more: tokens, real ones only, over
 seconds, the median of the logged intervals (a step that captures a graph is in few of them). TRL packed with Liger
-(`peer_trl.py`) is measured between ours, where it is installed. Each row says on what and when it was measured, from which
+(`peer_trl.py`) is measured in the same run, where it is installed. Kernels are compiled anew for each row. Each row says on what and when it was measured, from which
 commit, and with which others in one run; its losses are means of ten steps each, as the peer's are, at one learning rate.
 """
 
@@ -153,6 +153,10 @@ def main(words: list[str] | None = None) -> None:
             folder = Path(temporary) / case.shape
             _prepare(folder, case, asked)
             for variant in case.variants:
+                for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+                    os.environ[name] = tempfile.mkdtemp(
+                        dir=temporary
+                    )  # seconds to the first fast step have compiling in them
                 row = {**_row(folder, case, variant, asked), "run": began, **commit()}
                 results = with_row(results, row)
                 asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -72,8 +72,7 @@ class FusedLoRA:
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         for layer in _plain_layers(model):
-            layer.forward = MethodType(_forward, layer)
-            layer.update_first = self.update_first
+            layer.forward = MethodType(_update_first if self.update_first else _update_last, layer)
         self.evidence(model)
         return model
 
@@ -83,13 +82,15 @@ class FusedLoRA:
         Raises:
             RuntimeError: none took it.
         """
-        fused = sum(getattr(vars(m).get("forward"), "__func__", None) is _forward for m in model.modules())
-        if not fused:
+        forwards = [getattr(vars(module).get("forward"), "__func__", None) for module in model.modules()]
+        first, last = forwards.count(_update_first), forwards.count(_update_last)
+        if not first + last:
             raise RuntimeError(
                 f"no adapter of {type(model).__name__} is a plain LoRA over a linear layer without dropout"
             )
-        how = "add their product to the update" if self.update_first else "add their update inside the product"
-        return f"{fused} layers {how}"
+        if first:
+            return f"{first} layers add their product to the update"
+        return f"{last} layers add their update inside the product"
 
 
 def _stored(lora: Any) -> dict[str, Any]:
@@ -120,7 +121,15 @@ def _plain_layers(model: Any) -> list[Any]:
     ]
 
 
-def _forward(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
+def _update_last(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
+    return _fused(self, False, x, *arguments, **kwargs)
+
+
+def _update_first(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
+    return _fused(self, True, x, *arguments, **kwargs)
+
+
+def _fused(self: Any, update_first: bool, x: Any, *arguments: Any, **kwargs: Any) -> Any:
     """peft's own where it does something else: adapters off, merged, named in the call."""
     from dumbo.trainer.low_rank import low_rank_linear
 
@@ -130,5 +139,5 @@ def _forward(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
     base = self.get_base_layer()
     return low_rank_linear(
         x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name],
-        self.update_first,
+        update_first,
     )  # fmt: skip

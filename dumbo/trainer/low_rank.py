@@ -8,8 +8,8 @@ and the scale is put on the narrow side.
     forward     y = x W' + bias      h = s x A'       y += h B'
     backward    dx = dy W            g = s dy B       dx += g A       dB = dy' h      dA = g' x
 
-The other way round (`update_first`) the narrow product only writes, and the wide one, which is bound by arithmetic, reads what it
-adds to: half of the bytes that the update moves.
+The other way round (`update_first`) the narrow product, which is bound by memory, only writes; the wide one, which is bound by
+arithmetic, reads what it adds to. As many bytes, half of them beside arithmetic.
 
     forward     h = s x A'           y = h B' + bias  y += x W'
     backward    g = s dy B           dx = g A         dx += dy W
@@ -66,11 +66,12 @@ class _LowRank(torch.autograd.Function):
         to_narrow = (to_out @ up) * ctx.scale
         to_rows = None
         if ctx.needs_input_grad[0]:
-            added, first = (to_out, weight), (to_narrow, down)
-            if not ctx.update_first:
-                added, first = first, added
-            to_rows = first[0] @ first[1]
-            add_product(to_rows, *added)
+            if ctx.update_first:
+                to_rows = to_narrow @ down
+                add_product(to_rows, to_out, weight)
+            else:
+                to_rows = to_out @ weight
+                add_product(to_rows, to_narrow, down)
         to_down = to_narrow.t() @ rows if ctx.needs_input_grad[3] else None
         to_up = to_out.t() @ narrow if ctx.needs_input_grad[4] else None
         return to_rows, None, None, to_down, to_up, None, None

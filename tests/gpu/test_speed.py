@@ -156,8 +156,10 @@ def test_through_the_command(tmp_path: Path) -> None:
     assert facts["metrics"]["train_loss"] < facts["metrics"]["first_loss"]
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["lora", "fused_lora"])
-def test_checkpointed_layers_keep_their_input_alone(fused: bool) -> None:
+@pytest.mark.parametrize(
+    "fused", [None, FusedLoRA(), FusedLoRA(update_first=True)], ids=["lora", "fused_lora", "update_first"]
+)
+def test_checkpointed_layers_keep_their_input_alone(fused: FusedLoRA | None) -> None:
     """Compiled, 4,096 tokens of width 512 in bf16: 4 MiB a layer, where without checkpointing more than ten times that is kept.
 
     torch 2.11 kept what `low_rank.py` saves where checkpointing was inside of the graph.
@@ -170,7 +172,7 @@ def test_checkpointed_layers_keep_their_input_alone(fused: bool) -> None:
         torch.compiler.reset()
         torch.manual_seed(0)
         model = LoRA(rank=4, init="gaussian").apply(model_of(**shape, attn_implementation="sdpa").to("cuda"))
-        model = FusedLoRA().apply(model) if fused else model
+        model = fused.apply(model) if fused else model
         model = Compile().apply(GradientCheckpointing().apply(model) if checkpointed else model)
         decoder = model.get_base_model().model.train()
         for _ in range(2):

@@ -141,7 +141,9 @@ def test_chart(tmp_path):
 
 
 def test_chart_of_training(tmp_path):
-    """Like beside like: the fastest of ours with all layers checkpointed or none, by means; rows that failed are left out."""
+    """Like beside like: the fastest of ours in one run with the peer, with all layers checkpointed or none; rows that failed are
+    left out.
+    """
     import xml.etree.ElementTree
 
     same = {
@@ -153,8 +155,8 @@ def test_chart_of_training(tmp_path):
         "hardware": {"gpu": "G"},
     }
     rows = [
-        {**same, "variant": variant, "tokens_per_s": 1.0, "mean_tokens_per_s": mean}
-        for variant, mean in (
+        {**same, "variant": variant, "tokens_per_s": median, "mean_tokens_per_s": 1.0}
+        for variant, median in (
             ("tiles", 1e4),
             ("tiles_fused", 2e4),
             ("tiles_checkpointed", 9e3),
@@ -166,9 +168,10 @@ def test_chart_of_training(tmp_path):
         {**same, "variant": "trl_checkpointed", "tokens_per_s": 6e3},
     ]
     rows += [{**same, "packs": 8, "variant": "trl", "failed": "exit code 1"}]
+    rows += [{**same, "variant": "auto", "tokens_per_s": 9e4, "run": "another day"}]
     whole = {**same, "max_seq_len": 4096, "documents": "all as long as a pack"}
     rows += [
-        {**whole, "variant": "tiles", "mean_tokens_per_s": 1.1e4},
+        {**whole, "variant": "tiles", "tokens_per_s": 1.1e4},
         {**whole, "variant": "trl", "tokens_per_s": 1e4},
     ]
     (tmp_path / "h200_tokens_beside_trl.json").write_text(json.dumps(rows))

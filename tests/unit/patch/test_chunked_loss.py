@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,28 @@ def test_no_more_than_a_chunk_of_logits_is_held(batch: dict[str, Any], monkeypat
     with torch.no_grad():
         model.eval()(**batch, use_cache=False, skip_logits=True)
     assert max(rows) == 64
+
+
+@pytest.mark.parametrize("of_chunk", [chunks.chunk_loss, InTorch()], ids=["torch", "kernel"])
+def test_a_chunks_gradients_do_not_lie_beside_the_next_chunks(of_chunk: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the head are as large as it, and are in the sum already."""
+    given: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        alive.append(sum(one() is not None for one in given))
+        found = right(*arguments, **more)
+        if any(tensor.shape == head.weight.shape for tensor in found):
+            given.extend(weakref.ref(tensor) for tensor in found)
+        return found
+
+    right = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", watched)
+    head = torch.nn.Linear(8, 32, bias=False)
+    hidden, targets = torch.randn(256, 8, requires_grad=True), torch.randint(0, 32, (256,))
+    chunks.summed_loss(head, None, hidden, targets, None, 64, of_chunk)
+    assert len(given) == 2 * 4
+    assert max(alive) <= 1, "of the first chunk float32 gradients are the sum itself"
 
 
 def test_in_bf16_arithmetic_it_is_as_close_as_the_logits_are(batch: dict[str, Any]) -> None:
