@@ -7,8 +7,9 @@
 Random weights and documents (`made_up.py`). Every row is a command line that a user could type, run in a process of its
 own; of it, the steps after the warm-up count, of which there should be 20 or more: tokens, real ones only, over
 seconds, the median of the logged intervals (a step that captures a graph is in few of them). TRL packed with Liger
-(`peer_trl.py`) is measured in the same run, where it is installed. Kernels are compiled anew for each row. Each row says on what and when it was measured, from which
-commit, and with which others in one run; its losses are means of ten steps each, as the peer's are, at one learning rate.
+(`peer_trl.py`) is measured in the same run, where it is installed. Kernels are compiled anew for each row. Each row says on what
+and when it was measured, from which commit, and with which others in one run; its losses are means of ten steps each, as the
+peer's are, at one learning rate.
 """
 
 from __future__ import annotations
