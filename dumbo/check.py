@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dumbo.bind import build, section
-from dumbo.cross_check import batch, conflicts, fitted, masters
+from dumbo.cross_check import batch, conflicts, fitted, masters, smoothing
 from dumbo.faults import Report
 from dumbo.groups import GROUPS, LIST_GROUPS
 from dumbo.options import (
@@ -101,6 +101,7 @@ def check(cfg: DictConfig | dict[str, Any], choices: Mapping[str, Any], config_d
         **sections,
     )
     report.faults += conflicts(plugins.patches) + masters(plugins.trainer, plugins.patches)
+    report.faults += smoothing(plugins.trainer, plugins.patches)
     for name, plugin in _all(plugins):
         try:
             problems = [str(problem) for problem in getattr(plugin, "problems", list)()]

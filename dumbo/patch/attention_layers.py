@@ -22,7 +22,7 @@ OLDEST_GPU = (8, 0)
 
 def attention_layers(model: Any) -> list[Any]:
     """The modules that call transformers' attention functions."""
-    return list(_calling(base_of(model)))
+    return list(calling(base_of(model)))
 
 
 def heads_of(model: Any) -> Counter[tuple[int, int, int, int | None]]:
@@ -30,11 +30,13 @@ def heads_of(model: Any) -> Counter[tuple[int, int, int, int | None]]:
     config = base_of(model).config.get_text_config()
     heads = config.num_attention_heads
     shared = getattr(config, "num_key_value_heads", None) or heads
-    return Counter((heads, shared, layer.head_dim, _window_of(layer, config)) for layer in attention_layers(model))
+    return Counter((heads, shared, layer.head_dim, window_of(layer, config)) for layer in attention_layers(model))
 
 
-def _window_of(layer: Any, config: Any) -> int | None:
-    """Its own, or the config's where its forward pass reads that (Mistral, Phi-3, Starcoder2; not PhiMoE, which has one too)."""
+def window_of(layer: Any, config: Any) -> int | None:
+    """Tokens that one of an attention module's may look back to: its own number, or the config's where its forward pass reads that
+    (Mistral, Phi-3, Starcoder2; not PhiMoE, which has one too).
+    """
     if hasattr(layer, "sliding_window"):
         return layer.sliding_window
     reads = "sliding_window" in inspect.getsource(type(layer).forward)
@@ -100,5 +102,5 @@ def marked(model: Any, kernel: str) -> int:
     return sum(getattr(layer, KERNEL, None) == kernel for layer in attention_layers(model))
 
 
-def _calling(model: nn.Module) -> Iterator[Any]:
+def calling(model: nn.Module) -> Iterator[Any]:
     return (module for module in model.modules() if hasattr(module, "is_causal") and hasattr(module, "layer_idx"))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dumbo.cross_check import conflicts
+from dumbo.cross_check import conflicts, smoothing
 from dumbo.errors import UserError
 from dumbo.interfaces import Patch
 from dumbo.options import FASTER
@@ -33,12 +33,17 @@ KINDS: dict[str, Any] = {
     "fused_lora": FusedLoRA,
     "tile_attention": TileAttention,
 }
+UNASKED = {"compile": {"past_limit": "as_written"}}
+"""Options of patches that nobody asked for, where they differ from the defaults."""
 PAYS = 7_000
 """Compiling takes half a minute and saves some 4 ms a layer and step (3.9 at 135 M, 4.5 at 1 B, beside Liger's kernels on
 an H100 at 16 k tokens): so many layers times steps make up for it."""
 MEASURED = 4096
 """Tokens of the document in which a token lies, on average: up to here tiles are faster than torch's kernel (2.2 to 2.6 times
 at some 400, 1.13 to 1.21 times at 4,096; on an H200, nowhere else yet). Where longer ones go through cuDNN, so is that."""
+FILLED = 0.8
+"""Of packs: below, padding takes as much as compiling gains at 1 B (1.3 times the speed, beside Liger's kernels on an H100; at
+135 M 3 times)."""
 RACED = "flash_raced"
 """In run.json: what came of installed FlashAttention implementations (`flash_race.py`)."""
 WITHOUT_PACKS = {
@@ -70,10 +75,14 @@ def added(
     skeleton = plugins.model.load_skeleton(tokenizer) if hasattr(plugins.model, "load_skeleton") else None
     found = dict(patches)
     for name in wanted:
-        patch = KINDS[name]()
+        patch = KINDS[name](**UNASKED.get(name, {}))
         reason = _why_not(name, patch, found, skeleton, steps_of(plugins.trainer, data))
+        if reason is None:
+            reason = next((fault.splitlines()[0] for fault in smoothing(plugins.trainer, {name: patch})), None)
         if reason is None and name in WITHOUT_PACKS and not one_shape(plugins):
             reason = f"batches are not packs on one token axis: {WITHOUT_PACKS[name]}"
+        if reason is None and name == "compile":
+            reason = _padding(plugins, data)
         if reason is None and name == "tile_attention":
             reason = _no_tiles(plugins, data, skeleton)
         if reason is None and name == "tile_attention":
@@ -107,6 +116,20 @@ def steps_of(trainer: Any, data: PreparedSplits) -> int:
     a_step = trainer.global_batch_size * data.max_seq_len if getattr(trainer, "packing", False) else 0
     whole = data.train.tokens / a_step if a_step else len(data.train) / getattr(trainer, "global_batch_size", 1)
     return int(getattr(trainer, "max_steps", None) or whole * getattr(trainer, "num_epochs", 1))
+
+
+def _padding(plugins: Plugins, data: PreparedSplits) -> str | None:
+    """Why compiled packs, which are filled up to one shape, would cost more than they save."""
+    from dumbo.prepare.packing import pack
+
+    train = data.train
+    filled = pack(train.lengths, train.documents, data.max_seq_len, getattr(plugins.trainer, "seed", 0)).filled
+    if filled >= FILLED:
+        return None
+    return (
+        f"packs of {data.max_seq_len:,} tokens are {filled:.0%} full, and compiled ones are filled up with padding "
+        "(another trainer.max_seq_len; patch=[…,compile] does it)"
+    )
 
 
 def _no_tiles(plugins: Plugins, data: PreparedSplits, skeleton: Any) -> str | None:

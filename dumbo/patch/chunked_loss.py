@@ -66,6 +66,7 @@ class ChunkedLoss:
 
     stage: ClassVar[Stage] = Stage.KERNELS
     conflicts: ClassVar[tuple[str, ...]] = ()
+    smooths_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
-from dumbo.patch.compiled_call import around, below
-from dumbo.patch.modules import base_of
+from dumbo.patch.compiled_call import PAST_LIMIT, around, below
+from dumbo.patch.modules import base_of, keep_cache
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,8 @@ class Compile:
     Args:
         backend: torch.compile's; inductor makes Triton kernels.
         required: a machine that cannot run it is an error.
+        past_limit: where layers of one kind need more graphs than torch makes of them (8): an error, or "as_written": those
+            that would need another one go on uncompiled, and that is said. `performance=auto` takes the latter.
 
     Raises:
         UserError: the model has no list of decoder layers; Liger's modules would be inside them; its router has a loss.
@@ -50,6 +52,7 @@ class Compile:
 
     backend: str = "inductor"
     required: bool = False
+    past_limit: Literal["error", "as_written"] = "error"
 
     stage: ClassVar[Stage] = Stage.COMPILE
     conflicts: ClassVar[tuple[str, ...]] = ()
@@ -92,12 +95,14 @@ class Compile:
         import torch
 
         torch.compiler.reset()  # graphs of an earlier run in this process would count against the limit of variants
-        base_of(model).config.use_cache = False  # writing into a cache by number would make every layer another graph
+        keep_cache(model, False)  # writing into a cache by number would make every layer another graph
         layers = decoder_layers(model)
         for number, layer in enumerate(layers):
             layer.compile(backend=self.backend)
             compiled: Any = layer._compiled_call_impl
-            layer._compiled_call_impl = around(layer, compiled, partial(below, model, layers[number:]))
+            layer._compiled_call_impl = around(
+                layer, compiled, partial(below, model, layers[number:]), as_written=self.past_limit == "as_written"
+            )
         self.evidence(model)
         return model
 
@@ -144,6 +149,11 @@ def decoder_layers(model: Any, key: str = "patch.compile") -> list[nn.Module]:
 def compiled_layers(model: nn.Module) -> list[nn.Module]:
     """The modules that `Module.compile` was called on (torch keeps what it made in `_compiled_call_impl`)."""
     return [module for module in model.modules() if module._compiled_call_impl is not None]
+
+
+def past_limit(model: nn.Module) -> bool:
+    """Whether some layers go on as they are written: torch says it of the first one that needs a graph too many."""
+    return any(getattr(layer, PAST_LIMIT, False) for layer in compiled_layers(model))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What is around the graph of a compiled layer (`compile.py`): torch's settings for it, checkpointing, alike inputs.
 
-Past torch's limit of graphs for one kind of layer (8) torch would go on uncompiled without a word; here that ends the run.
+Past torch's limit of graphs for one kind of layer (8) torch would go on uncompiled without a word; here that ends the run, or
+the layer goes on as it is written, with a word (`patch.compile.past_limit`).
 Under DDP torch would cut a layer's graph where DDP's buckets of gradients end, to reduce a bucket inside of a layer. Here
 one graph stays one, and its gradients are reduced when its backward graph has ended. These settings hold while these layers
 are called, and for nothing else that is compiled in this process.
@@ -14,7 +15,10 @@ adapters), and half of the compiling.
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,34 +28,79 @@ LENGTHS = "L['kwargs']['max_length_q'],L['kwargs']['max_length_k']"
 """Numbers among a layer's arguments that differ from batch to batch: the longest document's length."""
 
 
+PAST_LIMIT = "dumbo_past_limit"
+"""Attribute of the layer that needed a graph more than torch makes: it and those like it go on without."""
+
+
 def around(
-    layer: Any, compiled: Callable[..., Any], rest: Callable[[], Iterable[Any]] | None = None
+    layer: Any,
+    compiled: Callable[..., Any],
+    rest: Callable[[], Iterable[Any]] | None = None,
+    *,
+    as_written: bool = False,
 ) -> Callable[..., Any]:
     """What `layer` is called by.
 
     Args:
         compiled: what `Module.compile` made of it.
         rest: gives the parameters of all else but the layers above; None: its inputs are left as they are.
+        as_written: past torch's limit of graphs it goes on so.
     """
-    call = checkpointed_around(layer, with_settings(compiled, type(layer).__name__))
+    graph = with_settings(compiled, layer, as_written)
+    call = checkpointed_around(layer, graph)
     return call if rest is None else alike_inputs(layer, call, rest)
 
 
-def with_settings(compiled: Any, name: str) -> Any:
+@contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What torch says of its limit while a layer is called, in place of its log."""
+    said: list[str] = []
+
+    def passes(record: logging.LogRecord) -> bool:
+        if "recompile_limit" not in record.getMessage():
+            return True
+        said.append(record.getMessage())
+        return False
+
+    log = logging.getLogger("torch._dynamo.convert_frame")
+    log.addFilter(passes)
+    try:
+        yield said
+    finally:
+        log.removeFilter(passes)
+
+
+def with_settings(compiled: Any, layer: Any, as_written: bool = False) -> Any:
     """A compiled layer that is one graph under DDP too, and raises where torch would have run it uncompiled from then on.
 
+    Args:
+        layer: whose kind is named, and which is marked where it goes on uncompiled.
+        as_written: torch may run it so (what it has graphs of stays compiled), and it is said once.
+
     Raises:
-        RunFailed: more graphs than torch makes of one kind of layer.
+        RunFailed: more graphs than torch makes of one kind of layer, and not `as_written`.
     """
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit
     from torch.compiler import config as compiler
 
+    name = type(layer).__name__
+
     def called(*arguments: Any, **kwargs: Any) -> Any:
         before = config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources
-        config.fail_on_recompile_limit_hit, config.optimize_ddp, compiler.dynamic_sources = True, False, LENGTHS
+        config.optimize_ddp, compiler.dynamic_sources = False, LENGTHS
+        config.fail_on_recompile_limit_hit = not as_written
         try:
-            return compiled(*arguments, **kwargs)
+            with _heard() as hits:
+                result = compiled(*arguments, **kwargs)
+            if hits:
+                setattr(layer, PAST_LIMIT, True)
+                warnings.warn(
+                    f"patch.compile: {name} needs more than the {config.recompile_limit} graphs that torch makes of one "
+                    "kind of layer; what has none goes on as it is written",
+                    stacklevel=2,
+                )
+            return result
         except FailOnRecompileLimitHit as error:
             raise RunFailed(
                 f"patch.compile: {name} needs more than the {config.recompile_limit} graphs that torch makes of "

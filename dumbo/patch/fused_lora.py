@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 NOT_DONE = {"dropout": "lora_dropout", "use_dora": "use_dora", "bias": "bias"}
 """Options of `patch.lora`, and their names in an adapter's config."""
-PLAIN = (None, False, 0, "none")
+ONLY_STORED = ("lora_bias", "target_parameters", "alora_invocation_tokens", "arrow_config", "use_qalora")
+"""What an adapter from a disk can have besides, which `patch.lora` has no option for."""
+PLAIN: tuple[Any, ...] = (None, False, 0, "none", [])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class FusedLoRA:
                     f"patch.fused_lora does not do patch.lora.{name}={value}.\n"
                     f"  Leave patch.lora.{name} out, or leave fused_lora out of patch=[…]"
                 )
-        for name, value in ((name, stored.get(name)) for name in NOT_DONE.values()):
+        for name, value in ((name, stored.get(name)) for name in (*NOT_DONE.values(), *ONLY_STORED)):
             if value not in PLAIN:
                 yield (
                     f"patch.fused_lora does not do {name}={value}, which the adapter in patch.lora.path has.\n"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
-from dumbo.patch.modules import linear_names, require_modules
+from dumbo.patch.modules import embedding_names, linear_names, require_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,7 +85,8 @@ class LoRA:
             targets, key = self.target_modules, "patch.lora.target_modules"
         if targets != "all-linear":
             wanted = [targets] if isinstance(targets, str) else targets
-            require_modules(linear_names(skeleton), wanted, "linear layer", key)
+            names = linear_names(skeleton) + (embedding_names(skeleton) if self.path is not None else [])
+            require_modules(names, wanted, "linear layer", key)
         if self.modules_to_save:
             names = [name for name, _ in skeleton.named_modules() if name]
             require_modules(names, self.modules_to_save, "module", "patch.lora.modules_to_save")
@@ -140,7 +141,13 @@ class LoRA:
             trainable_token_indices=self._added_tokens(model),
             task_type="CAUSAL_LM",
         )
-        return _kept_in_float32(get_peft_model(model, config))
+        try:
+            return _kept_in_float32(get_peft_model(model, config))
+        except ValueError as error:  # peft's word on what it cannot adapt so: experts in one tensor with dropout, say
+            raise UserError(
+                f"patch.lora: {type(model).__name__} cannot be adapted so: {error}\n"
+                "  Leave that option out, or name layers in patch.lora.target_modules=[…]"
+            ) from error
 
     def _added_tokens(self, model: PreTrainedModel) -> Any:
         """Embedding's (and untied head's) name -> rows that peft keeps trainable; those saved whole need none."""

@@ -30,6 +30,13 @@ def linear_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
+def embedding_names(model: nn.Module) -> list[str]:
+    """Full names of the embeddings."""
+    from torch import nn
+
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+
+
 def require_modules(names: Iterable[str], wanted: Iterable[str], what: str, key: str) -> None:
     """Raises a UserError for each wanted name that matches none of a model's names.
 
@@ -46,6 +53,12 @@ def require_modules(names: Iterable[str], wanted: Iterable[str], what: str, key:
             raise UserError(
                 f"{key}: no {what} is called '{name}'.{did_you_mean(name, parts)}\n  there are: {', '.join(parts[:30])}"
             )
+
+
+def keep_cache(model: Any, wanted: bool) -> None:
+    """Whether passes keep keys and values where nobody says; a model that also sees or hears has a config of its own for text."""
+    config = base_of(model).config
+    config.use_cache = config.get_text_config().use_cache = wanted
 
 
 def base_of(model: Any) -> Any:

@@ -31,6 +31,8 @@ class Answers:
     data: PreparedSplits
     run: RunDir
     sft: Sft
+    bf16: bool
+    """The arithmetic of training, in which they are answered too."""
 
     @property
     def _held_out(self) -> Split:
@@ -44,7 +46,8 @@ class Answers:
     @cached_property
     def how(self) -> Generation:
         """How they are answered."""
-        return samples.how_to_answer(self._held_out, self.tokenizer, self.asked, self.sft.max_new_tokens)
+        how = samples.how_to_answer(self._held_out, self.tokenizer, self.asked, self.sft.max_new_tokens)
+        return how.but(bf16=self.bf16)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -98,6 +101,7 @@ class Answers:
             return {}
         exam = samples.questions(self.data.eval, self.tokenizer, self.sft.num_answers)
         longer = samples.how_to_answer(self.data.eval, self.tokenizer, exam, self.sft.max_new_tokens)
+        longer = longer.but(bf16=self.bf16)
         with self.run.console.status(f"answering {len(exam)} held-out questions"):
             replies = self._ask(exam, longer)
         right, total = samples.exact_match(extractor_for(pattern).find, exam, replies)

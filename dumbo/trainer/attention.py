@@ -23,6 +23,8 @@ import torch
 from dumbo.trainer import tiles, varlen
 
 NAME = "isolated"
+GROUPED = "dumbo_grouped"
+"""Attribute of attention modules whose packs went group by group in bf16 or fp16: no kernel takes their heads."""
 KERNEL = "dumbo_kernel"
 """Attribute of attention modules that a patch has marked: "tiles" (their packs go through `tiles.py`) or "varlen"."""
 PADDING_ALLOWED = 1.15
@@ -136,6 +138,8 @@ def _in_groups(
 
     for name in ("cu_seq_lens_k", "max_length_q", "max_length_k", "position_ids", "use_cache"):
         kwargs.pop(name, None)
+    if varlen.arithmetic(value) != torch.float32:
+        setattr(module, GROUPED, True)
     plan = _plan(cu_seq_lens_q)
     gathered = [_Gather.apply(tensor[0].transpose(0, 1), plan.take, plan.real) for tensor in (query, key, value)]
     sizes = [documents * length for documents, length in plan.shapes]

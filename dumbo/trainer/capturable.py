@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from dumbo.errors import UserError
 from dumbo.outputs.halvings import graphs_given_up
 from dumbo.patch.chunked_loss import takes_places
-from dumbo.patch.compile import compiled_layers
+from dumbo.patch.compile import compiled_layers, past_limit
+from dumbo.trainer.attention import GROUPED
 from dumbo.verify.no_dropout import has_dropout
 
 if TYPE_CHECKING:
@@ -34,9 +35,11 @@ def wanted(sft: Sft, model: Any, args: Any, room: Room | None, layout: Layout, r
     if args.device.type == "cuda":
         reason = why_not(
             compiled=bool(compiled_layers(model)),
+            all_compiled=not past_limit(model),
             chunked=takes_places(model),
             fixed_room=room is not None and layout == "tokens",
             bf16=args.bf16,
+            grouped=any(getattr(module, GROUPED, False) for module in model.modules()),
             wrapped_in="none" if run.wrapped_in == "DDP" and run.ranks == 1 else run.wrapped_in,
             checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
             random=has_dropout(model),
@@ -56,9 +59,11 @@ def wanted(sft: Sft, model: Any, args: Any, room: Room | None, layout: Layout, r
 def why_not(
     *,
     compiled: bool,
+    all_compiled: bool,
     chunked: bool,
     fixed_room: bool,
     bf16: bool,
+    grouped: bool,
     wrapped_in: str,
     checkpointing: bool,
     random: bool,
@@ -67,8 +72,10 @@ def why_not(
 
     Args:
         compiled, chunked: the patches compile and chunked_loss are in the model.
+        all_compiled: no layer had to go on as it is written.
         fixed_room: packs on one token axis of fixed length.
         bf16: the arithmetic.
+        grouped: packs of some layers went document by document when they were probed.
         wrapped_in: none, DDP or FSDP2.
         checkpointing: gradient checkpointing is on.
         random: some dropout is above 0.
@@ -76,10 +83,14 @@ def why_not(
     if not compiled or not chunked:
         lacking = ",".join(name for name, there in (("compile", compiled), ("chunked_loss", chunked)) if not there)
         return f"they need patch=[…,{lacking}]"
+    if not all_compiled:
+        return "some layers need more graphs than torch makes, and go on as they are written"
     if not fixed_room:
         return "they need packs on one token axis (trainer.packing=true)"
     if not bf16:
         return "they need trainer.precision=bf16 (attention in float32 goes document by document)"
+    if grouped:
+        return "no attention kernel takes heads as wide as some layers', which go document by document"
     if wrapped_in != "none":
         return f"they are for one process, and the model is in {wrapped_in}"
     if checkpointing:

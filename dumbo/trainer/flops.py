@@ -3,21 +3,29 @@
 A matrix of N weights takes 2 N a token forward, 2 N for its gradient where it trains, and 2 N for the gradient of what it is
 given where something below it trains: 6 N in all of a full fine-tune, 4 N of a frozen weight among adapters. An embedding
 that is only looked up takes nothing; of a mixture of experts a token takes those it is sent to. Attention over the
-documents' own lengths comes on top: 4 x width x mean context a layer and token, halved for causality, and twice
-that backward where something trains in the layer or below it.
+documents' own lengths comes on top: 2 x (width of the keys + width of the values) x mean context a layer and token, halved
+for causality, within the layer's window where it has one, and twice that backward where something trains in the layer or
+below it.
 Source: Kaplan et al. 2020 (arXiv:2001.08361), Chowdhery et al. 2022 (arXiv:2204.02311, B).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dumbo.errors import UserError
+from dumbo.patch.attention_layers import calling, window_of
 from dumbo.patch.compile import decoder_layers
 from dumbo.patch.modules import base_of
 from dumbo.verify.experts import EXPERTS
 
+ATTENTION = ("full_attention", "sliding_attention", "attention")
+"""Kinds of layers, as configs name them, whose cost is known here."""
 ORIGINAL, COPY = ".original_module.", ".modules_to_save."
 """What peft keeps beside a copy that trains, and that copy."""
 
@@ -28,14 +36,23 @@ class Flops:
 
     Attributes:
         of_token: for each token, attention's products apart.
-        of_square: for each unit of the sum of the squares of the documents' lengths.
+        of_square: window, or None for layers without one -> for each unit of the documents' squares in it (`squares`).
     """
 
     of_token: float
-    of_square: float
+    of_square: Mapping[int | None, float]
 
-    def of(self, tokens: int, squares: float) -> float:
-        return self.of_token * tokens + self.of_square * squares
+    def of(self, lengths: NDArray[np.int64]) -> float:
+        """Of documents of these lengths."""
+        attention = (times * float(squares(lengths, window).sum()) for window, times in self.of_square.items())
+        return self.of_token * float(lengths.sum()) + sum(attention)
+
+
+def squares(lengths: NDArray[np.int64], window: int | None) -> NDArray[np.float64]:
+    """Twice the pairs of a token and one that it looks back to, by document: a square without the strip past the window."""
+    whole = lengths.astype(np.float64)
+    seen = whole if window is None else np.minimum(whole, window)
+    return seen * (2 * whole - seen)
 
 
 def flops_of(model: Any) -> Flops | None:
@@ -72,14 +89,23 @@ def flops_of(model: Any) -> Flops | None:
         below = below or parameter.requires_grad
     if of_head is not None and id(of_head) in looked_up:  # tied: it works as the head, above everything
         of_token += 2.0 * of_head.numel() * (1 + of_head.requires_grad + below)
-    return Flops(of_token, sum(2.0 * width * times for width, times in zip(widths, passes, strict=True)))
+    of_square: dict[int | None, float] = {}
+    for layer, width, times in zip(layers, widths, passes, strict=True):
+        window = next((window_of(module, config) for module in calling(layer)), None)
+        of_square[window] = of_square.get(window, 0.0) + 2.0 * width * times
+    return Flops(of_token, of_square)
 
 
-def _width(config: Any, place: int) -> int | None:
-    """Of a layer's attention, all its heads together; None: it has no such thing."""
+def _width(config: Any, place: int) -> float | None:
+    """Of a layer's attention, all its heads together, the mean of keys and values; None: it is no such thing."""
     own = config.per_layer_config[place] if getattr(config, "per_layer_attributes", None) else config
     heads: int | None = getattr(own, "num_attention_heads", None)
-    return heads * (getattr(own, "head_dim", None) or own.hidden_size // heads) if heads else None
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if not heads or (kinds and kinds[place] not in ATTENTION):
+        return None
+    if values := getattr(own, "v_head_dim", None):  # latent attention
+        return heads * (own.qk_nope_head_dim + own.qk_rope_head_dim + values) / 2
+    return heads * (getattr(own, "head_dim", None) or own.hidden_size // heads)
 
 
 def _used(model: Any, of_head: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dumbo.launch.world import DISK
-from dumbo.patch.modules import base_of
+from dumbo.patch.modules import base_of, keep_cache
 from dumbo.trainer.saving import save_tokenizer, save_weights
 from dumbo.trainer.sharded import is_sharded, whole_weights
 
@@ -33,7 +33,7 @@ def save_model(run: RunDir, trainer: SftTrainer, model: Any, tokenizer: Any, end
     """
     model = trainer.accelerator.unwrap_model(model)
     base = base_of(model)
-    base.config.use_cache = True
+    keep_cache(base, True)
     if getattr(base, "generation_config", None) is not None and ends:
         base.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     folder = run.path / "model"

@@ -78,8 +78,8 @@ def choose_layout(
             base.set_attn_implementation(implementation)
         try:
             found = _probed(model, layout, vocab_size, alone, bf16, sizes, room, as_training)
-        except attention.CannotIsolate as error:
-            tried.append(f"{implementation}: {error}")
+        except ValueError as error:  # CannotIsolate, or the model's own word: its layers cannot keep documents apart
+            tried.append(f"{implementation}: {str(error).splitlines()[0]}")
             continue
         if _isolated(found, dtype, allowed):
             beside = f", experts may make {allowed:.0e}" if allowed else ""

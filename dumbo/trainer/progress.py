@@ -82,12 +82,12 @@ class Interval:
         began: time.perf_counter() then.
         paused: seconds that were not training (evaluating, saving).
         waited: seconds for data.
-        squares: sum of the squares of the documents' lengths, for the cost of attention.
+        lengths: of the documents that went through the model, a batch each.
     """
 
     began: float = field(default_factory=time.perf_counter)
     tokens: int = 0
-    squares: float = 0.0
+    lengths: list[NDArray[np.int64]] = field(default_factory=list)
     waited: float = 0.0
     paused: float = 0.0
     steps: int = 0
@@ -95,7 +95,7 @@ class Interval:
     def add(self, lengths: NDArray[np.int64]) -> None:
         """Documents of these lengths go through the model."""
         self.tokens += int(lengths.sum())
-        self.squares += float(np.square(lengths, dtype=np.float64).sum())
+        self.lengths.append(lengths)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Meter:
     def row(self, logs: Mapping[str, float], counters: Counters, interval: Interval) -> dict[str, Any]:
         """One training row of metrics.jsonl, `step` not among it."""
         seconds = max(1e-9, time.perf_counter() - interval.began - interval.paused)
-        flops = self.flops.of(interval.tokens, interval.squares) if self.flops else None
+        flops = self.flops.of(np.concatenate(interval.lengths)) if self.flops and interval.lengths else None
         steps = max(1, interval.steps)
         return {
             "tokens": counters.tokens,

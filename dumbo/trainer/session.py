@@ -15,8 +15,8 @@ from dumbo.batch import Batch
 from dumbo.errors import MemoryFull
 from dumbo.outputs.halvings import fitting, give_up_graphs, halve, happened, settled
 from dumbo.patch.chunked_loss import takes_places
-from dumbo.patch.compile import compiled_layers
-from dumbo.patch.modules import base_of
+from dumbo.patch.compile import compiled_layers, past_limit
+from dumbo.patch.modules import base_of, keep_cache
 from dumbo.plan.noted import note
 from dumbo.prepare.packing import Packs, pack
 from dumbo.prepare.store import Split
@@ -87,7 +87,8 @@ class Session:
         # With room, a proof's batch takes as much as one of training. A model that is not sharded yet is not its matter.
         with trainer.memory_told(asked) if run.wrapped_in != "FSDP2" else nullcontext():
             self._prove(trainer)
-        answers = Answers(self.model, self.tokenizer, self.data, run, self.sft)
+        self._note_limit()
+        answers = Answers(self.model, self.tokenizer, self.data, run, self.sft, trainer.args.bf16)
         before = answers.before()
         done = steps_done(resume_from)
         with console.training(steps, done) as bar, self.stop.listening(), trainer.memory_told(asked):
@@ -102,6 +103,7 @@ class Session:
                     torch.manual_seed(self.sft.seed + run.world.rank)  # dropout is another one on each rank
                 with trainer.saved_in_the_end():
                     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        self._note_limit()
         if trainer.graphs_said is not None:
             run.update(cuda_graphs=trainer.graphs_said)
         self.stop.settle(run.world)
@@ -112,6 +114,12 @@ class Session:
         if trainer.save_stalls:
             run.update(save_stalls=[round(seconds, 3) for seconds in trainer.save_stalls])
         return final_metrics(trainer, run, self.sft, self.state_memory.gib) | answers.after(before)
+
+    def _note_limit(self) -> None:
+        """That compiled layers were more kinds than torch makes graphs of, which shows when they are called."""
+        said = "some layers as they are written: more kinds of them than torch makes graphs"
+        if past_limit(self.model) and self.run.facts["patches"]["compile"] != f"applied: {said}":
+            self.run.note_patch("compile", said)
 
     # ---- before -----------------------------------------------------------------------------------------------
 
@@ -137,6 +145,7 @@ class Session:
             processing_class=self.tokenizer,
             callbacks=[Flow(held_out is not None)],
         )
+        keep_cache(self.model, False)  # Trainer says it to the outer config alone
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         if run.wrapped_in == "FSDP2":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def chosen(data: Path, tmp_path: Path) -> Any:
     """Words of a command -> (names of the patches that are applied, what is said, run.json)."""
 
-    def of(*words: str) -> tuple[list[str], str, dict[str, Any]]:
+    def of(*words: str, capacity: int = 2048) -> tuple[list[str], str, dict[str, Any]]:
         composed = compose(["performance=auto", "trainer.precision=fp32", *words])
         plugins = check(composed.cfg, composed.choices)
         said = io.StringIO()
@@ -48,7 +49,7 @@ def chosen(data: Path, tmp_path: Path) -> Any:
         folder.mkdir(exist_ok=True)
         run = RunDir(path=folder, console=Console(said), started=time.time())
         tokenizer = plugins.model.load_tokenizer()
-        splits = splits_of(tmp_path / str(time.monotonic_ns()), documents(data, 8))
+        splits = splits_of(tmp_path / str(time.monotonic_ns()), documents(data, 100), max_seq_len=capacity)
         found = auto.added(plugins, in_order(plugins.patches), tokenizer, splits, run)
         return list(found), said.getvalue(), json.loads((folder / "run.json").read_text())
 
@@ -59,6 +60,36 @@ def test_all_are_added_in_their_places(on_a_gpu: None, chosen: Any) -> None:
     names, _, facts = chosen("patch=[lora]", LONG, BF16)
     assert names == ["chunked_loss", "tile_attention", "lora", "fused_lora", "compile"]
     assert facts["performance"] == ["chunked_loss", "compile", "fused_lora", "tile_attention"]
+
+
+def test_packs_that_would_be_filled_up_with_padding_are_not_compiled(on_a_gpu: None, chosen: Any) -> None:
+    """Documents of some 200 tokens: one fits into 256, and what is left of a pack stays empty."""
+    names, said, _ = chosen(LONG, BF16, capacity=256)
+    assert names == ["chunked_loss", "tile_attention"]
+    assert re.search(
+        r"packs of 256 tokens are \d\d% full, and compiled ones are filled up with padding", " ".join(said.split())
+    )
+
+
+def test_what_compile_cannot_do_goes_on_uncompiled_where_nobody_asked_for_it(
+    on_a_gpu: None, data: Path, tmp_path: Path
+) -> None:
+    composed = compose(["performance=auto", "trainer.precision=fp32", LONG])
+    run = RunDir(path=tmp_path, console=Console(io.StringIO()), started=time.time())
+    plugins = check(composed.cfg, composed.choices)
+    splits = splits_of(tmp_path / "data", documents(data, 100), max_seq_len=2048)
+    found = auto.added(plugins, {}, plugins.model.load_tokenizer(), splits, run)
+    assert found["compile"].past_limit == "as_written"  # type: ignore[attr-defined]
+    assert Compile().past_limit == "error"
+
+
+def test_smoothed_labels_are_left_to_the_models_own_loss(on_a_gpu: None, chosen: Any) -> None:
+    words = ("++trainer.extra.label_smoothing_factor=0.1", LONG, BF16)
+    names, said, _ = chosen(*words)
+    assert "chunked_loss" not in names
+    assert "does not smooth labels" in " ".join(said.split())
+    with pytest.raises(ConfigError, match=r"patch\.chunked_loss does not smooth labels[\s\S]*Leave chunked_loss out"):
+        chosen("patch=[chunked_loss]", *words)
 
 
 def test_some_of_them_and_none(on_a_gpu: None, chosen: Any) -> None:

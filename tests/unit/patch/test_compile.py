@@ -5,7 +5,9 @@ On a CPU with torch's backends that do not generate code; tests/gpu/test_speed.p
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from dumbo.check import check
 from dumbo.compose import compose
 from dumbo.errors import ConfigError, RunFailed, UserError
 from dumbo.patch import compile as compile_patch
-from dumbo.patch.compile import Compile, as_written, compiled_layers, decoder_layers
+from dumbo.patch.compile import Compile, as_written, compiled_layers, decoder_layers, past_limit
+from dumbo.patch.compiled_call import PAST_LIMIT
+from dumbo.patch.gradient_checkpointing import GradientCheckpointing
 from dumbo.patch.lora import LoRA
 from dumbo.trainer import attention, varlen
 from dumbo.trainer.collate import BOUNDS_IN, Collate, Room
@@ -125,6 +129,51 @@ def test_more_graphs_than_torch_makes_end_the_run() -> None:
             model(input_ids=ids)
         assert not config.fail_on_recompile_limit_hit
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
+def test_past_the_limit_layers_go_on_as_written_where_that_is_said(checkpointed: bool) -> None:
+    """Layers that train differently, as many kinds as there are, and room for three graphs: the numbers of uncompiled ones."""
+    from torch._dynamo import config
+
+    torch.compiler.reset()
+    model = model_of(num_hidden_layers=4)
+    for number, layer in enumerate(decoder_layers(model)):
+        for name, parameter in layer.named_parameters():
+            parameter.requires_grad = number == 3 or ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")[number] in name
+    if checkpointed:
+        model = GradientCheckpointing().apply(model)
+    plain = copy.deepcopy(model)
+    model = Compile(backend="aot_eager", past_limit="as_written").apply(model).train()
+    ids = torch.arange(8)[None]
+
+    def numbers(of: Any) -> dict[str, torch.Tensor]:
+        of.zero_grad()
+        of(input_ids=ids, labels=ids).loss.backward()
+        return {name: one.grad.clone() for name, one in of.named_parameters() if one.grad is not None}
+
+    wanted = numbers(plain.train())
+    with config.patch(recompile_limit=2), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            found = numbers(model)
+            assert found.keys() == wanted.keys()
+            assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
+    assert past_limit(model)
+    assert any("LlamaDecoderLayer needs more than the 2 graphs" in str(one.message) for one in said)
+    assert [hasattr(layer, PAST_LIMIT) for layer in decoder_layers(model)] == [False, False, True, False], "the first"
+    assert not config.fail_on_recompile_limit_hit
+    torch.compiler.reset()
+
+
+def test_a_model_with_a_config_of_its_own_for_text_keeps_no_cache_in_it() -> None:
+    model = model_of()
+    text = copy.deepcopy(model.config)
+    model.config.get_text_config = lambda **kwargs: text
+    assert text.use_cache
+    Compile(backend="eager").apply(model)
+    assert not text.use_cache
+    assert not model.config.use_cache
 
 
 def test_room_is_filled_with_documents_of_no_loss(data: Path, tmp_path: Path) -> None:

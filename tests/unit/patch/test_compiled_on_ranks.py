@@ -51,7 +51,7 @@ def test_one_graph_where_torch_would_make_several(one_rank: None, monkeypatch: A
     whole, gradients = graphs_and_gradients(monkeypatch)
     assert whole == 1, "two layers of one kind share it"
     assert config.optimize_ddp is True, "what else is compiled keeps to torch's ways"
-    monkeypatch.setattr(compiled_call, "with_settings", lambda compiled, name: compiled)
+    monkeypatch.setattr(compiled_call, "with_settings", lambda compiled, layer, as_written: compiled)
     cut, others = graphs_and_gradients(monkeypatch)
     assert cut > 1, "the test sees it when torch cuts a layer"
     for name, gradient in gradients.items():

@@ -138,6 +138,17 @@ def test_an_adapter_to_go_on_from_may_have_what_it_does_not_do(tmp_path: Path) -
     assert list(FusedLoRA().conflicts_with({"lora": LoRA(path=str(tmp_path))})) == []
 
 
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [({"lora_bias": True}, "lora_bias=True"), ({"target_parameters": ["mlp.experts.down_proj"]}, "target_parameters=")],
+)
+def test_nor_does_it_do_what_only_a_stored_adapter_has(stored: dict[str, Any], said: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_dropout": 0.0, "lora_bias": False, **stored}))
+    [fault] = FusedLoRA().conflicts_with({"lora": LoRA(path=str(tmp_path))})
+    assert said in fault
+    assert "leave fused_lora out" in fault.lower()
+
+
 def test_a_layer_whose_bias_trains_stays_pefts() -> None:
     """Its gradient would be lost."""
     model = LoRA(rank=4, bias="all").apply(model_of(attention_bias=True))

@@ -183,6 +183,28 @@ def test_goes_on_from_an_adapter(untied, one_step, logits_of, tmp_path):
     assert one_step(again) <= {name for name, _ in again.named_parameters() if ".lora_" in name}
 
 
+def test_goes_on_from_an_adapter_on_the_embeddings(untied, one_step, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    get_peft_model(untied, config).save_pretrained(tmp_path / "adapter")
+    base = type(untied)(untied.config)
+    model = LoRA(path=str(tmp_path / "adapter")).apply(base)
+    assert all("embed_tokens" in name for name in one_step(model))
+
+
+def test_what_peft_cannot_adapt_is_said_in_its_words():
+    """Experts of a layer in one tensor."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        hidden_size=32, moe_intermediate_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, num_experts=4, num_experts_per_tok=2, vocab_size=128,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"Qwen3MoeForCausalLM cannot be adapted so: .*dropout"):
+        LoRA(dropout=0.1).apply(Qwen3MoeForCausalLM(config))
+
+
 def test_an_adapter_of_another_model_is_refused(untied, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()

@@ -183,6 +183,15 @@ def test_bfloat16() -> None:
     model, rows = _model("llama").bfloat16(), Rows(LENGTHS)
     wanted = alone(model, rows)
     assert_close(packed(isolated(model), rows.packed()), wanted, rel=2e-2)
+    assert sum(getattr(module, attention.GROUPED, False) for module in model.modules()) == 2, (
+        "layers that no kernel took"
+    )
+
+
+def test_float32_leaves_no_word_that_kernels_could_not() -> None:
+    model = isolated(_model("llama"))
+    packed(model, Rows(LENGTHS).packed())
+    assert not any(getattr(module, attention.GROUPED, False) for module in model.modules())
 
 
 def test_padding_does_not_reach_the_gradients() -> None:

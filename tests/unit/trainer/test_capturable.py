@@ -27,8 +27,8 @@ from dumbo.trainer.pace import PACED
 from dumbo.trainer.sft import Sft
 
 YES: dict[str, Any] = {
-    "compiled": True, "chunked": True, "fixed_room": True, "bf16": True, "wrapped_in": "none", "checkpointing": False,
-    "random": False,
+    "compiled": True, "all_compiled": True, "chunked": True, "fixed_room": True, "bf16": True, "grouped": False,
+    "wrapped_in": "none", "checkpointing": False, "random": False,
 }  # fmt: skip
 
 
@@ -43,6 +43,8 @@ def test_a_run_that_can_be_captured() -> None:
         ({"compiled": False, "chunked": False}, "patch=[…,compile,chunked_loss]"),
         ({"fixed_room": False}, "packs"),
         ({"bf16": False}, "precision=bf16"),
+        ({"all_compiled": False}, "as they are written"),
+        ({"grouped": True}, "document by document"),
         ({"wrapped_in": "DDP"}, "in DDP"),
         ({"checkpointing": True}, "gradient_checkpointing"),
         ({"random": True}, "dropout"),

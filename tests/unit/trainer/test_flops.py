@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_runs import model_of
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GraniteMoeConfig, GraniteMoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from dumbo.patch.lora import LoRA
-from dumbo.trainer.flops import flops_of
+from dumbo.trainer.flops import flops_of, squares
 
 TOKENS = 48
 
@@ -33,7 +34,7 @@ def counted(model: Any) -> float:
 def claimed(model: Any) -> float:
     found = flops_of(model)
     assert found is not None
-    return found.of_token + 2 * found.of_square * TOKENS
+    return found.of_token + 2 * sum(found.of_square.values()) * TOKENS
 
 
 def dense(trains: Callable[[str], bool] = lambda name: True, tied: bool = False) -> Any:
@@ -130,6 +131,62 @@ def test_layers_without_attention_have_no_mfu() -> None:
 
     config = MambaConfig(hidden_size=32, state_size=4, num_hidden_layers=2, vocab_size=128)
     assert flops_of(MambaForCausalLM(config)) is None
+
+
+@pytest.mark.parametrize("kind", ["linear", "mamba"])
+def test_nor_have_those_whose_layers_are_of_two_kinds(kind: str) -> None:
+    from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
+
+    shared: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 128,
+    }  # fmt: skip
+    with torch.device("meta"):
+        if kind == "linear":
+            model: Any = Qwen3NextForCausalLM(Qwen3NextConfig(**shared, head_dim=8, num_experts=0))
+        else:
+            config = GraniteMoeHybridConfig(
+                **shared, layer_types=["mamba", "attention"] * 2, mamba_n_heads=4, mamba_d_head=16
+            )
+            model = GraniteMoeHybridForCausalLM(config)
+    assert flops_of(model) is None
+
+
+def test_latent_attention_has_keys_of_another_width_than_values() -> None:
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    config: Any = DeepseekV3Config(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, vocab_size=128,
+        kv_lora_rank=8, q_lora_rank=8, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12, first_k_dense_replace=2,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    model = DeepseekV3ForCausalLM(config).train()
+    assert claimed(model) == pytest.approx(counted(model), rel=1e-6)
+
+
+def test_a_window_bounds_what_attention_costs() -> None:
+    """Twice the pairs of a token and those that it looks back to, counted one by one but for halves of the diagonal."""
+    lengths = np.array([1, 7, 8, 9, 40])
+    for window in (None, 8, 100):
+        pairs = [sum(min(place + 1, window or place + 1) for place in range(length)) for length in lengths.tolist()]
+        on_it = np.minimum(lengths, window or lengths)
+        assert squares(lengths, window).tolist() == [
+            2 * one - least for one, least in zip(pairs, on_it.tolist(), strict=True)
+        ]
+
+
+def test_each_layers_own_window() -> None:
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        vocab_size=128, sliding_window=8,
+    )  # fmt: skip
+    with torch.device("meta"):
+        found = flops_of(Gemma3ForCausalLM(config))
+    assert found is not None
+    assert {window: times / (6.0 * 32) for window, times in found.of_square.items()} == {8: 5, None: 1}
+    assert flops_of(model_of()).of_square.keys() == {None}  # type: ignore[union-attr]
 
 
 def test_experts_that_a_token_is_not_sent_to_cost_nothing() -> None:

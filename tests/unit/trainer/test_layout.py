@@ -82,6 +82,19 @@ def test_what_isolated_cannot_do_goes_to_rows(monkeypatch: Any) -> None:
     assert layout == "rows"
 
 
+def test_a_models_own_word_that_it_cannot_is_in_the_refusal(monkeypatch: Any) -> None:
+    """Qwen3.5's linear attention refuses packs, unless a package is installed."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    config = Qwen3_5TextConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        max_position_embeddings=512, use_cache=False,
+    )  # fmt: skip
+    with pytest.raises(ProofFailed, match=r"(?s)flash-linear-attention.*Write trainer.packing=false"):
+        choose_layout(Qwen3_5ForCausalLM(config), True, "auto")
+
+
 def test_a_cache_would_leak_and_is_refused() -> None:
     """With a cache transformers takes one row for one document: rows leak, and the probe sees it."""
     with pytest.raises(ProofFailed, match="eager: leak"):
