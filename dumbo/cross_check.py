@@ -43,11 +43,12 @@ def masters(trainer: Any, patches: Mapping[str, Any]) -> list[str]:
 def smoothing(trainer: Any, patches: Mapping[str, Any]) -> list[str]:
     """Smoothed labels beside a patch whose loss has none, in whose place the model's own would be taken."""
     factor = (getattr(trainer, "extra", None) or {}).get("label_smoothing_factor")
+    asks = {name: getattr(patch, "without_smoothing", lambda: None)() for name, patch in patches.items()}
     return [
         f"patch.{name} does not smooth labels: with trainer.extra.label_smoothing_factor={factor} the loss would be taken from all logits.\n"
-        f"  Leave {name} out of patch=[…], or label_smoothing_factor out."
-        for name, patch in patches.items()
-        if factor and getattr(patch, "smooths_labels", True) is False
+        f"  {remedy[0].upper()}{remedy[1:]}, or leave label_smoothing_factor out."
+        for name, remedy in asks.items()
+        if factor and remedy
     ]
 
 

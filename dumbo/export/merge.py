@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dumbo.errors import ProofFailed
 from dumbo.model.dtype import torch_dtype
+from dumbo.patch.modules import keep_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +52,6 @@ def save(model: PreTrainedModel, trained: Trained, folder: Path, dtype: str) -> 
     """Weights as safetensors, config, generation config, tokenizer and chat template."""
     for parameter in model.parameters():  # and no buffers: the frequencies of rotary positions are no weights
         parameter.data = parameter.data.to(torch_dtype(dtype))
-    model.config.use_cache = True
+    keep_cache(model, True)
     model.save_pretrained(folder)
     trained.tokenizer.save_pretrained(folder)

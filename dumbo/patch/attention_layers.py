@@ -37,6 +37,9 @@ def window_of(layer: Any, config: Any) -> int | None:
     """Tokens that one of an attention module's may look back to: its own number, or the config's where its forward pass reads that
     (Mistral, Phi-3, Starcoder2; not PhiMoE, which has one too).
     """
+    kinds = dict(enumerate(getattr(config, "layer_types", None) or ()))
+    if kinds.get(layer.layer_idx) == "full_attention":  # Exaone 4 has the number in all layers
+        return None
     if hasattr(layer, "sliding_window"):
         return layer.sliding_window
     reads = "sliding_window" in inspect.getsource(type(layer).forward)

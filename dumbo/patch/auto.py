@@ -103,8 +103,8 @@ def names(performance: str | list[str]) -> tuple[str, ...]:
 
 
 def one_shape(plugins: Plugins) -> bool:
-    """Whether all batches are to have one shape, where that is known: others can take more graphs than torch makes, which
-    would end a run that never asked to be compiled.
+    """Whether all batches are to have one shape, where that is known: others can take more graphs than torch makes, and
+    layers that go on as they are written.
     """
     asked = str(getattr(plugins.model, "attn_implementation", "auto"))
     axis = asked in ("auto", "isolated") or asked.startswith("flash_attention")
@@ -202,6 +202,8 @@ def _why_not(name: str, patch: Any, others: Mapping[str, Patch], skeleton: Any, 
                 patch.check(skeleton)
         except UserError as error:
             reason = str(error).splitlines()[0]
+        if reason is None and hasattr(patch, "idle_beside"):
+            reason = patch.idle_beside(others["lora"], skeleton)
         layers = getattr(skeleton.config.get_text_config(), "num_hidden_layers", 0)
         if reason is None and name == "compile" and layers * steps < PAYS:
             reason = (

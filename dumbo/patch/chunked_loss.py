@@ -66,7 +66,6 @@ class ChunkedLoss:
 
     stage: ClassVar[Stage] = Stage.KERNELS
     conflicts: ClassVar[tuple[str, ...]] = ()
-    smooths_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.chunk_size is not None and self.chunk_size < 1:
@@ -105,6 +104,10 @@ class ChunkedLoss:
             raise UserError(
                 f"patch.chunked_loss: {type(base).__name__} has {difference}.\n  Leave chunked_loss out of patch=[…]."
             )
+
+    def without_smoothing(self) -> str | None:
+        """What to write where labels are smoothed, which its loss does not do."""
+        return "leave chunked_loss out of patch=[…]"
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         self.check(model)

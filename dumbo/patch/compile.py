@@ -44,7 +44,7 @@ class Compile:
         backend: torch.compile's; inductor makes Triton kernels.
         required: a machine that cannot run it is an error.
         past_limit: where layers of one kind need more graphs than torch makes of them (8): an error, or "as_written": those
-            that would need another one go on uncompiled, and that is said. `performance=auto` takes the latter.
+            that would need another one go on uncompiled, and that is said. `performance` takes the latter.
 
     Raises:
         UserError: the model has no list of decoder layers; Liger's modules would be inside them; its router has a loss.

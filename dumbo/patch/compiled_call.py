@@ -53,21 +53,34 @@ def around(
 
 @contextmanager
 def _heard() -> Iterator[list[str]]:
-    """What torch says of its limit while a layer is called, in place of its log."""
+    """What torch says of its limit while a layer is called, in place of its log, whatever that is set to: there is no other sign."""
     said: list[str] = []
 
     def passes(record: logging.LogRecord) -> bool:
-        if "recompile_limit" not in record.getMessage():
-            return True
-        said.append(record.getMessage())
-        return False
+        if "recompile_limit" in record.getMessage():
+            said.append(record.getMessage())
+            return False
+        return not silent
 
     log = logging.getLogger("torch._dynamo.convert_frame")
+    silent = log.disabled or not log.isEnabledFor(logging.WARNING)
+    before = log.disabled, log.level
     log.addFilter(passes)
+    if silent:
+        log.disabled = False
+        log.setLevel(logging.WARNING)
     try:
         yield said
     finally:
         log.removeFilter(passes)
+        if silent:
+            log.disabled = before[0]
+            log.setLevel(before[1])
+
+
+def _reason(said: list[str]) -> str:
+    """Why torch would have made one more, in its words."""
+    return next((line.strip() for line in "\n".join(said).splitlines() if "last reason" in line), "")
 
 
 def with_settings(compiled: Any, layer: Any, as_written: bool = False) -> Any:
@@ -91,20 +104,22 @@ def with_settings(compiled: Any, layer: Any, as_written: bool = False) -> Any:
         config.optimize_ddp, compiler.dynamic_sources = False, LENGTHS
         config.fail_on_recompile_limit_hit = not as_written
         try:
-            with _heard() as hits:
+            if not as_written:
+                return compiled(*arguments, **kwargs)
+            with _heard() as said:
                 result = compiled(*arguments, **kwargs)
-            if hits:
+            if said:
                 setattr(layer, PAST_LIMIT, True)
                 warnings.warn(
-                    f"patch.compile: {name} needs more than the {config.recompile_limit} graphs that torch makes of one "
-                    "kind of layer; what has none goes on as it is written",
+                    f"patch.compile: {name} needs more graphs than torch makes of one kind of layer; what has none goes on "
+                    f"as it is written ({_reason(said)})",
                     stacklevel=2,
                 )
             return result
         except FailOnRecompileLimitHit as error:
             raise RunFailed(
                 f"patch.compile: {name} needs more than the {config.recompile_limit} graphs that torch makes of "
-                "one kind of layer.\n  Leave compile out of patch=[…], or write performance=off where that added it "
+                "one kind of layer.\n  Write patch.compile.past_limit=as_written to go on without, or leave compile out of patch=[…] "
                 "(TORCH_LOGS=recompiles tells what differs from call to call)"
             ) from error
         finally:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dumbo.errors import UserError
 from dumbo.interfaces import Stage
+from dumbo.patch.modules import linear_names, matches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 NOT_DONE = {"dropout": "lora_dropout", "use_dora": "use_dora", "bias": "bias"}
 """Options of `patch.lora`, and their names in an adapter's config."""
-ONLY_STORED = ("lora_bias", "target_parameters", "alora_invocation_tokens", "arrow_config", "use_qalora")
+ONLY_STORED = ("lora_bias", "target_parameters", "alora_invocation_tokens", "arrow_config", "use_qalora", "use_bdlora",
+               "kasa_config", "velora_config", "monteclora_config")  # fmt: skip
 """What an adapter from a disk can have besides, which `patch.lora` has no option for."""
 PLAIN: tuple[Any, ...] = (None, False, 0, "none", [])
 
@@ -60,6 +62,15 @@ class FusedLoRA:
                     f"patch.fused_lora does not do {name}={value}, which the adapter in patch.lora.path has.\n"
                     "  Leave fused_lora out of patch=[…]"
                 )
+
+    def idle_beside(self, lora: Any, skeleton: PreTrainedModel) -> str | None:
+        """Why none of a stored adapter's layers is one for it."""
+        targets = _stored(lora).get("target_modules")
+        if not isinstance(targets, list) or any(
+            matches(name, one) for name in linear_names(skeleton) for one in targets
+        ):
+            return None
+        return f"the adapter in patch.lora.path is on no linear layer ({', '.join(sorted(targets)) or 'no module'})"
 
     def check(self, skeleton: PreTrainedModel) -> None:
         """Whether there are linear layers of torch's own kind (GPT-2 has another)."""

@@ -64,6 +64,10 @@ class Liger:
         if importlib.util.find_spec("liger_kernel") is None and self.required:
             yield "liger-kernel is not installed.\n  pip install liger-kernel"
 
+    def without_smoothing(self) -> str | None:
+        """What to write where labels are smoothed, which its fused loss is not asked for here."""
+        return "write patch.liger.fused_linear_cross_entropy=false" if self.fused_linear_cross_entropy else None
+
     def _switches(self) -> dict[str, bool]:
         names = ("rope", "rms_norm", "swiglu", "cross_entropy", "fused_linear_cross_entropy")
         return {name: getattr(self, name) for name in names}

@@ -16,7 +16,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dumbo.patch.chunked_loss import takes_places
-from dumbo.patch.modules import base_of
+from dumbo.patch.modules import base_of, keep_cache
 from dumbo.plan.ledger import Ledger
 from dumbo.plan.stand_in import StandIn, fake_batch, make_fake
 from dumbo.trainer import attention
@@ -77,7 +77,7 @@ def rehearse(
     """
     model: Any = found.model
     base = base_of(model)
-    base.config.use_cache = False
+    keep_cache(base, False)
     if layout == "tokens":
         attention.register()
         base.set_attn_implementation(attention.NAME)

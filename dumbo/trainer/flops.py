@@ -26,6 +26,8 @@ from dumbo.verify.experts import EXPERTS
 
 ATTENTION = ("full_attention", "sliding_attention", "attention")
 """Kinds of layers, as configs name them, whose cost is known here."""
+LATENT = ("qk_nope_head_dim", "qk_rope_head_dim")
+"""The two parts of a key in latent attention (DeepSeek's)."""
 ORIGINAL, COPY = ".original_module.", ".modules_to_save."
 """What peft keeps beside a copy that trains, and that copy."""
 
@@ -101,11 +103,11 @@ def _width(config: Any, place: int) -> float | None:
     own = config.per_layer_config[place] if getattr(config, "per_layer_attributes", None) else config
     heads: int | None = getattr(own, "num_attention_heads", None)
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
-    if not heads or (kinds and kinds[place] not in ATTENTION):
+    if not heads or (kinds and (place >= len(kinds) or kinds[place] not in ATTENTION)):
         return None
-    if values := getattr(own, "v_head_dim", None):  # latent attention
-        return heads * (own.qk_nope_head_dim + own.qk_rope_head_dim + values) / 2
-    return heads * (getattr(own, "head_dim", None) or own.hidden_size // heads)
+    parts: list[int] = [getattr(own, name, None) or 0 for name in LATENT]
+    key = sum(parts) if all(parts) else getattr(own, "head_dim", None) or own.hidden_size // heads
+    return heads * (key + (getattr(own, "v_head_dim", None) or key)) / 2
 
 
 def _used(model: Any, of_head: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dumbo.errors import ProofFailed
+from dumbo.errors import ProofFailed, UserError
 from dumbo.patch.compile import as_written
 from dumbo.patch.modules import base_of
 from dumbo.trainer import attention
@@ -69,6 +69,7 @@ def choose_layout(
             noise = probe_experts(model, vocab_size, bf16, sizes)
             allowed = allowed_by_experts(noise, dtype, root_mean_square(alone)).value
     tried: list[str] = []
+    refused = ""
     for layout, implementation in _candidates(attn_implementation, before):
         if implementation == attention.NAME:
             attention.register()
@@ -78,12 +79,17 @@ def choose_layout(
             base.set_attn_implementation(implementation)
         try:
             found = _probed(model, layout, vocab_size, alone, bf16, sizes, room, as_training)
+        except UserError:
+            raise
         except ValueError as error:  # CannotIsolate, or the model's own word: its layers cannot keep documents apart
-            tried.append(f"{implementation}: {str(error).splitlines()[0]}")
+            tried.append(f"{implementation}: {(str(error) or type(error).__name__).splitlines()[0]}")
+            if not isinstance(error, attention.CannotIsolate):
+                refused = f"; {tried[-1]}"
             continue
         if _isolated(found, dtype, allowed):
             beside = f", experts may make {allowed:.0e}" if allowed else ""
-            return layout, f"pack leak {found.spread:.1g} ({base.config._attn_implementation} attention{beside})"
+            said = f"pack leak {found.spread:.1g} ({base.config._attn_implementation} attention{beside}){refused}"
+            return layout, said
         tried.append(f"{implementation}: leak {found.leak:.2g}, {found.against_alone:.1g} from alone")
     if base._can_set_attn_implementation():
         base.set_attn_implementation(before)

@@ -118,7 +118,7 @@ class Session:
     def _note_limit(self) -> None:
         """That compiled layers were more kinds than torch makes graphs of, which shows when they are called."""
         said = "some layers as they are written: more kinds of them than torch makes graphs"
-        if past_limit(self.model) and self.run.facts["patches"]["compile"] != f"applied: {said}":
+        if past_limit(self.model) and self.run.facts.get("patches", {}).get("compile") != f"applied: {said}":
             self.run.note_patch("compile", said)
 
     # ---- before -----------------------------------------------------------------------------------------------

@@ -90,6 +90,8 @@ def test_smoothed_labels_are_left_to_the_models_own_loss(on_a_gpu: None, chosen:
     assert "does not smooth labels" in " ".join(said.split())
     with pytest.raises(ConfigError, match=r"patch\.chunked_loss does not smooth labels[\s\S]*Leave chunked_loss out"):
         chosen("patch=[chunked_loss]", *words)
+    with pytest.raises(ConfigError, match=r"Write patch\.liger\.fused_linear_cross_entropy=false, or"):
+        chosen("patch=[liger]", *words)
 
 
 def test_some_of_them_and_none(on_a_gpu: None, chosen: Any) -> None:

@@ -149,6 +149,16 @@ def test_nor_does_it_do_what_only_a_stored_adapter_has(stored: dict[str, Any], s
     assert "leave fused_lora out" in fault.lower()
 
 
+@pytest.mark.parametrize(
+    ("targets", "idle"), [(["embed_tokens"], True), (["embed_tokens", "q_proj"], False), ("q|v", False)]
+)
+def test_an_adapter_on_no_linear_layer_has_nothing_for_it(targets: Any, idle: bool, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"target_modules": targets}))
+    said = FusedLoRA().idle_beside(LoRA(path=str(tmp_path)), model_of())
+    assert (said is not None) == idle
+    assert said is None or "on no linear layer (embed_tokens)" in said
+
+
 def test_a_layer_whose_bias_trains_stays_pefts() -> None:
     """Its gradient would be lost."""
     model = LoRA(rank=4, bias="all").apply(model_of(attention_bias=True))

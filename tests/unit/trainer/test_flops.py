@@ -189,6 +189,19 @@ def test_each_layers_own_window() -> None:
     assert flops_of(model_of()).of_square.keys() == {None}  # type: ignore[union-attr]
 
 
+def test_a_window_that_stands_in_layers_without_one_does_not_count() -> None:
+    from transformers import Exaone4Config, Exaone4ForCausalLM
+
+    config = Exaone4Config(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, vocab_size=128,
+        sliding_window=8, sliding_window_pattern=4,
+    )  # fmt: skip
+    with torch.device("meta"):
+        found = flops_of(Exaone4ForCausalLM(config))
+    assert found is not None
+    assert {window: times / (6.0 * 32) for window, times in found.of_square.items()} == {8: 3, None: 1}
+
+
 def test_experts_that_a_token_is_not_sent_to_cost_nothing() -> None:
     model = experts()
     assert claimed(model) == pytest.approx(counted(model), rel=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from small_runs import Document, documents, model_of, small_run, splits_of
 
-from dumbo.errors import ProofFailed
+from dumbo.errors import ProofFailed, UserError
 from dumbo.trainer.layout import choose_layout
 
 
@@ -93,6 +94,56 @@ def test_a_models_own_word_that_it_cannot_is_in_the_refusal(monkeypatch: Any) ->
     )  # fmt: skip
     with pytest.raises(ProofFailed, match=r"(?s)flash-linear-attention.*Write trainer.packing=false"):
         choose_layout(Qwen3_5ForCausalLM(config), True, "auto")
+
+
+@pytest.mark.parametrize("error", [ValueError("no such kernel\nhere"), ValueError()])
+def test_what_was_refused_is_said_where_another_layout_holds(error: ValueError, monkeypatch: Any) -> None:
+    from dumbo.trainer import attention
+
+    def refuses(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(attention, "isolated_attention", refuses)
+    layout, proof = choose_layout(model_of(use_cache=False), True, "auto")
+    monkeypatch.undo()
+    attention.register()
+    assert layout == "rows"
+    assert proof.endswith(f"; isolated: {str(error).splitlines()[0] if str(error) else 'ValueError'}")
+
+
+def test_a_users_error_stays_one(monkeypatch: Any) -> None:
+    from dumbo.trainer import attention
+
+    def refuses(*args: Any, **kwargs: Any) -> Any:
+        raise UserError("patch.mine: set X to Y.")
+
+    monkeypatch.setattr(attention, "isolated_attention", refuses)
+    with pytest.raises(UserError, match="set X to Y"):
+        choose_layout(model_of(use_cache=False), True, "auto")
+    monkeypatch.undo()
+    attention.register()
+
+
+def test_training_keeps_no_cache_in_a_config_of_its_own_for_text(
+    rows: list[Document], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As of a model that also sees; in model/ it is on again."""
+    model = model_of()
+    text, seen = copy.deepcopy(model.config), []
+    text.use_cache = True
+    monkeypatch.setattr(type(model.config), "get_text_config", lambda config, **kwargs: text)
+    right = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if torch.is_grad_enabled():
+            seen.append(text.use_cache)
+        return right(*args, **kwargs)
+
+    model.forward = forward
+    small_run(tmp_path / "run", splits_of(tmp_path, rows), model=model, max_steps=1, packing=False)
+    assert seen
+    assert not any(seen)
+    assert text.use_cache
 
 
 def test_a_cache_would_leak_and_is_refused() -> None:
