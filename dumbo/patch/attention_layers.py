@@ -21,7 +21,7 @@ OLDEST_GPU = (8, 0)
 
 
 def attention_layers(model: Any) -> list[Any]:
-    """The modules that call transformers' attention functions."""
+    """Those of a model, within peft's wrapper or not."""
     return list(calling(base_of(model)))
 
 
@@ -106,4 +106,5 @@ def marked(model: Any, kernel: str) -> int:
 
 
 def calling(model: nn.Module) -> Iterator[Any]:
+    """The modules within one that call transformers' attention functions."""
     return (module for module in model.modules() if hasattr(module, "is_causal") and hasattr(module, "layer_idx"))

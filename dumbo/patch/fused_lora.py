@@ -84,7 +84,13 @@ class FusedLoRA:
             )
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
-        for layer in _plain_layers(model):
+        layers = _plain_layers(model)
+        if not layers and hasattr(model, "peft_config"):  # an adapter from a disk
+            raise UserError(
+                "patch.fused_lora: the adapter is no plain LoRA over a linear layer anywhere.\n"
+                "  Leave fused_lora out of patch=[…]"
+            )
+        for layer in layers:
             layer.forward = MethodType(_update_first if self.update_first else _update_last, layer)
         self.evidence(model)
         return model

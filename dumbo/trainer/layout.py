@@ -59,24 +59,13 @@ def choose_layout(
     before = base.config._attn_implementation
     vocab_size = base.config.get_text_config().vocab_size
     sizes = lengths_past(base.config.get_text_config(), longest)
-    with as_written(model):
-        alone = probe_alone(
-            model, vocab_size, bf16, sizes
-        )  # by the model's own attention: any other must give the same
-        dtype = torch.bfloat16 if bf16 else model.dtype
-        allowed = 0.0  # bit by bit, but for what experts do
-        if has_experts(model):
-            noise = probe_experts(model, vocab_size, bf16, sizes)
-            allowed = allowed_by_experts(noise, dtype, root_mean_square(alone)).value
+    dtype = torch.bfloat16 if bf16 else model.dtype
+    alone, allowed = _alone(model, vocab_size, bf16, sizes, dtype)
     tried: list[str] = []
     refused = ""
     for layout, implementation in _candidates(attn_implementation, before):
-        if implementation == attention.NAME:
-            attention.register()
-        if implementation != base.config._attn_implementation:
-            if not base._can_set_attn_implementation():
-                continue
-            base.set_attn_implementation(implementation)
+        if not _set(base, implementation):
+            continue
         try:
             found = _probed(model, layout, vocab_size, alone, bf16, sizes, room, as_training)
         except UserError:
@@ -97,6 +86,31 @@ def choose_layout(
         f"{type(base).__name__} cannot keep packed documents apart here ({'; '.join(tried) or 'no attention to try'}).\n"
         "  Write trainer.packing=false"
     )
+
+
+def _alone(
+    model: PreTrainedModel, vocab_size: int, bf16: bool, sizes: tuple[int, int, int], dtype: torch.dtype
+) -> tuple[torch.Tensor, float]:
+    """Logits of a document by itself, by the model's own attention: any other must give the same. And by how much others may move
+    them: not by a bit, but for what experts do.
+    """
+    with as_written(model):
+        alone = probe_alone(model, vocab_size, bf16, sizes)
+        if not has_experts(model):
+            return alone, 0.0
+        noise = probe_experts(model, vocab_size, bf16, sizes)
+    return alone, allowed_by_experts(noise, dtype, root_mean_square(alone)).value
+
+
+def _set(base: PreTrainedModel, implementation: str) -> bool:
+    """Gives a model this attention; False: it takes none but its own."""
+    if implementation == attention.NAME:
+        attention.register()
+    if implementation != base.config._attn_implementation:
+        if not base._can_set_attn_implementation():
+            return False
+        base.set_attn_implementation(implementation)
+    return True
 
 
 def _probed(

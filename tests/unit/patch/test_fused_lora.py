@@ -159,6 +159,14 @@ def test_an_adapter_on_no_linear_layer_has_nothing_for_it(targets: Any, idle: bo
     assert said is None or "on no linear layer (embed_tokens)" in said
 
 
+def test_asked_for_beside_an_adapter_without_such_layers_it_is_refused() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["embed_tokens"], task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match=r"no plain LoRA[\s\S]*Leave fused_lora out"):
+        FusedLoRA().apply(get_peft_model(model_of(), config))
+
+
 def test_a_layer_whose_bias_trains_stays_pefts() -> None:
     """Its gradient would be lost."""
     model = LoRA(rank=4, bias="all").apply(model_of(attention_bias=True))

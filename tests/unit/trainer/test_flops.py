@@ -10,7 +10,15 @@ import pytest
 import torch
 from small_runs import model_of
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GraniteMoeConfig, GraniteMoeForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Exaone4Config,
+    Gemma3TextConfig,
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from dumbo.patch.lora import LoRA
 from dumbo.trainer.flops import flops_of, squares
@@ -175,31 +183,25 @@ def test_a_window_bounds_what_attention_costs() -> None:
         ]
 
 
-def test_each_layers_own_window() -> None:
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
-    config = Gemma3TextConfig(
+@pytest.mark.parametrize(("kind", "windowed"), [("Gemma3", 5), ("Exaone4", 4)])
+def test_each_layers_own_window(kind: str, windowed: int) -> None:
+    """Of six layers; Exaone 4 has the window's number in all of them."""
+    config: Any = {"Gemma3": Gemma3TextConfig, "Exaone4": Exaone4Config}[kind](
         hidden_size=32, intermediate_size=64, num_hidden_layers=6, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
         vocab_size=128, sliding_window=8,
+        layer_types=["sliding_attention"] * windowed + ["full_attention"] * (6 - windowed),
     )  # fmt: skip
     with torch.device("meta"):
-        found = flops_of(Gemma3ForCausalLM(config))
+        found = flops_of(AutoModelForCausalLM.from_config(config))
     assert found is not None
-    assert {window: times / (6.0 * 32) for window, times in found.of_square.items()} == {8: 5, None: 1}
+    assert {window: times / (6.0 * 32) for window, times in found.of_square.items()} == {
+        8: windowed,
+        None: 6 - windowed,
+    }
+
+
+def test_without_a_window_all_is_seen() -> None:
     assert flops_of(model_of()).of_square.keys() == {None}  # type: ignore[union-attr]
-
-
-def test_a_window_that_stands_in_layers_without_one_does_not_count() -> None:
-    from transformers import Exaone4Config, Exaone4ForCausalLM
-
-    config = Exaone4Config(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, vocab_size=128,
-        sliding_window=8, sliding_window_pattern=4,
-    )  # fmt: skip
-    with torch.device("meta"):
-        found = flops_of(Exaone4ForCausalLM(config))
-    assert found is not None
-    assert {window: times / (6.0 * 32) for window, times in found.of_square.items()} == {8: 3, None: 1}
 
 
 def test_experts_that_a_token_is_not_sent_to_cost_nothing() -> None:
