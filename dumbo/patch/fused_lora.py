@@ -1,4 +1,4 @@
-"""LoRA's layers with the update added inside the matrix product (`trainer/low_rank.py`): the same numbers, fewer bytes.
+"""LoRA's layers with their product added to the update inside the matrix product (`trainer/low_rank.py`): the same numbers, fewer bytes.
 
 Pipeline: load -> patch (stage MEMORY: after lora made the adapters, before layers are compiled) -> train. peft's modules,
 names and checkpoints stay as they are; only what a layer computes in its forward pass is written in another order.
@@ -31,13 +31,7 @@ PLAIN: tuple[Any, ...] = (None, False, 0, "none", [])
 
 @dataclass(frozen=True, kw_only=True)
 class FusedLoRA:
-    """For patch=[…,lora] without dropout, DoRA and trained biases. Runs on a CPU too.
-
-    Args:
-        update_first: the update is written first and the layer's product added to it, in place of the other way round.
-    """
-
-    update_first: bool = False
+    """For patch=[…,lora] without dropout, DoRA and trained biases. Runs on a CPU too."""
 
     stage: ClassVar[Stage] = Stage.MEMORY
     conflicts: ClassVar[tuple[str, ...]] = ()
@@ -91,7 +85,7 @@ class FusedLoRA:
                 "  Leave fused_lora out of patch=[…]"
             )
         for layer in layers:
-            layer.forward = MethodType(_update_first if self.update_first else _update_last, layer)
+            layer.forward = MethodType(_fused, layer)
         self.evidence(model)
         return model
 
@@ -102,14 +96,11 @@ class FusedLoRA:
             RuntimeError: none took it.
         """
         forwards = [getattr(vars(module).get("forward"), "__func__", None) for module in model.modules()]
-        first, last = forwards.count(_update_first), forwards.count(_update_last)
-        if not first + last:
+        if not (count := forwards.count(_fused)):
             raise RuntimeError(
                 f"no adapter of {type(model).__name__} is a plain LoRA over a linear layer without dropout"
             )
-        if first:
-            return f"{first} layers add their product to the update"
-        return f"{last} layers add their update inside the product"
+        return f"{count} layers add their product to the update"
 
 
 def _stored(lora: Any) -> dict[str, Any]:
@@ -140,15 +131,7 @@ def _plain_layers(model: Any) -> list[Any]:
     ]
 
 
-def _update_last(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
-    return _fused(self, False, x, *arguments, **kwargs)
-
-
-def _update_first(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
-    return _fused(self, True, x, *arguments, **kwargs)
-
-
-def _fused(self: Any, update_first: bool, x: Any, *arguments: Any, **kwargs: Any) -> Any:
+def _fused(self: Any, x: Any, *arguments: Any, **kwargs: Any) -> Any:
     """peft's own where it does something else: adapters off, merged, named in the call."""
     from dumbo.trainer.low_rank import low_rank_linear
 
@@ -157,6 +140,5 @@ def _fused(self: Any, update_first: bool, x: Any, *arguments: Any, **kwargs: Any
     (name,) = self.active_adapters
     base = self.get_base_layer()
     return low_rank_linear(
-        x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name],
-        update_first,
+        x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
     )  # fmt: skip

@@ -2,17 +2,12 @@
 
 Part of the adapters' arithmetic (`patch/fused_lora.py` puts it into peft's layers). Written one after the other, the update
 is a tensor as large as the output that is scaled and added, there and again for the gradient of the input: at rank 16 that
-moves more bytes than the layer itself. Here products of rank r are added in place by the matrix product that makes them,
-and the scale is put on the narrow side.
+moves more bytes than the layer itself. Here the update is written where the output is to be, the layer's own product is added
+to it in place, and the scale is put on the narrow side. The other way round would move as many bytes; so the product of rank r,
+which is bound by memory, only writes, and the wide one, which is bound by arithmetic, reads what it adds to.
 
-    forward     y = x W' + bias      h = s x A'       y += h B'
-    backward    dx = dy W            g = s dy B       dx += g A       dB = dy' h      dA = g' x
-
-The other way round (`update_first`) the narrow product, which is bound by memory, only writes; the wide one, which is bound by
-arithmetic, reads what it adds to. As many bytes, half of them beside arithmetic.
-
-    forward     h = s x A'           y = h B' + bias  y += x W'
-    backward    g = s dy B           dx = g A         dx += dy W
+    forward     h = s x A'      y = h B' + bias     y += x W'
+    backward    g = s dy B      dx = g A            dx += dy W      dB = dy' h      dA = g' x
 """
 
 from __future__ import annotations
@@ -46,17 +41,12 @@ class _LowRank(torch.autograd.Function):
         down: torch.Tensor,
         up: torch.Tensor,
         scale: float,
-        update_first: bool,
     ) -> torch.Tensor:
         narrow = (rows @ down.t()) * scale
-        if update_first:
-            out = functional.linear(narrow, up, bias)
-            add_product(out, rows, weight.t())
-        else:
-            out = functional.linear(rows, weight, bias)
-            add_product(out, narrow, up.t())
+        out = functional.linear(narrow, up, bias)
+        add_product(out, rows, weight.t())
         ctx.save_for_backward(rows, narrow, weight, down, up)
-        ctx.scale, ctx.update_first = scale, update_first
+        ctx.scale = scale
         return out
 
     @staticmethod
@@ -66,15 +56,11 @@ class _LowRank(torch.autograd.Function):
         to_narrow = (to_out @ up) * ctx.scale
         to_rows = None
         if ctx.needs_input_grad[0]:
-            if ctx.update_first:
-                to_rows = to_narrow @ down
-                add_product(to_rows, to_out, weight)
-            else:
-                to_rows = to_out @ weight
-                add_product(to_rows, to_narrow, down)
+            to_rows = to_narrow @ down
+            add_product(to_rows, to_out, weight)
         to_down = to_narrow.t() @ rows if ctx.needs_input_grad[3] else None
         to_up = to_out.t() @ narrow if ctx.needs_input_grad[4] else None
-        return to_rows, None, None, to_down, to_up, None, None
+        return to_rows, None, None, to_down, to_up, None
 
 
 def low_rank_linear(
@@ -84,7 +70,6 @@ def low_rank_linear(
     down: torch.Tensor,
     up: torch.Tensor,
     scale: float,
-    update_first: bool = False,
 ) -> torch.Tensor:
     """x W' + bias + scale (x A') B'.
 
@@ -92,7 +77,6 @@ def low_rank_linear(
         x: (..., K).
         weight: (M, K) W, frozen; bias: (M,), frozen, or None.
         down: (r, K) A. up: (M, r) B.
-        update_first: the order of the products, above.
 
     Returns:
         (..., M), in the dtype of the arithmetic: autocast's where that is on, else that of W.
@@ -102,7 +86,6 @@ def low_rank_linear(
     rows = x.reshape(-1, x.shape[-1]).to(dtype)
     with torch.autocast(kind, enabled=False):
         out: torch.Tensor = _LowRank.apply(
-            rows, weight.to(dtype), None if bias is None else bias.to(dtype), down.to(dtype), up.to(dtype),
-            scale, update_first,
+            rows, weight.to(dtype), None if bias is None else bias.to(dtype), down.to(dtype), up.to(dtype), scale
         )  # fmt: skip
     return out.reshape(*x.shape[:-1], out.shape[-1])
