@@ -1,4 +1,4 @@
-"""LoRA's layers with their product added to the update inside the matrix product (`trainer/low_rank.py`): the same numbers, fewer bytes.
+"""LoRA's layers, product and update added in place (`trainer/low_rank.py`): the same numbers, fewer bytes.
 
 Pipeline: load -> patch (stage MEMORY: after lora made the adapters, before layers are compiled) -> train. peft's modules,
 names and checkpoints stay as they are; only what a layer computes in its forward pass is written in another order.
@@ -100,7 +100,7 @@ class FusedLoRA:
             raise RuntimeError(
                 f"no adapter of {type(model).__name__} is a plain LoRA over a linear layer without dropout"
             )
-        return f"{count} layers add their product to the update"
+        return f"{count} layers add product and update in place"
 
 
 def _stored(lora: Any) -> dict[str, Any]:

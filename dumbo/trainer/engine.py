@@ -1,17 +1,19 @@
-"""What dumbo changes of transformers' Trainer, in one mixin that any subclass of Trainer can take.
+"""What dumbo changes of transformers' Trainer: the one file whose methods bear the names of Trainer's own.
 
     class SftTrainer(Engine, Trainer): ...
 
-Public methods overridden: training_step, compute_loss, floating_point_ops, create_accelerator_and_postprocess,
-create_optimizer. Private ones, each with a test, within the versions of transformers
-in pyproject.toml:
+Each calls the part that does the work, which calls Trainer's own where it needs it: `stepping.py` (a pass, its loss), `feeding.py`
+(data), `shrinking.py` (memory that runs out), `measuring.py` (held-out loss), `rows.py` (logged numbers), `saving.py` (checkpoints).
 
-    _get_grad_norm        what is not finite never reaches the weights
+Public methods overridden: create_accelerator_and_postprocess, create_optimizer, get_train_dataloader, get_eval_dataloader,
+get_batch_samples, training_step, compute_loss, evaluate, log, floating_point_ops. Private ones, each with a test, within the
+versions of transformers in pyproject.toml:
 
-and those of the data (`feeding.py`), of the held-out loss (`measuring.py`), of the logged numbers (`rows.py`), of saving and
-taking up (`saving.py`).
-
-Private ones called: _prepare_inputs; accelerate's AcceleratorState._reset_state.
+    _prepare_inputs            who moves a batch to the device tells where its long documents lie
+    _get_grad_norm             what is not finite never reaches the weights
+    _maybe_log_save_evaluate   a row that nothing waits for is read one step late
+    _save_checkpoint           complete or absent, in dumbo's folder names
+    _load_from_checkpoint, _load_optimizer_and_scheduler   shards, on any number of ranks
 
 What is not overridden: the loop, the optimizer and scheduler, gradient clipping, mixed precision.
 """
@@ -20,47 +22,41 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
-from accelerate.state import AcceleratorState
 from numpy.typing import NDArray
 from transformers import TrainerCallback
 
-from dumbo.errors import UserError
-from dumbo.interfaces import IGNORE
 from dumbo.launch.world import World
 from dumbo.patch.modules import base_of
-from dumbo.patch.tile_attention import in_cudnn
 from dumbo.prepare.store import Store
 from dumbo.trainer.ahead import Ahead
-from dumbo.trainer.bad_numbers import Watch, poisoned
+from dumbo.trainer.bad_numbers import Watch
 from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
-from dumbo.trainer.collate import Collate, Examples, leave_documents_free
+from dumbo.trainer.collate import Collate, Examples
 from dumbo.trainer.feeding import Feeding
 from dumbo.trainer.flops import flops_of
-from dumbo.trainer.graphs import Graphs
-from dumbo.trainer.masters import add_up_over_ranks, keep_masters
 from dumbo.trainer.measuring import Measuring
 from dumbo.trainer.progress import Counters, Interval, Meter
-from dumbo.trainer.router import router_part
 from dumbo.trainer.rows import Rows
 from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import Saving, seconds_to_save
-from dumbo.trainer.sharded import compute_in_bf16, forget_sharding, is_dtensor, shard_on_cpu, wrapper_of
+from dumbo.trainer.shrinking import Shrinking
+from dumbo.trainer.stepping import Stepping
 from dumbo.trainer.throughput import peak_flops
 
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
 
-class Engine(Feeding, Measuring, Rows, Saving):
+
+class Engine(Shrinking, Stepping, Feeding, Measuring, Rows, Saving):
     """The mixin. Call `equip` before `train`."""
 
     taken_up: Path | None = None
-    graphs: Graphs | None = None
-    graphs_said: str | None = None
 
     def equip(
         self,
@@ -125,113 +121,58 @@ class Engine(Feeding, Measuring, Rows, Saving):
         peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
         return Meter(flops_of(self.model), peak * self.world.size if peak else None)
 
+    # ---- Trainer's methods ------------------------------------------------------------------------------------
+
     def create_accelerator_and_postprocess(self) -> None:
-        """Accelerate's own, and FSDP2 on CPU ranks too, where it would put DDP around the model without a word."""
-        AcceleratorState._reset_state()  # of an earlier run in this process, which may have been sharded or bf16
-        if self.args.fsdp_plugin_args is None:
-            forget_sharding()
-        super().create_accelerator_and_postprocess()
-        if self.accelerator.ddp_handler is not None:
-            self.accelerator.ddp_handler.gradient_as_bucket_view = (
-                True  # else every gradient is there twice, and copied
-            )
-        if self.args.fsdp_plugin_args is not None and self.args.device.type == "cpu":
-            shard_on_cpu(self.accelerator, self.args.fsdp_plugin_args)
-            self.is_fsdp_enabled = True
-        if self.is_fsdp_enabled and self.args.bf16:
-            compute_in_bf16(self.accelerator)
+        self.accelerate()
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own, without groups that hold nothing (with LoRA no bias or norm trains): torch cannot restore them."""
-        optimizer: Any = super().create_optimizer(*args, **kwargs)
-        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
-        if self.master_weights:
-            if self.is_fsdp_enabled:
-                raise UserError("trainer.master_weights is not for sharded models, whose weights are float32 already.")
-            by_ddp = dist.is_available() and dist.is_initialized() and not self._adds_up_itself
-            keep_masters(optimizer, added_up_by_ddp=by_ddp)
-        return optimizer
+        return self.made_optimizer(*args, **kwargs)
 
-    @property
-    def _adds_up_itself(self) -> bool:
-        """Whether micro batches are added up in float32, and DDP has no part in it (`masters.py`)."""
-        return self.master_weights and self.order.batch.accumulation > 1
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return self.training_batches()
 
-    # ---- loss -------------------------------------------------------------------------------------------------
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        return self.held_out_batches()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        return self.batches_of_step(epoch_iterator, num_batches, device)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return self.on_device(inputs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of a micro batch."""
-        # compute_loss divides by the trained tokens of the whole global batch: Trainer must not divide once more.
-        self.current_gradient_accumulation_steps = 1
-        if self._adds_up_itself and wrapper_of(model) == "DDP":
-            with model.no_sync():
-                loss = super().training_step(model, inputs, num_items_in_batch)
-            if self.accelerator.sync_gradients:  # the step's last micro batch
-                add_up_over_ranks(p for p in model.parameters() if p.requires_grad)
-        elif self.graphs is not None:
-            loss = self.graphs.run(model, self._prepare_inputs(inputs), num_items_in_batch)
-        else:
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        self.watch.add(self.state.global_step + 1, self.pending.popleft(), loss)
-        return torch.where(torch.isfinite(loss), loss, torch.zeros_like(loss))  # Trainer's sum must stay a number
-
-    def capture_from_now_on(self) -> None:
-        """Graphs are for training alone: not for the proofs before it, whose batches come once."""
-        if self.cuda_graphs is not False:
-            model: Any = self.model
-            self.graphs = Graphs(model, super().training_step, always=bool(self.cuda_graphs), left=self._passes_left,
-                                 in_cudnn=in_cudnn(model))  # fmt: skip
-
-    def _passes_left(self) -> int:
-        return (self.state.max_steps - self.state.global_step) * self.args.gradient_accumulation_steps
-
-    def forget_graphs(self) -> None:
-        """What is bound to batches of this size, and to these gradients."""
-        if self.graphs is not None:
-            self.graphs_said, self.graphs = self.graphs.facts(), None
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm that is logged; what is not finite must not get into the weights."""
-        norm = super()._get_grad_norm(model, grad_norm)
-        if is_dtensor(norm):
-            norm = norm.full_tensor()
-        if self.accelerator.scaler is None:  # fp16's own scaler looks after it
-            self.watch.guard(self.state.global_step + 1, norm, self._plain_optimizer)
-        return norm
+        return self.pass_that_fits(model, inputs, num_items_in_batch)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Sum of the tokens' losses over `num_items_in_batch`.
+        return self.loss_of(model, inputs, return_outputs, num_items_in_batch)
 
-        transformers divides inside models that take that number; for others it is done here. Where output head and
-        loss are one (Liger), that is so in evaluation too: all logits are never held at once.
-        """
-        assert num_items_in_batch is not None
-        ranks = self.accelerator.num_processes
-        if self.fixed_shapes:
-            leave_documents_free(inputs)
-        if self.model_accepts_loss_kwargs:
-            if self.fused_loss and not return_outputs and self.label_smoother is None:
-                inputs = {**inputs, "skip_logits": True}
-            labels = inputs["labels"]
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            part = router_part(model, outputs, labels, num_items_in_batch, held=self.label_smoother is None)
-            loss = poisoned(loss if part is None else loss + part * ranks)
-            return (loss, outputs) if return_outputs else loss
-        labels = inputs.pop("labels")
-        outputs = model(**inputs)
-        logits = outputs.logits[:, :-1].float()
-        total = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum",
-            label_smoothing=self.args.label_smoothing_factor,
-        )  # fmt: skip
-        mean = total / num_items_in_batch
-        part = router_part(model, outputs, labels, num_items_in_batch, held=False)
-        loss = poisoned((mean if part is None else mean + part) * ranks)
-        return (loss, outputs) if return_outputs else loss
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        return self.guarded_norm(model, grad_norm)
 
-    # ---- numbers ----------------------------------------------------------------------------------------------
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self.after_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self.take_row(logs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        return self.measured(metric_key_prefix)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.save_checkpoint()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.load_model(Path(resume_from_checkpoint), self.model if model is None else model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        self.load_optimizer(checkpoint)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Trainer's own estimate walks all parameters every step and counts padding; ours is in `mfu`."""

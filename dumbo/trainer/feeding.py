@@ -1,9 +1,6 @@
 """How transformers' Trainer gets its data: in the order of `sampler.py`, counted over all ranks without asking them.
 
-Public methods of Trainer overridden: get_train_dataloader, get_eval_dataloader, get_batch_samples. A private one, with a
-test, within the versions of transformers in pyproject.toml:
-
-    _prepare_inputs       who moves a batch to the device tells where its long documents lie
+Methods of Trainer called: _prepare_inputs.
 """
 
 from __future__ import annotations
@@ -51,13 +48,13 @@ class Feeding(_Base):
     pending: deque[NDArray[Any]]
     ahead: Ahead | None
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def training_batches(self) -> DataLoader[Any]:
         """Batches in the sampler's order. Not prepared by accelerate: the sampler already is what a rank trains on."""
         return torch.utils.data.DataLoader(
             self.examples, batch_sampler=self.order, collate_fn=self.collate, **self._loading(self.order.seed)
         )
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+    def held_out_batches(self) -> DataLoader[Any]:
         """A rank's held-out batches, in the data's order; as many on every rank."""
         assert self.eval_examples is not None
         size, ranks = self.order.batch.micro, self.world.size
@@ -81,7 +78,7 @@ class Feeding(_Base):
             "generator": torch.Generator().manual_seed(seed),
         }
 
-    def get_batch_samples(
+    def batches_of_step(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], torch.Tensor]:
         """The micro batches of a step and the trained tokens in all of them; counts, and times the waiting."""
@@ -104,7 +101,7 @@ class Feeding(_Base):
         # filled on the device: copying a number there would wait for all that was launched before
         return batches, torch.full((), max(1, trained), dtype=torch.long, device=device)
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def on_device(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """On the device, where it is not yet (proofs, evaluation)."""
         there: dict[str, Any] = super()._prepare_inputs(inputs)
         long_documents.tell(inputs, there)

@@ -6,7 +6,7 @@ moves more bytes than the layer itself. Here the update is written where the out
 to it in place, and the scale is put on the narrow side. The other way round would move as many bytes; so the product of rank r,
 which is bound by memory, only writes, and the wide one, which is bound by arithmetic, reads what it adds to.
 
-    forward     h = s x A'      y = h B' + bias     y += x W'
+    forward     h = s x A'      y = h B'            y += x W'       with a bias: y = x W' + bias, y += h B'
     backward    g = s dy B      dx = g A            dx += dy W      dB = dy' h      dA = g' x
 """
 
@@ -43,8 +43,12 @@ class _LowRank(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         narrow = (rows @ down.t()) * scale
-        out = functional.linear(narrow, up, bias)
-        add_product(out, rows, weight.t())
+        if bias is None:
+            out = narrow @ up.t()
+            add_product(out, rows, weight.t())
+        else:  # in bf16 an update would be rounded away beside a large bias that the layer's product takes back
+            out = functional.linear(rows, weight, bias)
+            add_product(out, narrow, up.t())
         ctx.save_for_backward(rows, narrow, weight, down, up)
         ctx.scale = scale
         return out

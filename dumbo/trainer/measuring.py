@@ -1,6 +1,6 @@
 """The held-out loss: a mean over trained tokens by all ranks together, and the evaluation that a stop left out.
 
-Public methods of Trainer overridden: evaluate. Private ones called: _prepare_inputs.
+Private methods of Trainer called: _prepare_inputs.
 """
 
 from __future__ import annotations
@@ -44,13 +44,11 @@ class Measuring(_Base):
     counters: Counters
     interval: Interval
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
+    def measured(self, prefix: str) -> dict[str, float]:
         """Loss on the held-out documents: a mean over trained tokens, whatever the batch size."""
         began = time.perf_counter()
-        metrics = {f"{metric_key_prefix}_loss": self.held_out_loss()}
-        self.held_out = (self.state.global_step, metrics[f"{metric_key_prefix}_loss"])
+        metrics = {f"{prefix}_loss": self.held_out_loss()}
+        self.held_out = (self.state.global_step, metrics[f"{prefix}_loss"])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.eval_seconds = time.perf_counter() - began

@@ -1,7 +1,7 @@
 """What a mixture of experts adds to its loss so that its router spreads the tokens (`output_router_logits`).
 
 transformers adds it to the loss of every micro batch whole: a step of k micro batches would have it k times, and a held-out
-loss would hold it too. `Engine.compute_loss` weighs it by a micro batch's share of the step's trained tokens.
+loss would hold it too. `Stepping.loss_of` weighs it by a micro batch's share of the step's trained tokens.
 """
 
 from __future__ import annotations

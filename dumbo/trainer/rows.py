@@ -5,8 +5,7 @@ device waits for the next launch. So on a GPU a step's numbers are only sent for
 launched: its row comes one step late, and its time ends when its numbers are there, not when the step was launched. Where
 training stops anyway (held-out loss, checkpoint, the end) nothing is late.
 
-Public methods of Trainer overridden: log. Private ones, with a test: _maybe_log_save_evaluate. Private ones used:
-_globalstep_last_logged, _total_loss_scalar.
+Private methods of Trainer called: _maybe_log_save_evaluate. Private attributes used: _globalstep_last_logged, _total_loss_scalar.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class Rows(_Base):
     max_bad_steps: int
     _late: _SentFor | None = None
 
-    def _maybe_log_save_evaluate(
+    def after_step(
         self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, epoch: Any, *others: Any, **more: Any
     ) -> None:
         """Trainer's own; a row that nothing waits for is sent for, and read the next time."""
@@ -136,7 +135,7 @@ class Rows(_Base):
         """At the start of training: what an earlier one left is not of this one."""
         self._late = None
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def take_row(self, logs: dict[str, float]) -> None:
         """A row for metrics.jsonl: training rows carry `loss`, evaluation rows `eval_loss`; Trainer's summary is dropped.
 
         Raises:
@@ -186,8 +185,8 @@ class Rows(_Base):
         self.watch.in_a_row = 0
         schedule: Any = self.lr_scheduler
         place = schedule.state_dict()
-        self._load_from_checkpoint(str(good), self.model)
-        self._load_optimizer_and_scheduler(str(good))
+        self.load_model(good, self.model)
+        self.load_optimizer(str(good))
         schedule.load_state_dict(place)
         for group, rate in zip(self._plain_optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate

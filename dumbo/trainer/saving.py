@@ -1,11 +1,7 @@
 """What a checkpoint holds, and how transformers' Trainer takes one up: the part of the engine that has to do with disks.
 
-Private methods of Trainer overridden, each with a test, within the versions of transformers in pyproject.toml:
-
-    _save_checkpoint      complete or absent, in dumbo's folder names
-    _load_from_checkpoint, _load_optimizer_and_scheduler   shards, on any number of ranks
-
-Private ones called: _save_scaler, _save_rng_state (their files in our folder).
+Private methods of Trainer called: _load_from_checkpoint, _load_optimizer_and_scheduler; _save_scaler, _save_rng_state (their
+files in our folder).
 """
 
 from __future__ import annotations
@@ -59,7 +55,7 @@ class Saving(_Base):
     on_unsaved: Callable[[str], None]
     taken_up: Path | None
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def save_checkpoint(self) -> None:
         """Waits for the one before, then writes this one: beside training, unless that failed the last time or it ends here."""
         began = time.perf_counter()
         failure = self._settled()
@@ -203,9 +199,8 @@ class Saving(_Base):
         super()._load_from_checkpoint(str(checkpoint), model)
         self.is_fsdp_enabled = sharding
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def load_model(self, checkpoint: Path, model: Any) -> None:
         """Weights; Trainer's own way when neither the checkpoint nor the model is sharded."""
-        checkpoint, model = Path(resume_from_checkpoint), self.model if model is None else model
         if sharded_state.is_sharded_checkpoint(checkpoint):
             sharded_state.load_weights(model, checkpoint, self.world)
         elif not is_sharded(model):
@@ -215,7 +210,7 @@ class Saving(_Base):
         else:
             sharded_state.load_whole_weights(model, checkpoint)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+    def load_optimizer(self, checkpoint: str | None) -> None:
         """Optimizer state and schedule; Trainer's own way when neither the checkpoint nor the model is sharded."""
         if checkpoint is None:
             return
@@ -238,7 +233,7 @@ class Saving(_Base):
 
     def load_weights(self, checkpoint: Path) -> None:
         """The weights of a checkpoint, the rest of the state as it is."""
-        self._load_from_checkpoint(str(checkpoint))
+        self.load_model(checkpoint, self.model)
 
 
 def save_weights(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -40,7 +40,6 @@ from dumbo.trainer.sampler import GlobalBatches
 from dumbo.trainer.saving import bytes_to_save
 from dumbo.trainer.schedule import require_schedule
 from dumbo.trainer.sharded import place_whole
-from dumbo.trainer.shrinking import Shrinking
 from dumbo.trainer.signals import StopRequests
 from dumbo.trainer.start_panel import show_batches
 from dumbo.trainer.stop import StopCallback
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
     from dumbo.trainer.sft import Sft
 
 
-class SftTrainer(Shrinking, Engine, Trainer):
+class SftTrainer(Engine, Trainer):
     """transformers' Trainer with dumbo's engine."""
 
 

@@ -9,8 +9,7 @@ Trainer's loop goes on counting as many passes a step as it began with: a pass m
 What fails elsewhere (the optimizer's step), or where ranks wait for each other, rises as MemoryFull (`memory_told`), and
 who started the run starts it again: without CUDA graphs, where they held memory that nobody asked them to.
 
-Public methods of Trainer overridden: training_step, get_batch_samples. Private ones used, with a test: _tr_loss (the sum
-of losses that the loop logs, as it was when the step began).
+Private attributes of Trainer used, with a test: _tr_loss (the sum of losses that the loop logs, as it was when the step began).
 """
 
 from __future__ import annotations
@@ -33,9 +32,11 @@ from dumbo.trainer.sharded import wrapper_of
 if TYPE_CHECKING:
     from transformers import Trainer
 
-    from dumbo.trainer.engine import Engine
+    from dumbo.trainer.feeding import Feeding
+    from dumbo.trainer.measuring import Measuring
+    from dumbo.trainer.stepping import Stepping
 
-    class _Base(Engine, Trainer):
+    class _Base(Stepping, Feeding, Measuring, Trainer):
         pass
 else:
     _Base = object
@@ -50,7 +51,7 @@ class _Begin:
 
 
 class Shrinking(_Base):
-    """A mixin before `Engine`.
+    """A mixin over Trainer, beneath `Engine`, before the parts whose methods it goes round.
 
     Attributes:
         on_full: told of the step (from 1), the batch that did not fit and what was said; returns the batch to go on
@@ -67,15 +68,15 @@ class Shrinking(_Base):
     _done_again = False  # the step, in one of its passes: the others have nothing left to do
     _rest: tuple[Iterator[Any], Iterator[Any]] | None = None  # the loop's iterator, and what it is replaced by
 
-    def get_batch_samples(
+    def batches_of_step(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """The micro batches of a step, dealt out to as many passes as the loop is going to make."""
         self._looping, self._begin, self._done_again = True, None, False
         if not self._shrunk:
-            return super().get_batch_samples(epoch_iterator, num_batches, device)
+            return super().batches_of_step(epoch_iterator, num_batches, device)
         amount = len(self.order.micro_batches(self.state.global_step))
-        batches, items = super().get_batch_samples(self._smaller(epoch_iterator), amount, device)
+        batches, items = super().batches_of_step(self._smaller(epoch_iterator), amount, device)
         return dealt(batches, num_batches), items
 
     def _smaller(self, epoch_iterator: Iterator[Any]) -> Iterator[Any]:
@@ -86,10 +87,10 @@ class Shrinking(_Base):
             self._rest = (epoch_iterator, iter(loader))
         return self._rest[1]
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def pass_that_fits(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of the micro batches of a pass; of the whole step, when the memory runs out in it."""
         if not self._looping:  # the proofs
-            return super().training_step(model, inputs, num_items_in_batch)
+            return self.one_pass(model, inputs, num_items_in_batch)
         if self._done_again:
             return torch.zeros((), device=self.args.device)
         if self._begin is None and self._alone:
@@ -108,8 +109,8 @@ class Shrinking(_Base):
     def _passes(self, model: Any, batches: Sequence[Any], items: Any) -> torch.Tensor:
         """The last micro batch's loss; the losses of the others are added where Trainer's loop adds this one."""
         for batch in batches[:-1]:
-            self._tr_loss += super().training_step(model, batch, items)
-        return super().training_step(model, batches[-1], items)
+            self._tr_loss += self.one_pass(model, batch, items)
+        return self.one_pass(model, batches[-1], items)
 
     def _from_the_beginning(self) -> list[Any]:
         """Sums and random numbers as they were when the step began. Returns all of its micro batches."""

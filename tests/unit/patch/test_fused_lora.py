@@ -1,4 +1,4 @@
-"""The update inside the product gives peft's numbers: output, gradients, saved adapters, merged weights."""
+"""Product and update added in place give peft's numbers: output, gradients, saved adapters, merged weights."""
 
 from __future__ import annotations
 
@@ -72,11 +72,26 @@ def test_the_update_is_written_first() -> None:
         assert (found == (wide.bfloat16() + update).bfloat16()).double().mean() < 0.95
 
 
+def test_an_update_stays_beside_a_large_bias_in_bf16() -> None:
+    """Biases of some hundred, as in Qwen2's keys, that the layer's product takes back: what is left is the update."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, down, up = (
+        torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 32), (48, 32), (4, 32), (48, 4))
+    )
+    x[:, 0], weight[:, 0] = 1.0, -256.0  # the bias is taken back to the last bit
+    weight[:, 1:] *= 0.01
+    out = low_rank_linear(x, weight, torch.full((48,), 256.0).bfloat16(), down, up, 0.01)
+    narrow = (x @ down.t()) * 0.01
+    update = narrow.double() @ up.double().t()
+    wide = x[:, 1:].double() @ weight[:, 1:].double().t()
+    assert (out.double() - (wide + update)).norm() < 0.01 * update.norm()
+
+
 def test_what_shows_that_it_took_is_read_off_the_layers() -> None:
     model = LoRA(rank=4).apply(model_of())
     with pytest.raises(RuntimeError, match="no adapter"):
         FusedLoRA().evidence(model)
-    assert FusedLoRA().evidence(FusedLoRA().apply(model)) == "14 layers add their product to the update"
+    assert FusedLoRA().evidence(FusedLoRA().apply(model)) == "14 layers add product and update in place"
 
 
 def test_under_autocast_it_computes_in_bf16() -> None:

@@ -126,29 +126,29 @@ def _layers(model: Any) -> Any:
 
 
 def optimizer_dropped(put: Set, model: Any) -> None:
-    from dumbo.trainer.saving import Saving
+    from dumbo.trainer.engine import Engine
 
     def wrong(self: Any, checkpoint: Any) -> None:
         if checkpoint is not None:
             self.lr_scheduler.load_state_dict(torch.load(f"{checkpoint}/scheduler.pt", weights_only=True))
 
-    put(Saving, "_load_optimizer_and_scheduler", wrong)
+    put(Engine, "_load_optimizer_and_scheduler", wrong)
 
 
 def schedule_reset(put: Set, model: Any) -> None:
-    from dumbo.trainer.saving import Saving
+    from dumbo.trainer.engine import Engine
 
     def wrong(self: Any, checkpoint: Any) -> None:
         if checkpoint is not None:
             self.optimizer.load_state_dict(torch.load(f"{checkpoint}/optimizer.pt", weights_only=True))
 
-    put(Saving, "_load_optimizer_and_scheduler", wrong)
+    put(Engine, "_load_optimizer_and_scheduler", wrong)
 
 
 def weights_not_loaded(put: Set, model: Any) -> None:
-    from dumbo.trainer.saving import Saving
+    from dumbo.trainer.engine import Engine
 
-    put(Saving, "_load_from_checkpoint", lambda self, *args, **kwargs: None)
+    put(Engine, "_load_from_checkpoint", lambda self, *args, **kwargs: None)
 
 
 def position_lost(put: Set, model: Any) -> None:
