@@ -45,7 +45,7 @@ TABLE = (
     Case("llama1b", "lora", 16, ("auto", *BESIDE)),
     Case("llama8b", "lora", 4, ("auto", *BESIDE)),
     Case("llama8b", "lora", 4, ("auto_checkpointed", "trl_checkpointed")),
-    Case("llama8b", "lora", 2, ("auto", "trl"), longest=4096, full_rows=True),
+    Case("llama8b", "lora", 2, ("auto", *BESIDE), longest=4096, full_rows=True),
 )
 
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,17 @@ def main(words: list[str] | None = None) -> None:
         )
 
 
-HEAD = ("shape", "work", "variant", "packs", "max_seq_len", "documents", "more")
+def settings_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """What is set there for torch's kernels and memory, but where they are kept and made."""
+    beside = ("CACHE_DIR", "COMPILE_THREADS")
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if name.startswith(("TORCHINDUCTOR_", "PYTORCH_")) and not name.endswith(beside)
+    }
+
+
+HEAD = ("shape", "work", "variant", "packs", "max_seq_len", "documents", "more", "environment")
 """What says which row it is."""
 
 
@@ -208,6 +219,7 @@ def _row(folder: Path, case: Case, variant: str, asked: argparse.Namespace) -> d
         "max_seq_len": case.documents.longest,
         "documents": "all as long as a pack" if case.full_rows else "lognormal lengths",
         **({"more": more} if (more := [*asked.patches, *asked.words]) else {}),
+        **({"environment": settings} if (settings := settings_of(os.environ)) else {}),
     }
     began = time.perf_counter()
     if variant in PEERS and importlib.util.find_spec("trl") is None:

@@ -144,4 +144,4 @@ def on_cores(cores: int | None) -> None:
 
 
 def cores_here() -> int:
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

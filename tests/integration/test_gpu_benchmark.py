@@ -96,6 +96,18 @@ def test_the_table_takes_no_word_without_a_meaning(
     assert said in capsys.readouterr().err
 
 
+def test_a_row_says_what_was_set_for_torch_but_not_where_kernels_lie() -> None:
+    from benchmarks.gpu import settings_of
+
+    there = {"PATH": "a", "TORCHINDUCTOR_CACHE_DIR": "b", "TORCHINDUCTOR_COMPILE_THREADS": "8",
+             "PYTORCH_ALLOC_CONF": "expandable_segments:True", "TORCHINDUCTOR_PERSISTENT_REDUCTIONS": "0"}  # fmt: skip
+    assert settings_of(there) == {
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "TORCHINDUCTOR_PERSISTENT_REDUCTIONS": "0",
+    }
+    assert settings_of({"PATH": "a"}) == {}
+
+
 def test_a_row_measured_anew_takes_the_place_of_an_earlier_one() -> None:
     from benchmarks.gpu import HEAD, with_row
 
