@@ -173,12 +173,20 @@ def main(words: list[str] | None = None) -> None:
 
 
 def settings_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """What is set there for torch's kernels and memory, but where they are kept and made."""
-    beside = ("CACHE_DIR", "COMPILE_THREADS")
+    """What is set there for torch's kernels and memory, but where kernels are kept and by how many threads they are made."""
+    of_torch = (
+        "TORCHINDUCTOR_",
+        "TORCH_COMPILE_",
+        "TRITON_",
+        "PYTORCH_ALLOC_CONF",
+        "PYTORCH_CUDA_ALLOC_CONF",
+        "CUBLAS_",
+    )
+    beside = ("_DIR", "_HOME", "_PATH", "COMPILE_THREADS")
     return {
         name: value
         for name, value in sorted(environment.items())
-        if name.startswith(("TORCHINDUCTOR_", "PYTORCH_")) and not name.endswith(beside)
+        if name.startswith(of_torch) and not name.endswith(beside)
     }
 
 

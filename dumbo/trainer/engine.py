@@ -15,7 +15,7 @@ versions of transformers in pyproject.toml:
     _save_checkpoint           complete or absent, in dumbo's folder names
     _load_from_checkpoint, _load_optimizer_and_scheduler   shards, on any number of ranks
 
-What is not overridden: the loop, the optimizer and scheduler, gradient clipping, mixed precision.
+What is not overridden: the loop, the optimizer's step, the scheduler, gradient clipping, mixed precision.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 
 class Engine(Shrinking, Stepping, Feeding, Measuring, Rows, Saving):
-    """The mixin. Call `equip` before `train`."""
+    """The mixin. Call `equip` before `train`; memory that runs out is mended where `on_full` is set, inside `memory_told`."""
 
     taken_up: Path | None = None
 
@@ -169,7 +169,7 @@ class Engine(Shrinking, Stepping, Feeding, Measuring, Rows, Saving):
         self.save_checkpoint()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.load_model(Path(resume_from_checkpoint), self.model if model is None else model)
+        self.weights_from(Path(resume_from_checkpoint), self.model if model is None else model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         self.load_optimizer(checkpoint)

@@ -1,6 +1,6 @@
 """CUDA graphs of a micro batch's forward and backward pass: the GPU replays them without a launch from Python.
 
-Used by `engine.py` (`trainer.cuda_graphs`). A small model's kernels are shorter than launching them takes: at 135 M
+Used by `stepping.py` (`trainer.cuda_graphs`). A small model's kernels are shorter than launching them takes: at 135 M
 parameters a step of 16 k tokens is 3,000 launches. Batches with room (`collate.Room`) come in few kinds (`graph_kinds.py`).
 Each kind goes the same way, and every pass on it trains:
 

@@ -4,7 +4,8 @@ Part of the adapters' arithmetic (`patch/fused_lora.py` puts it into peft's laye
 is a tensor as large as the output that is scaled and added, there and again for the gradient of the input: at rank 16 that
 moves more bytes than the layer itself. Here the update is written where the output is to be, the layer's own product is added
 to it in place, and the scale is put on the narrow side. The other way round would move as many bytes; so the product of rank r,
-which is bound by memory, only writes, and the wide one, which is bound by arithmetic, reads what it adds to.
+which is bound by memory, only writes, and the wide one, which is bound by arithmetic, reads what it adds to. A layer with a bias
+has its own product first: beside a large bias, which that product may take back, bf16 would round the update away.
 
     forward     h = s x A'      y = h B'            y += x W'       with a bias: y = x W' + bias, y += h B'
     backward    g = s dy B      dx = g A            dx += dy W      dB = dy' h      dA = g' x
@@ -46,7 +47,7 @@ class _LowRank(torch.autograd.Function):
         if bias is None:
             out = narrow @ up.t()
             add_product(out, rows, weight.t())
-        else:  # in bf16 an update would be rounded away beside a large bias that the layer's product takes back
+        else:
             out = functional.linear(rows, weight, bias)
             add_product(out, narrow, up.t())
         ctx.save_for_backward(rows, narrow, weight, down, up)

@@ -5,7 +5,8 @@ device waits for the next launch. So on a GPU a step's numbers are only sent for
 launched: its row comes one step late, and its time ends when its numbers are there, not when the step was launched. Where
 training stops anyway (held-out loss, checkpoint, the end) nothing is late.
 
-Private methods of Trainer called: _maybe_log_save_evaluate. Private attributes used: _globalstep_last_logged, _total_loss_scalar.
+Private methods of Trainer called: _maybe_log_save_evaluate, _load_from_checkpoint, _load_optimizer_and_scheduler,
+_get_learning_rate. Private attributes used: _globalstep_last_logged, _total_loss_scalar.
 """
 
 from __future__ import annotations
@@ -185,8 +186,8 @@ class Rows(_Base):
         self.watch.in_a_row = 0
         schedule: Any = self.lr_scheduler
         place = schedule.state_dict()
-        self.load_model(good, self.model)
-        self.load_optimizer(str(good))
+        self._load_from_checkpoint(str(good), self.model)
+        self._load_optimizer_and_scheduler(str(good))
         schedule.load_state_dict(place)
         for group, rate in zip(self._plain_optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate

@@ -199,7 +199,7 @@ class Saving(_Base):
         super()._load_from_checkpoint(str(checkpoint), model)
         self.is_fsdp_enabled = sharding
 
-    def load_model(self, checkpoint: Path, model: Any) -> None:
+    def weights_from(self, checkpoint: Path, model: Any) -> None:
         """Weights; Trainer's own way when neither the checkpoint nor the model is sharded."""
         if sharded_state.is_sharded_checkpoint(checkpoint):
             sharded_state.load_weights(model, checkpoint, self.world)
@@ -233,7 +233,7 @@ class Saving(_Base):
 
     def load_weights(self, checkpoint: Path) -> None:
         """The weights of a checkpoint, the rest of the state as it is."""
-        self.load_model(checkpoint, self.model)
+        self._load_from_checkpoint(str(checkpoint))
 
 
 def save_weights(model: Any, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:

@@ -90,10 +90,10 @@ class Shrinking(_Base):
     def pass_that_fits(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of the micro batches of a pass; of the whole step, when the memory runs out in it."""
         if not self._looping:  # the proofs
-            return self.one_pass(model, inputs, num_items_in_batch)
+            return self.counted_pass(model, inputs, num_items_in_batch)
         if self._done_again:
             return torch.zeros((), device=self.args.device)
-        if self._begin is None and self._alone:
+        if self.on_full is not None and self._begin is None and self._alone:
             self._begin = _Begin(RandomState.now(self.args.device), self._tr_loss.clone())
         batches = inputs if isinstance(inputs, list) else [inputs]
         while True:
@@ -109,8 +109,8 @@ class Shrinking(_Base):
     def _passes(self, model: Any, batches: Sequence[Any], items: Any) -> torch.Tensor:
         """The last micro batch's loss; the losses of the others are added where Trainer's loop adds this one."""
         for batch in batches[:-1]:
-            self._tr_loss += self.one_pass(model, batch, items)
-        return self.one_pass(model, batches[-1], items)
+            self._tr_loss += self.counted_pass(model, batch, items)
+        return self.counted_pass(model, batches[-1], items)
 
     def _from_the_beginning(self) -> list[Any]:
         """Sums and random numbers as they were when the step began. Returns all of its micro batches."""

@@ -81,7 +81,7 @@ class Stepping(_Base):
         """Whether micro batches are added up in float32, and DDP has no part in it (`masters.py`)."""
         return self.master_weights and self.order.batch.accumulation > 1
 
-    def one_pass(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def counted_pass(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward of a micro batch."""
         # loss_of divides by the trained tokens of the whole global batch: Trainer must not divide once more.
         self.current_gradient_accumulation_steps = 1

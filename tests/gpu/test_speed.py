@@ -18,6 +18,7 @@ from dumbo.patch.compile import Compile
 from dumbo.patch.fused_lora import FusedLoRA
 from dumbo.patch.gradient_checkpointing import GradientCheckpointing
 from dumbo.patch.lora import LoRA
+from dumbo.trainer.low_rank import low_rank_linear
 
 pytestmark = pytest.mark.gpu
 
@@ -154,6 +155,23 @@ def test_through_the_command(tmp_path: Path) -> None:
     assert facts["patches"]["compile"].endswith("layers compiled (inductor)"), facts["patches"]
     assert facts["patches"]["chunked_loss"].endswith("in a kernel of our own")
     assert facts["metrics"]["train_loss"] < facts["metrics"]["first_loss"]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_update_stays_beside_a_large_bias(compiled: bool) -> None:
+    """The layer's product takes a bias of 256 back to the last bit: what is left is the rest and the update, in bf16."""
+    torch.manual_seed(0)
+    rows, weight, down, up = (
+        torch.randn(shape, device="cuda").bfloat16() for shape in ((512, 256), (512, 256), (16, 256), (512, 16))
+    )
+    rows[:, 0], weight[:, 0] = 1.0, -256.0
+    weight[:, 1:] *= 0.01
+    bias = torch.full((512,), 256.0, device="cuda").bfloat16()
+    layer = torch.compile(low_rank_linear) if compiled else low_rank_linear
+    found = layer(rows, weight, bias, down, up, 0.01).double()
+    update = ((rows @ down.t()) * 0.01).double() @ up.double().t()
+    wanted = rows[:, 1:].double() @ weight[:, 1:].double().t() + update
+    assert (found - wanted).norm() < 0.01 * update.norm()
 
 
 @pytest.mark.parametrize("fused", [None, FusedLoRA()], ids=["lora", "fused_lora"])

@@ -76,7 +76,8 @@ def test_the_table_has_its_rows_and_only_those_that_are_named() -> None:
     )
     found = cases(asked)
     assert [(case.shape, case.packs, case.variants) for case in found] == [
-        ("llama1b", 16, ("auto", "trl_default")), ("llama8b", 4, ("auto", "trl_default")), ("llama8b", 2, ("auto",)),
+        ("llama1b", 16, ("auto", "trl_default")), ("llama8b", 4, ("auto", "trl_default")),
+        ("llama8b", 2, ("auto", "trl_default")),
     ]  # fmt: skip
     assert steps(found[0], "trl_default", asked) == (44, 20)
     assert steps(found[0], "auto", asked) == (438, 414)  # 16 layers: 7,008 layers times steps, so that auto compiles
@@ -100,7 +101,8 @@ def test_a_row_says_what_was_set_for_torch_but_not_where_kernels_lie() -> None:
     from benchmarks.gpu import settings_of
 
     there = {"PATH": "a", "TORCHINDUCTOR_CACHE_DIR": "b", "TORCHINDUCTOR_COMPILE_THREADS": "8",
-             "PYTORCH_ALLOC_CONF": "expandable_segments:True", "TORCHINDUCTOR_PERSISTENT_REDUCTIONS": "0"}  # fmt: skip
+             "PYTORCH_ALLOC_CONF": "expandable_segments:True", "TORCHINDUCTOR_PERSISTENT_REDUCTIONS": "0",
+             "PYTORCH_VERSION": "2.11"}  # fmt: skip
     assert settings_of(there) == {
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "TORCHINDUCTOR_PERSISTENT_REDUCTIONS": "0",
@@ -111,7 +113,10 @@ def test_a_row_says_what_was_set_for_torch_but_not_where_kernels_lie() -> None:
 def test_a_row_measured_anew_takes_the_place_of_an_earlier_one() -> None:
     from benchmarks.gpu import HEAD, with_row
 
-    row: dict[str, Any] = {key: "x" for key in HEAD if key != "more"} | {"run": "monday", "tokens_per_s": 1}
+    row: dict[str, Any] = {key: "x" for key in HEAD if key not in ("more", "environment")} | {
+        "run": "monday",
+        "tokens_per_s": 1,
+    }
     again, failed = {**row, "run": "tuesday", "tokens_per_s": 2}, {**row, "run": "tuesday", "failed": "memory"}
     assert with_row([row], again) == [again]
     assert with_row([row], failed) == [row]
@@ -119,7 +124,8 @@ def test_a_row_measured_anew_takes_the_place_of_an_earlier_one() -> None:
     assert with_row([row], {**row, "tokens_per_s": 2}) == [row, {**row, "tokens_per_s": 2}], (
         "asked for twice in one run"
     )
-    assert with_row([row], {**again, "more": ["a=b"]}) == [row, {**again, "more": ["a=b"]}]
+    for more in ({"more": ["a=b"]}, {"environment": {"A": "b"}}):
+        assert with_row([row], {**again, **more}) == [row, {**again, **more}]
     assert with_row([{"shape": "x"}], again) == [{"shape": "x"}, again]
 
 

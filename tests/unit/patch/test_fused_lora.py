@@ -25,10 +25,21 @@ def numbers(model: Any, ids: torch.Tensor) -> tuple[torch.Tensor, dict[str, torc
     return out.logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def with_biases(wanted: bool) -> Any:
+    """Queries, keys, values and outputs with biases that are not zero, MLPs without."""
+    model = model_of(attention_bias=wanted)
+    torch.manual_seed(0)
+    biases = [parameter for name, parameter in model.named_parameters() if name.endswith("bias")]
+    assert bool(biases) == wanted
+    for bias in biases:
+        bias.data.normal_()
+    return model
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_output_and_every_gradient_are_those_of_peft(bias: bool, checkpointed: bool) -> None:
-    plain = LoRA(rank=4, init="random").apply(model_of(attention_bias=bias))
+    plain = LoRA(rank=4, init="random").apply(with_biases(bias))
     fused = FusedLoRA().apply(copy.deepcopy(plain))
     if checkpointed:
         plain, fused = GradientCheckpointing().apply(plain), GradientCheckpointing().apply(fused)
@@ -196,14 +207,15 @@ def test_a_model_without_adapters_is_an_error() -> None:
         FusedLoRA().apply(model_of())
 
 
-def test_a_compiled_layer_takes_it_in_one_graph() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_compiled_layer_takes_it_in_one_graph(bias: bool) -> None:
     from torch._dynamo.utils import counters
 
     from dumbo.patch.compile import Compile
 
     torch.compiler.reset()
     counters.clear()
-    plain = LoRA(rank=4, init="random").apply(model_of())
+    plain = LoRA(rank=4, init="random").apply(with_biases(bias))
     fused = Compile(backend="aot_eager").apply(FusedLoRA().apply(copy.deepcopy(plain)))
     ids = torch.randint(0, 512, (2, 24), generator=torch.Generator().manual_seed(0))
     wanted, gradients = numbers(plain, ids)
