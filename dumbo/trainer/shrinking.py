@@ -99,8 +99,10 @@ class Shrinking(_Base):
         while True:
             try:
                 return self._passes(model, batches, num_items_in_batch)
-            except Exception as error:  # any but full memory rises again in there
-                said = self._out_of_memory(error)
+            except Exception as error:  # libraries wrap full memory in classes of any kind
+                if not self._can_mend(error):
+                    raise
+                said = first_line(error)
             # Outside of the except block: nothing holds the tensors of the failed pass any more.
             model.zero_grad()
             self._make_room(self.state.global_step + 1, said)
@@ -134,8 +136,10 @@ class Shrinking(_Base):
                 loss: float = super().held_out_loss()
                 self._measuring = False
                 return loss
-            except Exception as error:  # any but full memory rises again in there
-                said = self._out_of_memory(error)
+            except Exception as error:  # libraries wrap full memory in classes of any kind
+                if not self._can_mend(error):
+                    raise
+                said = first_line(error)
             model.train(training)
             self._make_room(self.state.global_step, said)
 
@@ -144,11 +148,9 @@ class Shrinking(_Base):
         """Whether no other rank waits for this one, and nothing around the model remembers half a pass."""
         return self.world.size == 1 and wrapper_of(self.model_wrapped) == "none"
 
-    def _out_of_memory(self, error: Exception) -> str:
-        """What it says. Any other error, and one that cannot be mended in this place, rises."""
-        if self.on_full is None or not self._alone or not ran_out(error):
-            raise error
-        return first_line(error)
+    def _can_mend(self, error: Exception) -> bool:
+        """Whether the memory ran out, in a place where that can be mended."""
+        return self.on_full is not None and self._alone and ran_out(error)
 
     def _make_room(self, step: int, said: str) -> None:
         """CUDA graphs that nobody asked for are given up first: as written, a micro batch of this size may fit."""
