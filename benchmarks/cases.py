@@ -12,6 +12,8 @@ from dumbo.patch.auto import PAYS
 WARM = 20
 """Steps before those that count, where nothing needs more."""
 COUNTED = 24
+WARM_DEFAULT = 6
+"""Of TRL as it comes, whose step takes seconds and compiles nothing."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,9 @@ def cases(asked: argparse.Namespace) -> list[Case]:
 
 def steps(case: Case, variant: str, asked: argparse.Namespace) -> tuple[int, int]:
     """How many, and how many of them before those that count. `auto` compiles where there are so many steps that it pays."""
-    if not asked.table:
-        return asked.steps, asked.warmup
-    last = WARM + COUNTED
-    if variant.startswith("auto"):
+    last, counted = (WARM + COUNTED, COUNTED) if asked.table else (asked.steps, asked.steps - asked.warmup)
+    if variant == "trl_default":
+        last = min(last, WARM_DEFAULT + counted)
+    if asked.table and variant.startswith("auto"):
         last = max(last, math.ceil(PAYS / SHAPES[case.shape].config["num_hidden_layers"]))
-    return last, last - COUNTED
+    return last, last - counted
