@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dumbo.trainer.flops import Flops
@@ -80,12 +81,14 @@ class Interval:
 
     Attributes:
         began: time.perf_counter() then.
+        starts: the device's mark of that step's end, where the device has such; its clock counts then.
         paused: seconds that were not training (evaluating, saving).
         waited: seconds for data.
         lengths: of the documents that went through the model, a batch each.
     """
 
     began: float = field(default_factory=time.perf_counter)
+    starts: torch.cuda.Event | None = None
     tokens: int = 0
     lengths: list[NDArray[np.int64]] = field(default_factory=list)
     waited: float = 0.0
@@ -110,9 +113,16 @@ class Meter:
     flops: Flops | None
     peak: float | None
 
-    def row(self, logs: Mapping[str, float], counters: Counters, interval: Interval) -> dict[str, Any]:
-        """One training row of metrics.jsonl, `step` not among it."""
-        seconds = max(1e-9, time.perf_counter() - interval.began - interval.paused)
+    def row(
+        self, logs: Mapping[str, float], counters: Counters, interval: Interval, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """One training row of metrics.jsonl, `step` not among it.
+
+        Args:
+            seconds: that the interval took, pauses with it; None: it is over now.
+        """
+        seconds = time.perf_counter() - interval.began if seconds is None else seconds
+        seconds = max(1e-9, seconds - interval.paused)
         flops = self.flops.of(np.concatenate(interval.lengths)) if self.flops and interval.lengths else None
         steps = max(1, interval.steps)
         return {

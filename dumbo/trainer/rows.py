@@ -2,8 +2,9 @@
 
 A loss and a gradient norm are numbers on the device. To read them is to wait for all that was launched, after which the
 device waits for the next launch. So on a GPU a step's numbers are only sent for, and read when the next step has been
-launched: its row comes one step late, and its time ends when its numbers are there, not when the step was launched. Where
-training stops anyway (held-out loss, checkpoint, the end) nothing is late.
+launched: its row comes one step late, and its time ends when its numbers are there, not when the step was launched. From one
+such row to the next the device's own clock counts, since nobody watches when the numbers come. Where training stops anyway
+(held-out loss, checkpoint, the end) nothing is late.
 
 Private methods of Trainer called: _maybe_log_save_evaluate, _load_from_checkpoint, _load_optimizer_and_scheduler,
 _get_learning_rate. Private attributes used: _globalstep_last_logged, _total_loss_scalar.
@@ -103,13 +104,13 @@ class Rows(_Base):
         if vector.device.type == "cuda":
             numbers = torch.empty(vector.shape, pin_memory=True)
             numbers.copy_(vector, non_blocking=True)
-            there = torch.cuda.Event()
+            there = torch.cuda.Event(enable_timing=True)
             there.record()
         else:
             numbers = vector.clone()
         rate = self._get_learning_rate() if rate is None else rate
         row = self.meter.row({"loss": math.nan, "learning_rate": rate}, self.counters, self.interval)
-        interval, self.interval = self.interval, Interval()
+        interval, self.interval = self.interval, Interval(starts=there)
         steps = self.state.global_step - self._globalstep_last_logged
         tr_loss -= tr_loss
         self._globalstep_last_logged = self.state.global_step
@@ -122,11 +123,17 @@ class Rows(_Base):
             return
         late, self._late = self._late, None
         row = dict(late.row)
-        if late.there is not None and not late.there.query():  # the device is behind: its time counts
+        if late.there is not None:
+            behind, starts = not late.there.query(), late.interval.starts
             late.there.synchronize()
-            timed = self.meter.row({"loss": math.nan, "learning_rate": math.nan}, self.counters, late.interval)
-            row |= {name: timed[name] for name in TIMED}
-            self.interval.began = time.perf_counter()
+            if behind or starts is not None:
+                seconds = None if starts is None else starts.elapsed_time(late.there) / 1000
+                timed = self.meter.row(
+                    {"loss": math.nan, "learning_rate": math.nan}, self.counters, late.interval, seconds
+                )
+                row |= {name: timed[name] for name in TIMED}
+            if behind:
+                self.interval.began = time.perf_counter()
         total, *norms = late.numbers.tolist()
         row |= {"loss": total / late.steps, "grad_norm": norms.pop(0) if late.has_norm else None}
         self._total_loss_scalar += total

@@ -99,6 +99,48 @@ def test_a_late_rows_time_ends_when_its_numbers_are_there(splits: Any, tmp_path:
         assert row["tokens_per_s"] <= run.metrics["tokens"] / 0.05
 
 
+class Mark:
+    """A device's mark that is there when the next step has been launched, or is waited for."""
+
+    def __init__(self, at: float, there: bool) -> None:
+        self.at, self.there, self.waited = at, there, False
+
+    def query(self) -> bool:
+        return self.there
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+    def elapsed_time(self, later: Mark) -> float:
+        assert later.waited, "not measured yet"
+        return 1000 * (later.at - self.at)
+
+
+def test_from_late_row_to_late_row_the_devices_clock_counts(splits: Any, tmp_path: Path) -> None:
+    """Every other step's numbers are there by the time they are looked at: whoever looked has had to wait for those before."""
+
+    def change(trainer: Any) -> None:
+        send = trainer._send_for
+
+        def sent(*arguments: Any) -> None:
+            step = trainer.state.global_step
+            send(*arguments)
+            mark = Mark(100.0 * step, there=step % 2 == 0)
+            trainer._late = replace(trainer._late, there=mark)
+            trainer.interval.starts = mark
+
+        trainer._send_for = sent
+
+    run, _ = run_of(tmp_path / "run", splits, True, change, max_steps=8, eval_every=4, save_every=None)
+    rows = {row["step"]: row for row in run.rows if "loss" in row}
+    for step in (2, 3, 6, 7):
+        assert rows[step]["step_ms"] == 100_000
+        tokens = rows[step]["tokens"] - rows[step - 1]["tokens"]
+        assert rows[step]["tokens_per_s"] == round(tokens / 100, 1)
+    for step in (1, 4, 5, 8):  # before or after them something was waited for: the clock on the wall
+        assert rows[step]["step_ms"] < 50_000
+
+
 def test_a_skipped_step_is_told_of_in_its_own_row(splits: Any, tmp_path: Path) -> None:
     def change(trainer: Any) -> None:
         compute = trainer.compute_loss
