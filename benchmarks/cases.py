@@ -62,7 +62,9 @@ def cases(asked: argparse.Namespace) -> list[Case]:
     chosen = [
         replace(case, variants=tuple(name for name in case.variants if name in (asked.variants or case.variants)))
         for case in TABLE
-        if case.shape in (asked.shapes or SHAPES) and case.work in (asked.work or ("full", "lora"))
+        if case.shape in (asked.shapes or SHAPES)
+        and case.work in (asked.work or ("full", "lora"))
+        and (case.full_rows or not asked.full_rows)
     ]
     return [case for case in chosen if case.variants]
 

@@ -122,7 +122,7 @@ def _done(command: list[str], capture: bool = False) -> str:
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    named = "the README's rows, or those of them that --shapes, --work and --variants name; rows that the file has stay"
+    named = "the README's rows, or those of them that --shapes, --work, --variants and --full-rows name; rows that the file has stay"
     parser.add_argument("--table", action="store_true", help=named)
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), help="default: smollm135")
     parser.add_argument("--work", nargs="+", choices=["full", "lora"], help="default: both")
@@ -138,7 +138,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, help="where models and runs lie meanwhile; a disk in memory is quickest")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
     asked = parser.parse_args(words)
-    own = ("packs", "longest", "full_rows", "steps", "warmup")
+    own = ("packs", "longest", "steps", "warmup")
     if asked.table and (ignored := [name for name in own if getattr(asked, name) != parser.get_default(name)]):
         parser.error(f"--table has its own --{ignored[0].replace('_', '-')}")
     before: Any = json.loads(asked.out.read_text()) if asked.table and asked.out.exists() else []

@@ -32,11 +32,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Items that a process has been given and not answered: it need not wait while the parent writes."""
+"""Items that a process has been given and not answered: it need not wait while the parent writes, or starts the others."""
 MOST = 32
 """Reading and writing, which the parent does alone, keeps no more of them busy."""
 TURN = 2e-4
-"""Seconds after which a helper that works lets its reading thread on. Python's own 5 ms, waited for every 64 KiB of an item, had
+"""Seconds after which a helper that works lets its other threads on. Python's own 5 ms, waited for every 64 KiB of an item, had
 the parent wait 7 ms an item, one helper after the other."""
 NO_MORE = object()
 
@@ -60,19 +60,22 @@ def mapped(work: Callable[[Item], Result], items: Iterable[Item], processes: int
     helpers: list[_Helper] = []
     waiting: deque[_Helper] = deque()
     try:
-        for number, item in enumerate(items):
-            if len(helpers) < processes:
-                helpers.append(_Helper(work, helpers))
+        for item in items:
             if len(waiting) == AHEAD * processes:
-                yield waiting.popleft().answer()
-            helper = helpers[number % processes]
+                helper = waiting.popleft()
+                yield helper.answer()
+            elif len(waiting) % AHEAD == 0:
+                helper = _Helper(work, helpers)
+                helpers.append(helper)
             helper.give(item)
             waiting.append(helper)
         while waiting:
             yield waiting.popleft().answer()
     finally:
         for helper in helpers:
-            helper.end()
+            helper.kill()
+        for helper in helpers:  # they give their memory back side by side
+            helper.process.join()
 
 
 class _Helper:
@@ -109,10 +112,9 @@ class _Helper:
             raise value
         return value
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self.connection.close()
         self.process.kill()
-        self.process.join()
 
     def _ended(self) -> RunFailed:
         self.process.join(5)
@@ -132,10 +134,11 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parents: list[Con
     for end in parents:
         end.close()  # else a helper would hold its own pipe, or an earlier one's, open when the parent is gone
     items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(connection, items), daemon=True).start()
-    with suppress(BrokenPipeError):
-        while (item := items.get()) is not NO_MORE:
-            connection.send_bytes(_answer(work, item))
+    answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    for way, line in ((_read, items), (_send, answers)):
+        threading.Thread(target=way, args=(connection, line), daemon=True).start()
+    while (item := items.get()) is not NO_MORE:
+        answers.put(_answer(work, item))
 
 
 def _read(connection: Connection, items: queue.SimpleQueue[Any]) -> None:
@@ -145,6 +148,13 @@ def _read(connection: Connection, items: queue.SimpleQueue[Any]) -> None:
             items.put(connection.recv())
     except (EOFError, OSError):
         items.put(NO_MORE)
+
+
+def _send(connection: Connection, answers: queue.SimpleQueue[bytes]) -> None:
+    """An answer is larger than a pipe holds: the next item does not wait until the parent comes to read it."""
+    with suppress(BrokenPipeError):
+        while True:
+            connection.send_bytes(answers.get())
 
 
 def _answer(work: Callable[[Any], Any], item: Any) -> bytes:

@@ -68,17 +68,19 @@ def test_the_table_has_its_rows_and_only_those_that_are_named() -> None:
     from benchmarks.cases import TABLE, cases, steps
     from benchmarks.gpu import PEERS, VARIANTS
 
-    asked = argparse.Namespace(table=True, shapes=None, work=None, variants=None)
+    asked = argparse.Namespace(table=True, shapes=None, work=None, variants=None, full_rows=False)
     assert cases(asked) == list(TABLE)
     assert {name for case in TABLE for name in case.variants} <= {*VARIANTS, *PEERS}
     asked = argparse.Namespace(
-        table=True, shapes=["llama1b", "llama8b"], work=["lora"], variants=["auto", "trl_default"]
+        table=True, shapes=["llama1b", "llama8b"], work=["lora"], variants=["auto", "trl_default"], full_rows=False
     )
     found = cases(asked)
     assert [(case.shape, case.packs, case.variants) for case in found] == [
         ("llama1b", 16, ("auto", "trl_default")), ("llama8b", 4, ("auto", "trl_default")),
         ("llama8b", 2, ("auto", "trl_default")),
     ]  # fmt: skip
+    asked.full_rows = True
+    assert [(case.shape, case.packs) for case in cases(asked)] == [("llama8b", 2)]
     assert steps(found[0], "trl_default", asked) == (30, 6)
     assert steps(found[0], "auto", asked) == (438, 414)  # 16 layers: 7,008 layers times steps, so that auto compiles
 

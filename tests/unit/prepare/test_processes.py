@@ -116,7 +116,8 @@ def test_one_core_or_a_daemon_works_alone(monkeypatch):
 
 PARENT = """
 import os, time
-from dumbo.prepare.processes import mapped
+from dumbo.prepare.processes import AHEAD, mapped
+print(AHEAD, flush=True)
 def work(item):
     time.sleep(0.2)
     return os.getpid()
@@ -127,7 +128,8 @@ for pid in mapped(work, range(1000), 3):
 
 def test_no_process_is_left_behind_a_killed_parent():
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    helpers = {int(parent.stdout.readline()) for _ in range(3)}
+    ahead = int(parent.stdout.readline())
+    helpers = {int(parent.stdout.readline()) for _ in range(3 * ahead)}
     assert len(helpers) == 3
     parent.kill()
     parent.wait()
