@@ -21,7 +21,6 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -32,13 +31,12 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AHEAD = 2
-"""Items that a process has been given and not answered: it need not wait while the parent writes, or starts the others."""
+"""Items, on average, that a process has been given and not answered: it need not wait while the parent writes."""
 MOST = 32
 """Reading and writing, which the parent does alone, keeps no more of them busy."""
 TURN = 2e-4
 """Seconds after which a helper that works lets its other threads on. Python's own 5 ms, waited for every 64 KiB of an item, had
 the parent wait 7 ms an item, one helper after the other."""
-NO_MORE = object()
 
 
 def usable() -> int:
@@ -62,11 +60,12 @@ def mapped(work: Callable[[Item], Result], items: Iterable[Item], processes: int
     try:
         for item in items:
             if len(waiting) == AHEAD * processes:
-                helper = waiting.popleft()
-                yield helper.answer()
-            elif len(waiting) % AHEAD == 0:
+                yield waiting.popleft().answer()
+            helper = next((one for one in helpers if one.is_idle()), None)
+            if helper is None and len(helpers) < processes:
                 helper = _Helper(work, helpers)
                 helpers.append(helper)
+            helper = helper or min(helpers, key=lambda one: one.unanswered)
             helper.give(item)
             waiting.append(helper)
         while waiting:
@@ -82,6 +81,8 @@ class _Helper:
     """A forked process and the parent's end of its pipe."""
 
     def __init__(self, work: Callable[[Any], Any], others: list[_Helper]) -> None:
+        self.unanswered = 0
+        self.answers: deque[tuple[bool, Any]] = deque()  # read before their turn
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
         parents = [self.connection, *(other.connection for other in others)]
@@ -100,17 +101,31 @@ class _Helper:
     def give(self, item: Any) -> None:
         try:
             self.connection.send(item)
-        except BrokenPipeError as error:
+        except OSError as error:
             raise self._ended() from error
+        self.unanswered += 1
+
+    def is_idle(self) -> bool:
+        """Whether it has answered all that it was given."""
+        while self.unanswered and self.connection.poll():
+            self._take()
+        return not self.unanswered
 
     def answer(self) -> Any:
-        try:
-            done, value = self.connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise self._ended() from error
+        """The next one; raises what the work raised."""
+        if not self.answers:
+            self._take()
+        done, value = self.answers.popleft()
         if not done:
             raise value
         return value
+
+    def _take(self) -> None:
+        try:
+            self.answers.append(self.connection.recv())
+        except (EOFError, OSError) as error:  # also in the midst of an answer
+            raise self._ended() from error
+        self.unanswered -= 1
 
     def kill(self) -> None:
         self.connection.close()
@@ -133,33 +148,45 @@ def _serve(work: Callable[[Any], Any], connection: Connection, parents: list[Con
     gc.freeze()  # what was there before the fork is not looked at again: a fifth of a helper's time, and its own copy of it all
     for end in parents:
         end.close()  # else a helper would hold its own pipe, or an earlier one's, open when the parent is gone
-    items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    items: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     for way, line in ((_read, items), (_send, answers)):
         threading.Thread(target=way, args=(connection, line), daemon=True).start()
-    while (item := items.get()) is not NO_MORE:
+    while (item := items.get()) is not None:
         answers.put(_answer(work, item))
 
 
-def _read(connection: Connection, items: queue.SimpleQueue[Any]) -> None:
-    """Takes items off the pipe at once: parent and helper never both wait for the other to read."""
+def _read(connection: Connection, items: queue.SimpleQueue[bytes | None]) -> None:
+    """Takes items off the pipe at once: parent and helper never both wait for the other to read. None: there is no parent."""
     try:
         while True:
-            items.put(connection.recv())
+            items.put(connection.recv_bytes())
     except (EOFError, OSError):
-        items.put(NO_MORE)
+        items.put(None)
+    except BaseException:
+        _end()
 
 
 def _send(connection: Connection, answers: queue.SimpleQueue[bytes]) -> None:
     """An answer is larger than a pipe holds: the next item does not wait until the parent comes to read it."""
-    with suppress(BrokenPipeError):
+    try:
         while True:
             connection.send_bytes(answers.get())
+    except BrokenPipeError:  # there is no parent
+        os._exit(0)
+    except BaseException:
+        _end()
 
 
-def _answer(work: Callable[[Any], Any], item: Any) -> bytes:
+def _end() -> None:
+    """Whatever a thread failed of ends the process, so that the parent, which waits for an answer, sees it."""
+    traceback.print_exc()
+    os._exit(1)
+
+
+def _answer(work: Callable[[Any], Any], item: bytes) -> bytes:
     try:
-        return pickle.dumps((True, work(item)), pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps((True, work(pickle.loads(item))), pickle.HIGHEST_PROTOCOL)
     except BaseException as error:  # the parent raises it
         error.add_note("".join(traceback.format_exception(error)))
         try:

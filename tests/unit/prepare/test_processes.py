@@ -96,6 +96,60 @@ def test_a_process_that_is_killed_ends_the_run():
         list(mapped(work, range(50), 2))
 
 
+def test_a_process_that_is_killed_in_the_midst_of_an_answer_ends_the_run():
+    def work(item):
+        if item == 1:
+            time.sleep(0.5)  # its first answer is larger than the pipe, and nobody reads it yet
+            os.kill(os.getpid(), signal.SIGKILL)
+        return b"x" * (8 << 20)
+
+    def items():
+        yield from (0, 1)
+        time.sleep(1.5)
+
+    with pytest.raises(RunFailed, match=r"exit code -9"):
+        list(mapped(lambda item: work(1 if item else 0), _both_to_one(items()), 2))
+
+
+def _both_to_one(items):
+    """The second comes when the first is answered: the same process gets it."""
+    for item in items:
+        yield item
+        time.sleep(0.5)
+
+
+def test_an_answer_that_cannot_be_sent_ends_the_run(monkeypatch, capfd):
+    def fails(self, *arguments):
+        raise OSError(12, "no room for it")
+
+    monkeypatch.setattr(processes.Connection, "send_bytes", fails)
+    with pytest.raises(RunFailed, match=r"exit code 1"):
+        list(mapped(lambda item: item, range(4), 2))
+    assert "no room for it" in capfd.readouterr().err
+
+
+class Unreadable:
+    def __reduce__(self):
+        return (int, ("not a number",))
+
+
+def test_an_item_that_cannot_be_read_rises_at_its_turn():
+    results = mapped(lambda item: item, [1, Unreadable(), 2], 2)
+    assert next(results) == 1
+    with pytest.raises(ValueError, match="not a number"):
+        next(results)
+
+
+def test_slow_items_have_a_process_each_and_quick_ones_need_few():
+    def slow(item):
+        time.sleep(0.5)
+        return os.getpid()
+
+    assert len(set(mapped(slow, range(6), 6))) == 6
+    unhurried = (time.sleep(0.1) or item for item in range(8))
+    assert len(set(mapped(lambda item: os.getpid(), unhurried, 8))) == 1
+
+
 def test_threads_of_the_tokenizer_are_as_before(monkeypatch):
     for before in (None, "true"):
         if before is None:
