@@ -187,9 +187,8 @@ class _Beginnings(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)  # on resuming Trainer would keep the earlier log_every, save_every
-        self.engine.rows_wait_no_more()
+        self.engine.rows_begin()
         self.engine.capture_from_now_on()
-        self.engine.interval = Interval()
         if self.engine.evaluate_first:
             self.engine.evaluate_left_out()
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerState
 
+from dumbo.trainer.device_clock import drain
 from dumbo.trainer.feeding import trained_tokens
 from dumbo.trainer.saving import STATE
 
@@ -47,12 +48,14 @@ class Measuring(_Base):
     def measured(self, prefix: str) -> dict[str, float]:
         """Loss on the held-out documents: a mean over trained tokens, whatever the batch size."""
         began = time.perf_counter()
+        drain(self.args.device)  # steps that were launched before: no part of the pause
+        paused_at = time.perf_counter()
         metrics = {f"{prefix}_loss": self.held_out_loss()}
         self.held_out = (self.state.global_step, metrics[f"{prefix}_loss"])
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.eval_seconds = time.perf_counter() - began
-        self.interval.paused += self.eval_seconds
+        self.interval.paused += time.perf_counter() - paused_at
         return metrics
 
     def held_out_loss(self) -> float:

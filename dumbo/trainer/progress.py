@@ -81,7 +81,7 @@ class Interval:
 
     Attributes:
         began: time.perf_counter() then.
-        starts: the device's mark of that step's end, where the device has such; its clock counts then.
+        starts: the device's mark then (device_clock.py), where it has marks: its clock counts, not `began`.
         paused: seconds that were not training (evaluating, saving).
         waited: seconds for data.
         lengths: of the documents that went through the model, a batch each.

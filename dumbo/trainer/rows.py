@@ -2,9 +2,9 @@
 
 A loss and a gradient norm are numbers on the device. To read them is to wait for all that was launched, after which the
 device waits for the next launch. So on a GPU a step's numbers are only sent for, and read when the next step has been
-launched: its row comes one step late, and its time ends when its numbers are there, not when the step was launched. From one
-such row to the next the device's own clock counts, since nobody watches when the numbers come. Where training stops anyway
-(held-out loss, checkpoint, the end) nothing is late.
+launched: its row comes one step late. Where training stops anyway (held-out loss, checkpoint, the end) nothing is late.
+A row's time is the device's, from the mark at the end of the row before to its own (device_clock.py): nobody watches when the
+numbers come.
 
 Private methods of Trainer called: _maybe_log_save_evaluate, _load_from_checkpoint, _load_optimizer_and_scheduler,
 _get_learning_rate. Private attributes used: _globalstep_last_logged, _total_loss_scalar.
@@ -13,7 +13,6 @@ _get_learning_rate. Private attributes used: _globalstep_last_logged, _total_los
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from transformers.trainer_pt_utils import nested_gather
 
 from dumbo.errors import RunFailed
 from dumbo.trainer.bad_numbers import BadStep, Taken, Watch
+from dumbo.trainer.device_clock import between, mark
 from dumbo.trainer.progress import Counters, Interval, Meter
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class _SentFor:
 
     Attributes:
         step, row: of the step; the row lacks loss and norm.
-        interval: since the row before; over when `there` has happened.
+        interval: since the row before.
         steps: that the loss is a sum of.
         numbers: on the CPU once `there` has happened: that sum, the norm of the step, the norms of `taken`.
-        there: None: they are.
+        there: the device's mark; None: they are there.
     """
 
     step: int
@@ -100,14 +100,12 @@ class Rows(_Base):
         vector = torch.stack(
             [torch.as_tensor(one, device=tr_loss.device).detach().float().reshape(()) for one in wanted]
         )
-        there = None
         if vector.device.type == "cuda":
             numbers = torch.empty(vector.shape, pin_memory=True)
             numbers.copy_(vector, non_blocking=True)
-            there = torch.cuda.Event(enable_timing=True)
-            there.record()
         else:
             numbers = vector.clone()
+        there = self.marked_now()
         rate = self._get_learning_rate() if rate is None else rate
         row = self.meter.row({"loss": math.nan, "learning_rate": rate}, self.counters, self.interval)
         interval, self.interval = self.interval, Interval(starts=there)
@@ -123,25 +121,24 @@ class Rows(_Base):
             return
         late, self._late = self._late, None
         row = dict(late.row)
-        if late.there is not None:
-            behind, starts = not late.there.query(), late.interval.starts
-            late.there.synchronize()
-            if behind or starts is not None:
-                seconds = None if starts is None else starts.elapsed_time(late.there) / 1000
-                timed = self.meter.row(
-                    {"loss": math.nan, "learning_rate": math.nan}, self.counters, late.interval, seconds
-                )
-                row |= {name: timed[name] for name in TIMED}
-            if behind:
-                self.interval.began = time.perf_counter()
+        seconds = between(late.interval.starts, late.there)
+        if seconds is not None:
+            unknown = {"loss": math.nan, "learning_rate": math.nan}
+            timed = self.meter.row(unknown, self.counters, late.interval, seconds)
+            row |= {name: timed[name] for name in TIMED}
         total, *norms = late.numbers.tolist()
         row |= {"loss": total / late.steps, "grad_norm": norms.pop(0) if late.has_norm else None}
         self._total_loss_scalar += total
         self._written(late.step, row, *self.watch.judge(late.taken, norms))
 
-    def rows_wait_no_more(self) -> None:
+    def rows_begin(self) -> None:
         """At the start of training: what an earlier one left is not of this one."""
         self._late = None
+        self.interval = Interval(starts=self.marked_now())
+
+    def marked_now(self) -> torch.cuda.Event | None:
+        """The device's mark, see `device_clock.mark`."""
+        return mark(self.args.device)
 
     def take_row(self, logs: dict[str, float]) -> None:
         """A row for metrics.jsonl: training rows carry `loss`, evaluation rows `eval_loss`; Trainer's summary is dropped.
@@ -151,8 +148,9 @@ class Rows(_Base):
         """
         step = self.state.global_step
         if "loss" in logs:
-            row = self.meter.row(logs, self.counters, self.interval)
-            self.interval = Interval()
+            now = self.marked_now()
+            row = self.meter.row(logs, self.counters, self.interval, between(self.interval.starts, now))
+            self.interval = Interval(starts=now)
             self._written(step, row, *self.watch.look())
         elif "eval_loss" in logs:
             self._written(step, {"eval_loss": logs["eval_loss"], "tokens": self.counters.tokens}, [], None)

@@ -23,6 +23,7 @@ from dumbo.launch.world import World
 from dumbo.trainer import sharded_state
 from dumbo.trainer.beside import Beside
 from dumbo.trainer.checkpoint import Checkpoints
+from dumbo.trainer.device_clock import drain
 from dumbo.trainer.progress import Counters, Interval
 from dumbo.trainer.schedule import take_rates
 from dumbo.trainer.sharded import is_sharded
@@ -58,6 +59,8 @@ class Saving(_Base):
     def save_checkpoint(self) -> None:
         """Waits for the one before, then writes this one: beside training, unless that failed the last time or it ends here."""
         began = time.perf_counter()
+        drain(self.args.device)  # steps that were launched before: no part of the pause
+        paused_at = time.perf_counter()
         failure = self._settled()
         last = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
         if self.beside is not None and last:  # a copy would be for nothing
@@ -65,7 +68,7 @@ class Saving(_Base):
         else:
             self._write_checkpoint(None if failure is not None else self.beside)
         stall = time.perf_counter() - began
-        self.interval.paused += stall
+        self.interval.paused += time.perf_counter() - paused_at
         self.save_stalls.append(stall)
         if self.beside is None:
             self.save_estimate = stall

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from small_runs import Run, documents, small_run, splits_of
+
+from dumbo.trainer import measuring, saving
 
 CLOCK = ("tokens_per_s", "step_ms", "data_wait_ms", "peak_memory_gib", "mfu")
 
@@ -69,76 +70,58 @@ def test_late_rows_are_the_same_rows(every: int, splits: Any, tmp_path: Path) ->
     assert late.metrics["train_loss"] == pytest.approx(at_once.metrics["train_loss"], rel=1e-6)
 
 
-class Device:
-    """A device that has a step's numbers some time after the step was launched."""
-
-    def query(self) -> bool:
-        return False
-
-    def synchronize(self) -> None:
-        time.sleep(0.05)
-
-
-def test_a_late_rows_time_ends_when_its_numbers_are_there(splits: Any, tmp_path: Path) -> None:
-    """Right after a held-out loss too, where nothing before it was waited for."""
-
-    def change(trainer: Any) -> None:
-        send = trainer._send_for
-
-        def sent(*arguments: Any) -> None:
-            send(*arguments)
-            trainer._late = replace(trainer._late, there=Device())
-
-        trainer._send_for = sent
-
-    run, _ = run_of(tmp_path / "run", splits, True, change, max_steps=6, eval_every=3, save_every=None)
-    late = [row for row in run.rows if row["step"] in (1, 2, 4, 5) and "loss" in row]
-    assert len(late) == 4
-    for row in late:
-        assert row["step_ms"] >= 50
-        assert row["tokens_per_s"] <= run.metrics["tokens"] / 0.05
-
-
 class Mark:
-    """A device's mark that is there when the next step has been launched, or is waited for."""
+    """A device's mark, on a clock of its own."""
 
-    def __init__(self, at: float, there: bool) -> None:
-        self.at, self.there, self.waited = at, there, False
-
-    def query(self) -> bool:
-        return self.there
+    def __init__(self, at: float) -> None:
+        self.at, self.waited = at, False
 
     def synchronize(self) -> None:
         self.waited = True
 
     def elapsed_time(self, later: Mark) -> float:
+        assert self.waited, "not measured yet"
         assert later.waited, "not measured yet"
         return 1000 * (later.at - self.at)
 
 
-def test_from_late_row_to_late_row_the_devices_clock_counts(splits: Any, tmp_path: Path) -> None:
-    """Every other step's numbers are there by the time they are looked at: whoever looked has had to wait for those before."""
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_rows_time_is_from_mark_to_mark_on_the_devices_clock(every: int, splits: Any, tmp_path: Path) -> None:
+    """Late or at once, whoever looked when; what evaluating and saving took on the wall is left out."""
+    marks: list[Mark] = []
 
     def change(trainer: Any) -> None:
-        send = trainer._send_for
+        def marked_now() -> Mark:
+            marks.append(Mark(100.0 * trainer.state.global_step))
+            marks[-1].waited = not marks[:-1]  # nothing was launched before the first
+            return marks[-1]
 
-        def sent(*arguments: Any) -> None:
-            step = trainer.state.global_step
-            send(*arguments)
-            mark = Mark(100.0 * step, there=step % 2 == 0)
-            trainer._late = replace(trainer._late, there=mark)
-            trainer.interval.starts = mark
+        trainer.marked_now = marked_now
 
-        trainer._send_for = sent
+    options: dict[str, Any] = {"max_steps": 8, "eval_every": 4, "save_every": 6, "log_every": every}
+    run, _ = run_of(tmp_path / "run", splits, True, change, **options)
+    rows = [row for row in run.rows if "loss" in row]
+    before = {"step": 0, "tokens": 0}
+    for row in rows:
+        steps, tokens = row["step"] - before["step"], row["tokens"] - before["tokens"]
+        assert row["step_ms"] == pytest.approx(100_000, rel=0.05)
+        assert row["tokens_per_s"] == pytest.approx(tokens / (100 * steps), rel=0.05)
+        before = row
+    assert before["step"] == 8
 
-    run, _ = run_of(tmp_path / "run", splits, True, change, max_steps=8, eval_every=4, save_every=None)
-    rows = {row["step"]: row for row in run.rows if "loss" in row}
-    for step in (2, 3, 6, 7):
-        assert rows[step]["step_ms"] == 100_000
-        tokens = rows[step]["tokens"] - rows[step - 1]["tokens"]
-        assert rows[step]["tokens_per_s"] == round(tokens / 100, 1)
-    for step in (1, 4, 5, 8):  # before or after them something was waited for: the clock on the wall
-        assert rows[step]["step_ms"] < 50_000
+
+def test_only_what_a_pause_takes_itself_is_left_out(splits: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """A device that is behind by half a second when it is to evaluate or to save: these are of the steps before."""
+
+    def behind(device: Any) -> None:
+        time.sleep(0.5)
+
+    monkeypatch.setattr(measuring, "drain", behind)
+    monkeypatch.setattr(saving, "drain", behind)
+    run, _ = run_of(tmp_path / "run", splits, False, max_steps=6, eval_every=3, save_every=5, log_every=2)
+    times = {row["step"]: row["step_ms"] * 2 / 1000 for row in run.rows if "loss" in row}
+    assert times[4] >= 0.5  # evaluated at 3
+    assert times[6] >= 0.5  # saved at 5
 
 
 def test_a_skipped_step_is_told_of_in_its_own_row(splits: Any, tmp_path: Path) -> None:
