@@ -82,7 +82,7 @@ class _Helper:
 
     def __init__(self, work: Callable[[Any], Any], others: list[_Helper]) -> None:
         self.unanswered = 0
-        self.answers: deque[tuple[bool, Any]] = deque()  # read before their turn
+        self.answers: deque[bytes] = deque()  # read before their turn
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
         parents = [self.connection, *(other.connection for other in others)]
@@ -99,8 +99,9 @@ class _Helper:
         theirs.close()
 
     def give(self, item: Any) -> None:
+        data = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
         try:
-            self.connection.send(item)
+            self.connection.send_bytes(data)
         except OSError as error:
             raise self._ended() from error
         self.unanswered += 1
@@ -115,14 +116,14 @@ class _Helper:
         """The next one; raises what the work raised."""
         if not self.answers:
             self._take()
-        done, value = self.answers.popleft()
+        done, value = pickle.loads(self.answers.popleft())
         if not done:
             raise value
         return value
 
     def _take(self) -> None:
         try:
-            self.answers.append(self.connection.recv())
+            self.answers.append(self.connection.recv_bytes())
         except (EOFError, OSError) as error:  # also in the midst of an answer
             raise self._ended() from error
         self.unanswered -= 1
@@ -180,8 +181,10 @@ def _send(connection: Connection, answers: queue.SimpleQueue[bytes]) -> None:
 
 def _end() -> None:
     """Whatever a thread failed of ends the process, so that the parent, which waits for an answer, sees it."""
-    traceback.print_exc()
-    os._exit(1)
+    try:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
 
 
 def _answer(work: Callable[[Any], Any], item: bytes) -> bytes:

@@ -308,16 +308,20 @@ def test_resume_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_the_times_of_rows_add_up(tmp_path: Path) -> None:
-    """Rows late and at once, evaluations and checkpoints between them: no time twice, and none faster than the device can be."""
-    words = ("trainer.log_every=1", "trainer.eval_every=5", "trainer.save_every=4", "trainer.num_samples=0")
+    """Rows late and at once, evaluations and checkpoints between them: no time counts twice, and none is left out of a row."""
+    words = (
+        "trainer.max_steps=40",
+        "trainer.log_every=1",
+        "trainer.eval_every=9",
+        "trainer.save_every=7",
+        "trainer.num_samples=0",
+    )
     facts = run(tmp_path / "run", *words)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "loss" in row]
-    assert len(rows) == 12
-    assert sum(row["step_ms"] for row in rows) / 1000 <= facts["metrics"]["seconds"]
-    for before, row in itertools.pairwise(rows):
-        assert row["tokens_per_s"] * row["step_ms"] / 1000 == pytest.approx(row["tokens"] - before["tokens"], rel=0.02)
-        assert row["mfu"] is None or row["mfu"] < 1
+    times = [row["step_ms"] for row in map(json.loads, lines) if "loss" in row]
+    assert len(times) == 40
+    assert sum(times) / 1000 <= facts["metrics"]["seconds"]
+    assert min(times[2:]) > 0.3 * float(np.median(times[2:])), times  # steps of one size
 
 
 def test_doctor_names_the_device(tmp_path: Path) -> None:

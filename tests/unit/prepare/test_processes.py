@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -99,33 +100,36 @@ def test_a_process_that_is_killed_ends_the_run():
 def test_a_process_that_is_killed_in_the_midst_of_an_answer_ends_the_run():
     def work(item):
         if item == 1:
-            time.sleep(0.5)  # its first answer is larger than the pipe, and nobody reads it yet
+            time.sleep(0.5)  # its first answer is larger than the pipe, and nobody reads it
             os.kill(os.getpid(), signal.SIGKILL)
         return b"x" * (8 << 20)
 
-    def items():
-        yield from (0, 1)
-        time.sleep(1.5)
-
+    helper = processes._Helper(work, [])
+    helper.give(0)
+    helper.give(1)
+    helper.process.join(20)
     with pytest.raises(RunFailed, match=r"exit code -9"):
-        list(mapped(lambda item: work(1 if item else 0), _both_to_one(items()), 2))
+        helper.answer()
+    helper.kill()
 
 
-def _both_to_one(items):
-    """The second comes when the first is answered: the same process gets it."""
-    for item in items:
-        yield item
-        time.sleep(0.5)
+@pytest.mark.parametrize("heard", [True, False])
+def test_an_answer_that_cannot_be_sent_ends_the_run(heard, monkeypatch, capfd):
+    """Also where nobody hears of it: stderr is closed."""
+    parent, right = os.getpid(), processes.Connection.send_bytes
 
-
-def test_an_answer_that_cannot_be_sent_ends_the_run(monkeypatch, capfd):
     def fails(self, *arguments):
+        if os.getpid() == parent:
+            return right(self, *arguments)
+        if not heard:
+            sys.stderr = io.StringIO()
+            sys.stderr.close()
         raise OSError(12, "no room for it")
 
     monkeypatch.setattr(processes.Connection, "send_bytes", fails)
     with pytest.raises(RunFailed, match=r"exit code 1"):
         list(mapped(lambda item: item, range(4), 2))
-    assert "no room for it" in capfd.readouterr().err
+    assert ("no room for it" in capfd.readouterr().err) == heard
 
 
 class Unreadable:
@@ -140,13 +144,27 @@ def test_an_item_that_cannot_be_read_rises_at_its_turn():
         next(results)
 
 
+class Fails:
+    """Raises in the parent, as an answer that is read."""
+
+    def __reduce__(self):
+        return (os.stat, ("/no/such/file",))
+
+
+def test_an_answer_that_cannot_be_read_rises_as_it_is_and_at_its_turn():
+    results = mapped(lambda item: Fails() if item == 2 else item, range(6), 2)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(FileNotFoundError, match="no/such/file"):
+        next(results)
+
+
 def test_slow_items_have_a_process_each_and_quick_ones_need_few():
     def slow(item):
         time.sleep(0.5)
         return os.getpid()
 
     assert len(set(mapped(slow, range(6), 6))) == 6
-    unhurried = (time.sleep(0.1) or item for item in range(8))
+    unhurried = (time.sleep(0.4) or item for item in range(5))
     assert len(set(mapped(lambda item: os.getpid(), unhurried, 8))) == 1
 
 
