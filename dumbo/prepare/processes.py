@@ -134,10 +134,14 @@ class _Helper:
 
     def _ended(self) -> RunFailed:
         self.process.join(5)
-        return RunFailed(
-            f"A process that prepares data ended (exit code {self.process.exitcode}); "
-            "the system ends processes in this way when memory runs out."
+        code = self.process.exitcode
+        killed = code == -signal.SIGKILL
+        why = (
+            "the system ends processes in this way when memory runs out"
+            if killed
+            else "what it said of it stands above"
         )
+        return RunFailed(f"A process that prepares data ended (exit code {code}); {why}.")
 
 
 def _serve(work: Callable[[Any], Any], connection: Connection, parents: list[Connection]) -> None:
@@ -173,7 +177,7 @@ def _send(connection: Connection, answers: queue.SimpleQueue[bytes]) -> None:
     try:
         while True:
             connection.send_bytes(answers.get())
-    except BrokenPipeError:  # there is no parent
+    except (BrokenPipeError, ConnectionResetError):  # there is no parent
         os._exit(0)
     except BaseException:
         _end()

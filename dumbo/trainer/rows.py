@@ -13,6 +13,7 @@ _get_learning_rate. Private attributes used: _globalstep_last_logged, _total_los
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from transformers.trainer_pt_utils import nested_gather
 
 from dumbo.errors import RunFailed
 from dumbo.trainer.bad_numbers import BadStep, Taken, Watch
-from dumbo.trainer.device_clock import between, mark
+from dumbo.trainer.device_clock import between, drain, mark
 from dumbo.trainer.progress import Counters, Interval, Meter
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ class Rows(_Base):
 
     def _go_back(self, last: BadStep) -> None:
         """Weights and optimizer as they were in the last checkpoint; the data, the schedule and the counting go on."""
+        drain(self.args.device)  # the step that was launched since: no part of the pause
+        paused_at = time.perf_counter()
         many = f"{self.watch.in_a_row} steps in a row were not finite, the last: {last}"
         remedy = (
             "  Look at these rows; else lower trainer.lr, lengthen trainer.warmup_steps, or write trainer.precision=fp32. "
@@ -196,4 +199,5 @@ class Rows(_Base):
         schedule.load_state_dict(place)
         for group, rate in zip(self._plain_optimizer.param_groups, schedule.get_last_lr(), strict=True):
             group["lr"] = rate
+        self.interval.paused += time.perf_counter() - paused_at
         self.on_bad(f"{many}\nweights and optimizer go back to {good.name}; data and schedule go on")
