@@ -105,17 +105,14 @@ def main() -> None:
         own = {**os.environ, "DUMBO_CACHE": str(folder / "cache")}
         make_model(TINY if asked.tiny else SHAPES["135m"], asked.tokenizer.resolve(), folder / "model")
         subprocess.run(command(folder / "model", folder / "first", asked, BF16, "trainer.lr=1e-3"), env=own, check=True)
-        started: list[subprocess.Popen[bytes]] = []
-        for way, words in ways.items():
-            if asked.work == "lora" and started:
-                started[-1].wait()
-            started.append(
-                subprocess.Popen(
-                    command(folder / "first" / "model", folder / way, asked, RATES[asked.work], *words), env=own
-                )
-            )
-        codes = [process.wait() for process in started]
-        assert not any(codes), "a run failed"
+        commands = {
+            way: command(folder / "first" / "model", folder / way, asked, RATES[asked.work], *words)
+            for way, words in ways.items()
+        }
+        for together in [list(ways)] if asked.work == "full" else [[way] for way in ways]:
+            started = [subprocess.Popen(commands[way], env=own) for way in together]
+            codes = [process.wait() for process in started]
+            assert not any(codes), "a run failed"
         found = {way: read(folder / way) for way in ways}
         record.facts |= {
             "first": read(folder / "first")["held_out"],
